@@ -1,0 +1,89 @@
+"""Package metadata and dependencies, each with the reason for its bound."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+VERSION = "0.1.0"
+
+REQUIRES = [
+    "torch>=2.4",  # what torchvision and current drivers ship; older ones do not run with NumPy 2
+    "torchvision>=0.19",  # goes with torch 2.4
+    "numpy>=2.0,<3",  # C-API of NumPy 2, which the numba and faiss below are built for
+    "numba>=0.61",  # the first with NumPy 2.1 and Python 3.13
+    "scipy>=1.11",  # optimal assignment, quantiles of the Beta distribution
+    "pillow>=10.1",  # scalable default font; ImageOps and box= as used by conversion
+    "tqdm>=4.60",  # progress on a terminal
+    "ffcv>=1.0.2,<2",  # the beton format, version 2, and libffcv with its libjpeg-turbo
+    # One wheel that runs with a GPU and without (Linux x86-64 only); the CPU wheel elsewhere.
+    "faiss-gpu>=1.12; platform_system == 'Linux' and platform_machine == 'x86_64'",
+    "faiss-cpu>=1.9; platform_system != 'Linux' or platform_machine != 'x86_64'",
+]
+
+EXTRAS = {
+    "demo": ["matplotlib>=3.8", "scikit-learn>=1.3"],  # fonts and digits of `xmix demo`
+    "test": [
+        "hypothesis>=6.100",
+        "import-linter>=2.1",
+        "matplotlib>=3.8",
+        "mypy>=1.15",
+        "pytest>=8.2",
+        "ruff>=0.9",
+        "scikit-learn>=1.3",
+    ],
+}
+
+
+def require_ffcv_libraries():
+    """Say in one line what FFCV's build would fail on in a hundred.
+
+    Set XMIX_SKIP_SYSTEM_CHECK=1 to build this package where ffcv is not going to be installed.
+    """
+    installed = any(
+        (Path(sysconfig.get_path(kind)) / "ffcv").is_dir() for kind in ("platlib", "purelib")
+    )
+    if installed or os.environ.get("XMIX_SKIP_SYSTEM_CHECK") or not sys.platform == "linux":
+        return
+    missing = [tool for tool in ("pkg-config", "gcc", "g++") if shutil.which(tool) is None]
+    if "pkg-config" not in missing:
+        missing += [
+            library
+            for library in ("opencv4", "libturbojpeg")
+            if subprocess.run(["pkg-config", "--exists", library]).returncode
+        ]
+    if missing:
+        sys.exit(
+            f"xmix_data: FFCV cannot be built here, missing: {', '.join(missing)}. Install them: "
+            "sudo apt-get install g++ pkg-config libopencv-dev libturbojpeg0-dev"
+        )
+
+
+require_ffcv_libraries()
+
+setup(
+    name="xmix_data",
+    version=VERSION,
+    description="Cross-domain mixup (XMixup) data loading at the cost of plain fine-tuning",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["xmix_data", "xmix_data.*"]),
+    package_data={"xmix_data": ["py.typed"]},
+    install_requires=REQUIRES,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["xmix=xmix_data.cli:main"]},
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)

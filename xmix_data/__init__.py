@@ -1,0 +1,92 @@
+"""Cross-domain mixup (XMixup, arXiv 2007.10252) at the cost of plain fine-tuning.
+
+Every target image arrives already mixed, on the device, with a random image of the source class
+paired with its own class. Names are imported when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from xmix_data.augment import CenterCrop, RandomCrop, RandomResizedCrop
+    from xmix_data.batch import MixedBatch, PairedBatch
+    from xmix_data.beton import Beton, write_beton
+    from xmix_data.centroids import Centroids
+    from xmix_data.errors import BetonError, ImageError, MissingDependencyError, XMixError
+    from xmix_data.features import class_centroids
+    from xmix_data.loader import ImageLoader, XMixLoader
+    from xmix_data.methods import xmixup_loss
+    from xmix_data.mixing import IMAGENET_MEAN, IMAGENET_STD
+    from xmix_data.pairing import PairedClass, Pairing, pair_classes
+
+    __version__: str
+
+_MODULE_OF = {
+    "BetonError": "errors",
+    "Beton": "beton",
+    "CenterCrop": "augment",
+    "Centroids": "centroids",
+    "IMAGENET_MEAN": "mixing",
+    "IMAGENET_STD": "mixing",
+    "ImageError": "errors",
+    "ImageLoader": "loader",
+    "MissingDependencyError": "errors",
+    "MixedBatch": "batch",
+    "PairedBatch": "batch",
+    "PairedClass": "pairing",
+    "Pairing": "pairing",
+    "RandomCrop": "augment",
+    "RandomResizedCrop": "augment",
+    "XMixError": "errors",
+    "XMixLoader": "loader",
+    "class_centroids": "features",
+    "pair_classes": "pairing",
+    "write_beton": "beton",
+    "xmixup_loss": "methods",
+}
+
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "Beton",
+    "BetonError",
+    "CenterCrop",
+    "Centroids",
+    "ImageError",
+    "ImageLoader",
+    "MissingDependencyError",
+    "MixedBatch",
+    "PairedBatch",
+    "PairedClass",
+    "Pairing",
+    "RandomCrop",
+    "RandomResizedCrop",
+    "XMixError",
+    "XMixLoader",
+    "class_centroids",
+    "methods",
+    "pair_classes",
+    "write_beton",
+    "xmixup_loss",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        value = getattr(importlib.import_module(f"xmix_data.{_MODULE_OF[name]}"), name)
+    elif name == "methods":
+        value = importlib.import_module("xmix_data.methods")
+    elif name == "__version__":
+        from importlib.metadata import version
+
+        value = version("xmix_data")
+    else:
+        raise AttributeError(f"module 'xmix_data' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})

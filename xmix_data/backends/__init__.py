@@ -1,0 +1,80 @@
+"""Backends: from the plan's rows to image tensors on the device, behind one small protocol.
+
+Comes in: an iterator of `PlanRows`, one a batch. Goes out: for each of them, in order, the
+images. All backends read the same betons and follow the same plan; they differ in who decodes.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+    from xmix_data.augment import Crop
+    from xmix_data.beton import Domain
+    from xmix_data.plan import PlanRows
+
+__all__ = ["BACKENDS", "Backend", "ImageStream", "Spec", "make_backend"]
+
+BACKENDS = {"ffcv": "FfcvBackend", "torch": "TorchBackend"}
+"""Name of each backend, which is its module's, and its class."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a backend needs to know, checked by the loader."""
+
+    target: Domain
+    source: Domain | None
+    crop: Crop
+    mix: bool
+    """Whether target and source become one image."""
+    device: torch.device
+    dtype: torch.dtype
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    num_workers: int
+    prefetch: int
+
+
+class ImageStream(Protocol):
+    """Batches of one pass, in order."""
+
+    def __next__(self) -> tuple[PlanRows, tuple[torch.Tensor, ...]]:
+        """The next rows with their images: (mixed,), (target,) or (target, source).
+
+        Raises:
+            StopIteration: The rows are exhausted.
+            BetonError: An image is damaged; names beton, index and class.
+        """
+
+    def close(self) -> None:
+        """Stop all work and free what it used; may be called twice."""
+
+    def stats(self) -> dict[str, float]:
+        """Seconds of waiting so far: ``consumer_waited_s`` and ``loader_waited_s``."""
+
+
+class Backend(Protocol):
+    """Makes image streams; holds no thread while none is open."""
+
+    def stream(self, rows: Iterator[PlanRows]) -> ImageStream:
+        """Begin a pass."""
+
+
+def make_backend(name: str, spec: Spec) -> Backend:
+    """A backend by name.
+
+    Raises:
+        ValueError: No such backend.
+        MissingDependencyError: What it needs is not installed; says how to install it.
+    """
+    if name not in BACKENDS:
+        raise ValueError(f"backend is {name!r}; it must be one of {', '.join(BACKENDS)}")
+    module = importlib.import_module(f"xmix_data.backends.{name}")
+    backend: Backend = getattr(module, BACKENDS[name])(spec)
+    return backend

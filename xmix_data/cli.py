@@ -1,0 +1,307 @@
+"""The ``xmix`` command: convert, pair, inspect, doctor, demo.
+
+An error is one line that says what, where and what to do, with exit status 2; ``--debug`` gives
+the traceback. Work is imported when a command needs it, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from xmix_data.errors import XMixError
+
+__all__ = ["main"]
+
+_ERROR, _INTERRUPTED = 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: Of the command line; default those of the process.
+
+    Returns:
+        The exit status: 0, 2 after an error, 130 after Ctrl-C.
+    """
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    _log_to_stderr()
+    try:
+        options.run(options)
+    except KeyboardInterrupt:
+        print("xmix: interrupted; nothing was left half-written", file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:
+        return _ERROR
+    except (XMixError, ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:
+        if options.debug:
+            raise
+        print(f"xmix: {_one_line(error)}", file=sys.stderr)
+        return _ERROR
+    return 0
+
+
+def _log_to_stderr() -> None:
+    """Show this library's messages, and no other library's."""
+    log = logging.getLogger("xmix_data")
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("xmix: %(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+
+
+def _one_line(error: BaseException) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    expected = isinstance(error, (XMixError, ValueError, OSError))
+    text = " ".join((text or "").split())
+    return text if expected and text else f"{type(error).__name__}: {text} (--debug shows where)"
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser = argparse.ArgumentParser(
+        prog="xmix",
+        description="Cross-domain mixup (XMixup) at the cost of plain fine-tuning.",
+        epilog="xmix COMMAND --help explains each command.",
+    )
+    parser.add_argument("--version", action=_Version)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, run: Any, help: str, example: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(
+            name, parents=[common], help=help, description=help + ".", epilog="Example: " + example
+        )
+        made.set_defaults(run=run)
+        return made
+
+    convert = command(
+        "convert", _convert, "write images as a beton",
+        "xmix convert imagenet/train source.beton --pairing pairing.json",
+    )  # fmt: skip
+    convert.add_argument("src", metavar="SRC", help="class folder, .beton, or torchvision:NAME")
+    convert.add_argument("out", metavar="OUT.beton", type=Path)
+    convert.add_argument("--encoding", choices=("jpg", "raw", "keep"), default="jpg",
+        help="JPEG; raw pixels; or JPEG bytes as they are where possible (default: jpg)")  # fmt: skip
+    convert.add_argument("--quality", type=int, default=90, help="of JPEG, 1 to 100 (default: 90)")
+    convert.add_argument("--image-size", type=_image_size, default=256, metavar="PIXELS",
+        help="shorter edge, or 'none' to keep every image's own (default: 256)")  # fmt: skip
+    convert.add_argument("--crop", choices=("square", "none"), default="square",
+        help="keep the centre square, or all (default: square)")  # fmt: skip
+    convert.add_argument("--classes", type=Path, metavar="FILE", help="keep these, one a line")
+    convert.add_argument("--per-class", type=int, metavar="K", help="keep K images of each class")
+    convert.add_argument("--pairing", type=Path, metavar="PAIRING.json",
+        help="keep the source classes that this pairing uses")  # fmt: skip
+    convert.add_argument("--shard", type=_shard, metavar="I/N",
+        help="write part I of N, I from 0, as OUT-0000I-of-0000N.beton")  # fmt: skip
+    convert.add_argument("--on-error", choices=("raise", "skip"), default="raise",
+        help="stop at an unreadable image, or list and skip it (default: raise)")  # fmt: skip
+    convert.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    convert.add_argument("--workers", type=int, metavar="N", help="processes (default: all cores)")
+    convert.add_argument("--split", default="train", help="of torchvision:NAME (default: train)")
+    convert.add_argument("--root", type=Path, default=Path("data"),
+        help="folder for the download of torchvision:NAME (default: data)")  # fmt: skip
+
+    pair = command(
+        "pair", _pair, "pair each target class with source classes of its own",
+        "xmix pair --target pets.beton --source imagenet.beton --model resnet50 -o pairing.json",
+    )  # fmt: skip
+    pair.add_argument("--target", type=Path, required=True, metavar="T.beton")
+    pair.add_argument("--source", type=Path, required=True, metavar="S.beton", action="append",
+        help="may be given several times")  # fmt: skip
+    pair.add_argument("--model", required=True, help="a torchvision classifier, e.g. resnet50")
+    pair.add_argument("--weights", default="default", metavar="default|none|FILE",
+        help="downloaded, random, or a state dict (default: default)")  # fmt: skip
+    pair.add_argument("-o", "--output", type=Path, required=True, metavar="PAIRING.json")
+    amount = pair.add_mutually_exclusive_group()
+    amount.add_argument("--rounds", type=int, metavar="R", help="one-to-one rounds (default: 1)")
+    amount.add_argument("--min-images", type=int, metavar="K",
+        help="as many rounds as select K source images")  # fmt: skip
+    pair.add_argument("--method", choices=("greedy", "optimal", "random"), default="greedy")
+    pair.add_argument("--seed", type=int, default=0, help="of --method random (default: 0)")
+    pair.add_argument("--device", default=None, help="default: cuda where there is one")
+    pair.add_argument("--batch-size", type=int, default=256)
+    pair.add_argument("--overwrite", action="store_true", help="replace an existing file")
+
+    inspect = command(
+        "inspect", _inspect, "say what a beton holds", "xmix inspect source.beton --verify"
+    )
+    inspect.add_argument("file", metavar="FILE.beton", type=Path)
+    inspect.add_argument("--verify", action="store_true", help="check the hash and decode all")
+    inspect.add_argument("--json", action="store_true", help="print JSON")
+
+    doctor = command("doctor", _doctor, "say what is installed, found and missing", "xmix doctor")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+
+    demo = command(
+        "demo", _demo, "do the whole job in a minute, on data that packages ship", "xmix demo"
+    )
+    demo.add_argument("--output", type=Path, default=Path("demo-output"), metavar="DIR",
+        help="where betons, pairing and pictures go (default: demo-output)")  # fmt: skip
+    demo.add_argument("--seeds", type=int, default=3, help="fine-tuning runs (default: 3)")
+    return parser
+
+
+class _Version(argparse.Action):
+    """Look the version up only when it is asked for."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="print the version and exit")
+
+    def __call__(self, parser: argparse.ArgumentParser, *rest: Any) -> None:
+        import xmix_data
+
+        print(f"xmix_data {xmix_data.__version__}")
+        parser.exit()
+
+
+def _image_size(text: str) -> int | None:
+    return None if text == "none" else int(text)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    index, count = text.split("/")
+    return int(index), int(count)
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from xmix_data.beton import open_images, write_beton
+    from xmix_data.images import select, torchvision_dataset
+    from xmix_data.pairing import Pairing
+
+    path = options.out
+    if options.shard:
+        index, count = options.shard
+        path = path.with_name(f"{path.stem}-{index:05}-of-{count:05}{path.suffix}")
+    if path.exists() and not options.overwrite:
+        raise FileExistsError(f"{path}: exists; choose another name or add --overwrite")
+    if options.src.startswith("torchvision:"):
+        name = options.src.removeprefix("torchvision:")
+        source = open_images(torchvision_dataset(name, options.root, options.split))
+    else:
+        source = open_images(options.src)
+    classes = None
+    if options.classes:
+        lines = options.classes.read_text(encoding="utf-8").splitlines()
+        classes = [line.strip() for line in lines if line.strip()]
+    if options.pairing:
+        used = Pairing.load(options.pairing).source_classes
+        classes = used if classes is None else [name for name in classes if name in set(used)]
+    beton = write_beton(
+        select(source, classes=classes, per_class=options.per_class),
+        path,
+        image_size=options.image_size,
+        crop=options.crop,
+        encoding=options.encoding,
+        quality=options.quality,
+        on_error=options.on_error,
+        num_workers=options.workers,
+        overwrite=options.overwrite,
+        shard=options.shard,
+    )
+    print(_describe(beton))
+
+
+def _describe(beton: Any) -> str:
+    megabytes = beton.byte_length / 1e6
+    size = "sizes vary" if beton.image_size is None else f"shorter edge {beton.image_size}"
+    return (
+        f"{beton.path}: {beton.num_samples} images, {len(beton.class_names)} classes, "
+        f"{beton.encoding}, {size}, {megabytes:.1f} MB"
+    )
+
+
+def _pair(options: argparse.Namespace) -> None:
+    if options.output.exists() and not options.overwrite:
+        raise FileExistsError(f"{options.output}: exists; choose another name or add --overwrite")
+    if not options.output.parent.is_dir():
+        raise FileNotFoundError(f"{options.output.parent}: no such folder; create it first")
+    import torch
+
+    from xmix_data.beton import open_domain
+    from xmix_data.features import class_centroids, load_backbone
+    from xmix_data.pairing import pair_classes, pairs_table
+
+    target, source = open_domain(options.target), open_domain(options.source)
+    if len(source.class_names) < len(target.class_names):
+        raise ValueError(
+            f"{len(target.class_names)} target classes need as many source classes, and there are "
+            f"{len(source.class_names)}; add source classes"
+        )
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_backbone(options.model, options.weights)
+    centroids = []
+    for domain in (target, source):
+        made = class_centroids(
+            domain.betons, model, device=device, batch_size=options.batch_size, progress=True
+        )
+        made.provenance["model"] = options.model  # type: ignore[index]
+        centroids.append(made)
+    pairing = pair_classes(
+        *centroids,
+        method=options.method,
+        rounds=options.rounds,
+        min_images=options.min_images,
+        seed=options.seed,
+    )
+    pairing.save(options.output)
+    for line in pairs_table(pairing):
+        print(line)
+    print(f"{options.output}: {pairing!r}, mean cosine {pairing.mean_cosine:.3f}")
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from xmix_data.beton import Beton
+
+    beton = Beton(options.file)
+    if options.verify:
+        beton.verify(progress=True)
+    if options.json:
+        keys = ("num_samples", "class_names", "class_counts", "encoding", "image_size",
+                "byte_length", "page_size", "fingerprint", "shard")  # fmt: skip
+        facts: dict[str, Any] = {"path": str(beton.path)}
+        facts |= {key: getattr(beton, key) for key in keys}
+        facts["manifest"] = beton.manifest is not None
+        facts["skipped"] = (beton.manifest or {}).get("skipped", [])
+        facts["verified"] = options.verify
+        print(json.dumps(facts, indent=1, ensure_ascii=False))
+        return
+    print(_describe(beton))
+    counts = beton.class_counts
+    print(f"images a class: {min(counts)} to {max(counts)}")
+    print(f"fingerprint: {beton.fingerprint}")
+    if beton.manifest is None:
+        print("no manifest: written elsewhere, or its .json was left behind; classes are numbers")
+    for skipped in (beton.manifest or {}).get("skipped", []):
+        print(f"skipped at conversion: {skipped['path']}: {skipped['reason']}")
+    if options.verify:
+        print("verified: every image decodes, and the content is what was written")
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from xmix_data.doctor import examine
+
+    checks = examine()
+    if options.json:
+        print(json.dumps([check._asdict() for check in checks], indent=1))
+    else:
+        width = max(len(check.name) for check in checks)
+        for check in checks:
+            mark = "ok     " if check.ok else "missing"
+            print(f"{mark}  {check.name:<{width}}  {check.found}")
+    if not all(check.ok or check.optional for check in checks):
+        raise XMixError("something that xmix_data needs is missing; see the list")
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from xmix_data.demo import run
+
+    run(options.output, seeds=options.seeds)

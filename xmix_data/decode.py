@@ -1,0 +1,343 @@
+"""The host kernels: stored bytes to cropped uint8 pixels, or straight to normalised, mixed floats.
+
+Comes in: for each image the address of its bytes, its mode, size, box and flip. Goes out: pixels
+in a caller's array, and a status per image. The kernels hold no lock and start no thread; each
+worker thread of a backend calls them on a stripe of a batch with a `Workspace` of its own.
+
+JPEG is decoded by libjpeg-turbo's TurboJPEG, the library that libffcv itself uses, with the
+accurate DCT: the pixels are those of Pillow. (libffcv's own ``imdecode`` keeps a handle per
+thread that is never freed, uses the fast DCT, and hides the return code of a header that
+disagrees with the index.)
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import llvmlite.binding
+import numba
+import numpy as np
+import numpy.typing as npt
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from xmix_data.encoding import RAW, Decompressor, libffcv_path, turbojpeg
+
+__all__ = [
+    "DAMAGED",
+    "OK",
+    "WRONG_SIZE",
+    "Workspace",
+    "crop_images",
+    "mix_images",
+    "normalise_images",
+]
+
+_log = logging.getLogger("xmix_data")
+
+OK, DAMAGED, WRONG_SIZE = 0, 1, 2
+"""Status of an image: decoded; not decodable without a warning; not of the size in the index."""
+
+turbojpeg()  # reports a missing system library in one line, before LLVM would
+llvmlite.binding.load_library_permanently(str(libffcv_path()))
+
+_i32, _u64, _ptr = types.int32, types.uint64, types.uintp
+_tj_header = types.ExternalFunction(
+    "tjDecompressHeader3", _i32(_ptr, _ptr, _u64, _ptr, _ptr, _ptr, _ptr)
+)
+_tj_decompress = types.ExternalFunction(
+    "tjDecompress2", _i32(_ptr, _ptr, _u64, _ptr, _i32, _i32, _i32, _i32, _i32)
+)
+
+_PIXEL_FORMAT_RGB = 0
+_FILTER_BITS = 22
+"""Fixed-point bits of Pillow's resampling coefficients."""
+
+
+def _kernel(function: Any) -> Any:
+    """Compile on first use, kept on disk where a place for it can be written."""
+    try:
+        return numba.njit(nogil=True, cache=True)(function)
+    except RuntimeError as error:
+        if not getattr(_kernel, "said", False):
+            _kernel.said = True  # type: ignore[attr-defined]
+            _log.warning("kernels are compiled anew in every process: %s", error)
+        return numba.njit(nogil=True)(function)
+
+
+@intrinsic
+def _as_pointer(typing_context: Any, address: Any) -> Any:
+    """An address as a pointer to bytes."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(_ptr), codegen
+
+
+@_kernel
+def _pixels(
+    handle: int, address: int, size: int, mode: int, height: int, width: int, buffer: Any,
+    header: Any,
+) -> tuple[int, Any]:  # fmt: skip
+    """(status, pixels (H*W*3,) uint8): raw pixels where they lie, JPEG decoded into ``buffer``."""
+    count = height * width * 3
+    if mode == RAW:
+        return OK, numba.carray(_as_pointer(address), (count,), np.uint8)
+    at = header.ctypes.data
+    if _tj_header(handle, address, size, at, at + 4, at + 8, at + 12) != 0:
+        return DAMAGED, buffer[:count]
+    if header[0] != width or header[1] != height:
+        return WRONG_SIZE, buffer[:count]
+    status = _tj_decompress(
+        handle, address, size, buffer.ctypes.data, width, 0, height, _PIXEL_FORMAT_RGB, 0
+    )
+    return (OK if status == 0 else DAMAGED), buffer[:count]
+
+
+@_kernel
+def _filter(inputs: int, outputs: int, starts: Any, counts: Any, weights: Any) -> None:
+    """Pillow's antialiased bilinear filter: per output pixel, first input, number, weights."""
+    scale = inputs / outputs
+    support = max(scale, 1.0)
+    shrink = 1.0 / support
+    values = np.empty(weights.shape[1], np.float64)
+    for x in range(outputs):
+        center = (x + 0.5) * scale
+        first = max(int(center - support + 0.5), 0)
+        last = min(int(center + support + 0.5), inputs)
+        total = 0.0
+        for i in range(last - first):
+            values[i] = max(0.0, 1.0 - abs((i + first - center + 0.5) * shrink))
+            total += values[i]
+        for i in range(last - first):
+            weights[x, i] = int(0.5 + values[i] / total * (1 << _FILTER_BITS))
+        starts[x], counts[x] = first, last - first
+
+
+@_kernel
+def _taps(inputs: int, outputs: int) -> int:
+    """The most inputs that one output pixel is made of."""
+    return int(math.ceil(max(inputs / outputs, 1.0))) * 2 + 1
+
+
+@_kernel
+def _resample(pixels: Any, row_bytes: int, box: Any, rows: Any, out: Any) -> None:
+    """Resize ``box`` of an image to ``out`` (h, w*3), first along x, then along y.
+
+    Rounds to uint8 after each pass: bit for bit what two resizes by Pillow give.
+    """
+    top, left, box_h, box_w = box[0], box[1], box[2], box[3]
+    out_h, out_w = out.shape[0], out.shape[1] // 3
+    half = 1 << (_FILTER_BITS - 1)
+
+    starts, counts = np.empty(out_w, np.int64), np.empty(out_w, np.int64)
+    weights = np.empty((out_w, _taps(box_w, out_w)), np.int32)
+    _filter(box_w, out_w, starts, counts, weights)
+    for y in range(box_h):
+        line = (top + y) * row_bytes + left * 3
+        for x in range(out_w):
+            red = green = blue = half
+            at = line + starts[x] * 3
+            for i in range(counts[x]):
+                weight = weights[x, i]
+                red += pixels[at] * weight
+                green += pixels[at + 1] * weight
+                blue += pixels[at + 2] * weight
+                at += 3
+            to = (y * out_w + x) * 3
+            rows[to] = red >> _FILTER_BITS
+            rows[to + 1] = green >> _FILTER_BITS
+            rows[to + 2] = blue >> _FILTER_BITS
+
+    starts, counts = np.empty(out_h, np.int64), np.empty(out_h, np.int64)
+    weights = np.empty((out_h, _taps(box_h, out_h)), np.int32)
+    _filter(box_h, out_h, starts, counts, weights)
+    sums = np.empty(out_w * 3, np.int32)
+    for y in range(out_h):
+        sums[:] = half
+        for i in range(counts[y]):
+            weight = weights[y, i]
+            at = (starts[y] + i) * out_w * 3
+            for x in range(out_w * 3):
+                sums[x] += rows[at + x] * weight
+        for x in range(out_w * 3):
+            out[y, x] = sums[x] >> _FILTER_BITS
+
+
+@_kernel
+def _window(
+    handle: int, item: int, images: Any, boxes: Any, shape: Any, work: Any
+) -> tuple[int, Any, int, int]:
+    """One image, decoded and resized if need be: (status, pixels, first byte, bytes a row)."""
+    addresses, sizes, modes, heights, widths = images
+    buffer, rows, resized, header = work
+    width = int(widths[item])
+    status, pixels = _pixels(
+        handle, addresses[item], sizes[item], modes[item], int(heights[item]), width, buffer,
+        header,
+    )  # fmt: skip
+    top, left, box_h, box_w = boxes[item, 0], boxes[item, 1], boxes[item, 2], boxes[item, 3]
+    out_h, out_w = shape
+    if status == OK and (box_h != out_h or box_w != out_w):
+        _resample(pixels, width * 3, boxes[item], rows, resized)
+        flat = resized.reshape(out_h * out_w * 3)
+        return status, flat, 0, out_w * 3
+    return status, pixels, (top * width + left) * 3, width * 3
+
+
+@_kernel
+def _copy_row(pixels: Any, at: int, flip: bool, out: Any) -> None:
+    """One row of pixels (W*3,), mirrored if ``flip``."""
+    count = len(out)
+    if flip:
+        for x in range(0, count, 3):
+            mirrored = at + count - 3 - x
+            out[x] = pixels[mirrored]
+            out[x + 1] = pixels[mirrored + 1]
+            out[x + 2] = pixels[mirrored + 2]
+    else:
+        out[:] = pixels[at : at + count]
+
+
+@_kernel
+def crop_images(
+    handle: int, start: int, stop: int, images: Any, boxes: Any, flips: Any, work: Any, out: Any,
+    status: Any,
+) -> None:  # fmt: skip
+    """Cut, resize and mirror images ``start .. stop - 1`` of a batch, as decoded.
+
+    Args:
+        handle: Of the thread's decompressor.
+        start, stop: The stripe of the batch.
+        images: `Images` of the batch.
+        boxes: (B, 4) int32: top, left, height, width.
+        flips: (B,) bool.
+        work: One of a `Workspace`'s two sets of buffers.
+        out: (B, H, W, 3) uint8.
+        status: (B,) uint8: `OK`, `DAMAGED` or `WRONG_SIZE`; only `OK` images are written.
+    """
+    shape = (out.shape[1], out.shape[2])
+    for item in range(start, stop):
+        status[item], pixels, at, row_bytes = _window(handle, item, images, boxes, shape, work)
+        if status[item] != OK:
+            continue
+        for y in range(shape[0]):
+            row = out[item, y].reshape(shape[1] * 3)
+            _copy_row(pixels, at + y * row_bytes, flips[item], row)
+
+
+@_kernel
+def normalise_images(
+    handle: int, start: int, stop: int, images: Any, boxes: Any, flips: Any, work: Any, scale: Any,
+    shift: Any, out: Any, status: Any,
+) -> None:  # fmt: skip
+    """As `crop_images`, and normalise: ``out = scale * pixel + shift``.
+
+    Args:
+        handle, start, stop, images, boxes, flips, work, status: As in `crop_images`.
+        scale, shift: (3,) float64, one a channel.
+        out: (B, H, W, 3) float32.
+    """
+    shape = (out.shape[1], out.shape[2])
+    count = shape[1] * 3
+    line = np.empty(count, np.uint8)
+    scales, shifts = np.empty(count, np.float32), np.empty(count, np.float32)
+    for x in range(count):
+        scales[x], shifts[x] = scale[x % 3], shift[x % 3]
+    for item in range(start, stop):
+        status[item], pixels, at, row_bytes = _window(handle, item, images, boxes, shape, work)
+        if status[item] != OK:
+            continue
+        for y in range(shape[0]):
+            _copy_row(pixels, at + y * row_bytes, flips[item], line)
+            row = out[item, y].reshape(count)
+            for x in range(count):
+                row[x] = scales[x] * np.float32(line[x]) + shifts[x]
+
+
+@_kernel
+def mix_images(
+    handle: int, start: int, stop: int,
+    target: Any, target_boxes: Any, target_flips: Any, target_work: Any,
+    source: Any, source_boxes: Any, source_flips: Any, source_work: Any,
+    lam: Any, scale: Any, shift: Any, out: Any, target_status: Any, source_status: Any,
+) -> None:  # fmt: skip
+    """Decode, cut, mirror, normalise and mix both images of each pair in one go (Eq. 4).
+
+    ``out = scale * (lam * target + (1 - lam) * source) + shift``: neither image leaves the cache.
+
+    Args:
+        handle, start, stop: As in `crop_images`.
+        target, target_boxes, target_flips, target_work: As in `crop_images`, likewise source.
+        lam: (B,) float32, the weight of the target image.
+        scale, shift: (3,) float64, one a channel.
+        out: (B, H, W, 3) float32.
+        target_status, source_status: As in `crop_images`.
+    """
+    shape = (out.shape[1], out.shape[2])
+    count = shape[1] * 3
+    target_line, source_line = np.empty(count, np.uint8), np.empty(count, np.uint8)
+    target_scales, source_scales = np.empty(count, np.float32), np.empty(count, np.float32)
+    shifts = np.empty(count, np.float32)
+    for x in range(count):
+        shifts[x] = shift[x % 3]
+    for item in range(start, stop):
+        target_status[item], target_pixels, target_at, target_row = _window(
+            handle, item, target, target_boxes, shape, target_work
+        )
+        source_status[item], source_pixels, source_at, source_row = _window(
+            handle, item, source, source_boxes, shape, source_work
+        )
+        if target_status[item] != OK or source_status[item] != OK:
+            continue
+        weight = np.float64(lam[item])
+        for x in range(count):
+            target_scales[x] = weight * scale[x % 3]
+            source_scales[x] = (1.0 - weight) * scale[x % 3]
+        for y in range(shape[0]):
+            _copy_row(target_pixels, target_at + y * target_row, target_flips[item], target_line)
+            _copy_row(source_pixels, source_at + y * source_row, source_flips[item], source_line)
+            row = out[item, y].reshape(count)
+            for x in range(count):
+                row[x] = (
+                    target_scales[x] * np.float32(target_line[x])
+                    + source_scales[x] * np.float32(source_line[x])
+                    + shifts[x]
+                )
+
+
+class Workspace:
+    """What one thread needs beside the batch: a JPEG handle and buffers for two images.
+
+    Args:
+        largest: The largest stored image, in pixels.
+        tallest: The largest stored height, in pixels.
+        shape: Height and width of the crops.
+    """
+
+    def __init__(self, largest: int, tallest: int, shape: tuple[int, int]) -> None:
+        height, width = shape
+        self.decompressor = Decompressor()
+        self.target, self.source = (
+            (
+                np.empty(largest * 3, np.uint8),
+                np.empty(tallest * width * 3, np.uint8),
+                np.empty((height, width * 3), np.uint8),
+                np.zeros(4, np.int32),
+            )
+            for _ in range(2)
+        )
+
+
+Images = tuple[
+    npt.NDArray[np.uint64],
+    npt.NDArray[np.uint64],
+    npt.NDArray[np.uint8],
+    npt.NDArray[np.uint16],
+    npt.NDArray[np.uint16],
+]
+"""Addresses, byte sizes, modes, heights and widths (B,) of a batch's images."""

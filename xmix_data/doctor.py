@@ -1,0 +1,83 @@
+"""What is installed, found and missing on this machine, and how to get it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import NamedTuple
+
+__all__ = ["Check", "examine"]
+
+
+class Check(NamedTuple):
+    """One line of the examination."""
+
+    name: str
+    ok: bool
+    found: str
+    """What was found, or what to do."""
+    optional: bool = False
+
+
+def examine() -> list[Check]:
+    """Look for everything that xmix_data uses."""
+    return [
+        Check("python", True, f"{platform.python_version()} on {platform.machine()}"),
+        Check("cores", True, f"{len(os.sched_getaffinity(0))} for this process"),
+        *(_package(name) for name in ("torch", "torchvision", "numpy", "numba", "scipy", "pillow")),
+        _package("ffcv"),
+        _tried("libjpeg-turbo", _turbojpeg),
+        _tried("faiss", _faiss),
+        _tried("kernels", _kernels),
+        _tried("cuda", _cuda, optional=True),
+        _package("matplotlib", optional=True, extra="demo"),
+        _package("scikit-learn", optional=True, extra="demo"),
+    ]
+
+
+def _package(name: str, *, optional: bool = False, extra: str = "") -> Check:
+    try:
+        return Check(name, True, version(name), optional)
+    except PackageNotFoundError:
+        what = f"'xmix_data[{extra}]'" if extra else name
+        return Check(name, False, f"pip install {what}", optional)
+
+
+def _tried(name: str, probe: Callable[[], str], *, optional: bool = False) -> Check:
+    try:
+        return Check(name, True, probe(), optional)
+    except Exception as error:
+        return Check(name, False, str(error), optional)
+
+
+def _turbojpeg() -> str:
+    from xmix_data.encoding import libffcv_path, turbojpeg
+
+    turbojpeg()
+    return f"through {libffcv_path().name}"
+
+
+def _faiss() -> str:
+    try:
+        import faiss
+    except ImportError as error:
+        raise ImportError(f"{error}: pip install faiss-gpu") from error
+    return f"{faiss.__version__}, {getattr(faiss, 'get_num_gpus', int)()} GPUs"
+
+
+def _kernels() -> str:
+    from xmix_data import decode
+
+    kept = getattr(decode.mix_images, "_cache", None)
+    folder = getattr(kept, "cache_path", None)
+    return f"kept in {folder}" if folder else "compiled anew in every process: no writable cache"
+
+
+def _cuda() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise RuntimeError("no GPU that torch can use; batches arrive on the CPU")
+    return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))

@@ -1,0 +1,258 @@
+"""One image as it is stored: what a reader finds becomes RGB pixels, then JPEG or raw bytes."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import io
+import threading
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from xmix_data.errors import ImageError, MissingDependencyError
+
+__all__ = [
+    "Decompressor",
+    "JPG",
+    "RAW",
+    "StoredImage",
+    "encode_image",
+    "jpeg_problem",
+    "libffcv_path",
+    "turbojpeg",
+]
+
+JPG, RAW = 0, 1
+"""Image modes of FFCV's RGBImageField."""
+
+_LARGEST_SIDE = {JPG: 65_500, RAW: 65_535}
+"""libjpeg's limit, and the limit of the beton's 16-bit sides."""
+
+
+class StoredImage(NamedTuple):
+    """One image in a beton."""
+
+    mode: int
+    """`JPG` or `RAW`."""
+    height: int
+    width: int
+    data: bytes
+    """A JPEG stream, or H*W*3 bytes of RGB."""
+
+
+def encode_image(
+    image: Any, *, encoding: str, image_size: int | None, crop: str, quality: int
+) -> StoredImage:
+    """Turn any image into what a beton stores.
+
+    Orientation tags are applied; alpha is dropped; 16-bit channels keep their high byte. The
+    shorter edge is resized to ``image_size`` with Pillow's antialiased bilinear filter.
+
+    Args:
+        image: Encoded ``bytes``, a PIL image, a uint8 or uint16 array (H, W) or (H, W, C), or a
+            uint8 tensor (C, H, W), with C = 1, 3 or 4.
+        encoding: ``"jpg"``, ``"raw"``, or ``"keep"``: a baseline JPEG that needs no change keeps
+            its bytes, everything else becomes a JPEG.
+        image_size: Length of the shorter edge in pixels; ``None`` keeps the image's own.
+        crop: ``"square"`` keeps the centre square, ``"none"`` all.
+        quality: JPEG quality, 1 to 100.
+
+    Raises:
+        ImageError: The image cannot be read, or is too long to be stored.
+    """
+    try:
+        opened = _open(image)
+        if encoding == "keep" and isinstance(image, bytes):
+            kept = _keep(opened, image, image_size, crop)
+            if kept is not None:
+                return kept
+        pixels = _resize(_rgb(opened, image_size), image_size, crop)
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        raise ImageError("not an image in a format that Pillow reads") from None
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{error}; resize it first") from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise ImageError(f"unreadable or truncated image ({error})") from error
+    mode = RAW if encoding == "raw" else JPG
+    width, height = pixels.size
+    if max(width, height) > _LARGEST_SIDE[mode]:
+        raise ImageError(
+            f"it would be stored as {width}x{height}, above the limit of {_LARGEST_SIDE[mode]} "
+            "a side; use a square crop or a smaller image size"
+        )
+    if mode == RAW:
+        return StoredImage(RAW, height, width, pixels.tobytes())
+    stream = io.BytesIO()
+    pixels.save(stream, "JPEG", quality=quality)
+    return StoredImage(JPG, height, width, stream.getvalue())
+
+
+def _open(image: Any) -> Image.Image:
+    if isinstance(image, bytes):
+        return Image.open(io.BytesIO(image))
+    if isinstance(image, Image.Image):
+        return image
+    if hasattr(image, "detach"):  # a tensor (C, H, W), without importing torch for its type
+        array = image.detach().cpu().numpy()
+        array = np.moveaxis(array, 0, -1) if array.ndim == 3 else array
+    else:
+        array = np.asarray(image)
+    if array.dtype == np.uint16:
+        array = (array >> 8).astype(np.uint8)
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.dtype != np.uint8 or not (
+        array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (3, 4))
+    ):
+        raise ImageError(
+            f"an image of type {type(image).__name__}, dtype {array.dtype}, shape {array.shape} "
+            "cannot be stored; give bytes, a PIL image, or uint8 pixels (H, W, 3) "
+            "(leave out ToTensor and normalisation)"
+        )
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _rgb(image: Image.Image, image_size: int | None) -> Image.Image:
+    if image_size is not None:
+        # Decoding a large JPEG at a fraction of its size, at least twice what is needed.
+        image.draft(None, (2 * image_size, 2 * image_size))  # type: ignore[arg-type]
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16") or image.mode == "I":
+        array = np.asarray(image)
+        if array.min(initial=0) < 0 or array.max(initial=0) > 65_535:
+            raise ImageError("32-bit grey values have no fixed range; convert it to 8 or 16 bits")
+        image = Image.fromarray((array >> 8).astype(np.uint8))
+    elif image.mode == "F":
+        raise ImageError("floating point pixels have no fixed range; convert it to 8 or 16 bits")
+    return image.convert("RGB")
+
+
+def _resize(image: Image.Image, image_size: int | None, crop: str) -> Image.Image:
+    width, height = image.size
+    short = min(width, height)
+    size = image_size or short
+    if crop == "square":
+        if short == size:
+            left, top = (width - size) // 2, (height - size) // 2
+            return image.crop((left, top, left + size, top + size))
+        x, y = (width - short) / 2, (height - short) / 2
+        box = (x, y, x + short, y + short)
+        return image.resize((size, size), Image.Resampling.BILINEAR, box)
+    return image.resize(_uncropped_size(width, height, size), Image.Resampling.BILINEAR)
+
+
+def _uncropped_size(width: int, height: int, size: int) -> tuple[int, int]:
+    """Sizes with the shorter edge ``size``, rounded down as torchvision's Resize does."""
+    if width <= height:
+        return size, size * height // width
+    return size * width // height, size
+
+
+def _keep(image: Image.Image, data: bytes, image_size: int | None, crop: str) -> StoredImage | None:
+    """The JPEG as it is, where a stock decoder makes the stored pixels from it; else ``None``."""
+    width, height = image.size
+    size = image_size or min(width, height)
+    needed = (size, size) if crop == "square" else _uncropped_size(width, height, size)
+    if (
+        image.format != "JPEG"
+        or image.mode not in ("RGB", "L")
+        or image.info.get("progressive")
+        or image.getexif().get(0x0112, 1) != 1  # Orientation
+        or needed != (width, height)
+        or jpeg_problem(data, height, width) is not None
+    ):
+        return None
+    return StoredImage(JPG, height, width, data)
+
+
+@cache
+def libffcv_path() -> Path:
+    """FFCV's compiled library, found without the seconds that ``import ffcv`` takes.
+
+    Raises:
+        MissingDependencyError: ffcv is not installed.
+    """
+    spec = importlib.util.find_spec("ffcv")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        for path in sorted(Path(folder).glob("_libffcv*.so")):
+            return path
+    raise MissingDependencyError(
+        "ffcv is not installed: `sudo apt-get install libopencv-dev libturbojpeg0-dev pkg-config`,"
+        " then `pip install ffcv`"
+    )
+
+
+@cache
+def turbojpeg() -> ctypes.CDLL:
+    """libjpeg-turbo's TurboJPEG interface: the very library that libffcv decodes with.
+
+    Raises:
+        MissingDependencyError: ffcv or one of its system libraries is missing.
+    """
+    try:
+        library = ctypes.CDLL(str(libffcv_path()))
+    except OSError as error:
+        raise MissingDependencyError(
+            f"libffcv cannot be loaded ({error}): "
+            "`sudo apt-get install libopencv-dev libturbojpeg0-dev`"
+        ) from error
+    pointer, integer, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_ulong
+    library.tjInitDecompress.restype = pointer
+    library.tjDestroy.argtypes = [pointer]
+    library.tjGetErrorStr2.argtypes = [pointer]
+    library.tjGetErrorStr2.restype = ctypes.c_char_p
+    library.tjDecompressHeader3.argtypes = [pointer, pointer, size] + [pointer] * 4
+    library.tjDecompress2.argtypes = [pointer, pointer, size, pointer] + [integer] * 5
+    return library
+
+
+class Decompressor:
+    """A TurboJPEG decompressor handle; one thread at a time may use it."""
+
+    def __init__(self) -> None:
+        self._library = turbojpeg()
+        self.handle = int(self._library.tjInitDecompress())
+
+    def __del__(self) -> None:
+        self._library.tjDestroy(self.handle)
+
+    def error(self) -> str:
+        """The last failure in libjpeg's words."""
+        return str(self._library.tjGetErrorStr2(self.handle).decode(errors="replace"))
+
+
+_of_this_thread = threading.local()
+
+
+def jpeg_problem(data: bytes | npt.NDArray[np.uint8], height: int, width: int) -> str | None:
+    """What is wrong with a JPEG stream, or ``None`` where it decodes without a warning.
+
+    Args:
+        data: The stream.
+        height: The height it must have.
+        width: The width it must have.
+    """
+    stream = np.frombuffer(data, np.uint8)
+    if not hasattr(_of_this_thread, "decompressor"):
+        _of_this_thread.decompressor = Decompressor()
+    decompressor: Decompressor = _of_this_thread.decompressor
+    library, handle = turbojpeg(), decompressor.handle
+    header = np.zeros(4, np.int32)
+    fields = [header[i:].ctypes.data for i in range(4)]
+    if library.tjDecompressHeader3(handle, stream.ctypes.data, stream.size, *fields):
+        return decompressor.error()
+    if (header[1], header[0]) != (height, width):
+        return f"the JPEG is {header[0]}x{header[1]}, the index says {width}x{height}"
+    pixels = np.empty((height, width, 3), np.uint8)
+    if library.tjDecompress2(
+        handle, stream.ctypes.data, stream.size, pixels.ctypes.data, width, 0, height, 0, 0
+    ):
+        return decompressor.error()
+    return None

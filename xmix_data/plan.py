@@ -1,0 +1,225 @@
+"""Everything random about an epoch, decided in advance: which images, which λ, which crops.
+
+Comes in: (seed, epoch) and, by position in the epoch, nothing else. Goes out: `PlanRows`.
+The same numbers come out for any batch size, thread count, prefetch, rank or backend.
+
+The generator is Philox 4x64 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC11)
+with the key (seed, epoch); each position owns a fixed block of counters of each stream, so a
+batch's numbers are one contiguous draw. Only the epoch's permutation is materialised.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xmix_data.augment import Crop
+
+__all__ = ["EpochPlan", "ImageSizes", "Plan", "PlanRows", "SourcePool"]
+
+_WORDS_A_COUNTER = 4
+_ROW, _TARGET_CROP, _SOURCE_CROP, _PERMUTATION = range(4)
+"""Streams: the last word of the counter."""
+
+_PICK, _LAM, _TARGET_FLIP, _SOURCE_FLIP = range(4)
+"""Columns of the row stream."""
+
+
+@dataclass(frozen=True)
+class ImageSizes:
+    """Stored heights and widths (N,) in pixels of one domain's images."""
+
+    heights: npt.NDArray[np.uint16]
+    widths: npt.NDArray[np.uint16]
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Where one domain's images of a batch are cut out, and whether they are mirrored."""
+
+    boxes: npt.NDArray[np.int32]
+    """(B, 4): top, left, height, width in pixels of the stored image."""
+    flips: npt.NDArray[np.bool_]
+    """(B,)"""
+
+
+@dataclass(frozen=True)
+class PlanRows:
+    """What a backend has to deliver for consecutive positions of an epoch."""
+
+    target: npt.NDArray[np.int64]
+    """(B,) sample indices in the target domain."""
+    target_crops: Crops
+    lam: npt.NDArray[np.float32]
+    """(B,) weight of the target image."""
+    source: npt.NDArray[np.int64] | None = None
+    """(B,) sample indices in the source domain; ``None`` where there is only one domain."""
+    source_crops: Crops | None = None
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+
+class SourcePool:
+    """For each target class the source images it draws from, uniformly (Eq. 3).
+
+    Args:
+        source_labels: (N,) class id of every source image.
+        classes: For each target class the ids of its paired source classes.
+        sizes: Of the source images.
+    """
+
+    def __init__(
+        self,
+        source_labels: npt.NDArray[np.int64],
+        classes: Sequence[Sequence[int]],
+        sizes: ImageSizes,
+    ) -> None:
+        self.sizes = sizes
+        order = np.argsort(source_labels, kind="stable")
+        labels = np.asarray(source_labels)[order]
+        images = [
+            np.concatenate(
+                [
+                    order[np.searchsorted(labels, c, "left") : np.searchsorted(labels, c, "right")]
+                    for c in paired
+                ]
+            )
+            for paired in classes
+        ]
+        self.counts = np.array([len(pool) for pool in images], np.int64)
+        """(n,) images that each target class draws from."""
+        self._starts = np.cumsum(self.counts) - self.counts
+        self.images = np.concatenate(images)
+        """Source sample indices, target class after target class."""
+
+    def pick(
+        self, target_labels: npt.NDArray[np.int64], uniforms: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.int64]:
+        """(B,) source sample indices for the given target labels and uniform numbers."""
+        offsets = np.floor(uniforms * self.counts[target_labels]).astype(np.int64)
+        return np.asarray(self.images[self._starts[target_labels] + offsets])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What stays the same over epochs.
+
+    Args:
+        seed: 0 .. 2**64 - 1.
+        samples: (N,) indices into the target domain that make up an epoch.
+        target_labels: Class id of every target image.
+        target_sizes: Of the target images.
+        crop: Applied to both domains, independently.
+        flip: Mirror each image with probability 1/2, both domains independently.
+        shuffle: A new order each epoch; otherwise that of ``samples``.
+        pool: Where source images are drawn from; ``None`` for a single domain.
+        alpha, beta: λ ~ Beta(alpha, beta), per sample (Eq. 4).
+    """
+
+    seed: int
+    samples: npt.NDArray[np.int64]
+    target_labels: npt.NDArray[np.int64]
+    target_sizes: ImageSizes
+    crop: Crop
+    flip: bool
+    shuffle: bool
+    pool: SourcePool | None = None
+    alpha: float = 1.0
+    beta: float = 1.0
+
+    def epoch(self, epoch: int) -> EpochPlan:
+        """The plan of one epoch, counted from 0."""
+        return EpochPlan(self, epoch)
+
+    def digest(self) -> str:
+        """Identifies the sample sequence: samples, labels and pairing."""
+        digest = hashlib.sha256()
+        for array in (self.samples, self.target_labels):
+            digest.update(np.ascontiguousarray(array, np.int64).data)
+        if self.pool is not None:
+            digest.update(self.pool.counts.data)
+            digest.update(np.ascontiguousarray(self.pool.images, np.int64).data)
+        return digest.hexdigest()
+
+
+class EpochPlan:
+    """One epoch: positions 0 .. N - 1 pass over the target once; later ones start over."""
+
+    def __init__(self, plan: Plan, epoch: int) -> None:
+        self._plan = plan
+        self._key = np.array([plan.seed, epoch], np.uint64)
+        self.order = plan.samples
+        """(N,) target sample indices in the epoch's order."""
+        if plan.shuffle:
+            # Sorting random keys instead of Generator.permutation, whose numbers NumPy may change.
+            keys = self._bits(_PERMUTATION, 0, len(plan.samples), 1)[:, 0]
+            self.order = plan.samples[np.argsort(keys, kind="stable")]
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def rows(self, start: int, stop: int) -> PlanRows:
+        """The plan of positions ``start .. stop - 1``.
+
+        Positions from N on take the epoch's samples from the start again (the padding that gives
+        all ranks equally many), with random numbers of their own.
+        """
+        plan, count = self._plan, stop - start
+        uniforms = self._uniforms(_ROW, start, count, 4)
+        target = self.order[np.arange(start, stop) % len(self.order)]
+        target_crops = self._crops(
+            _TARGET_CROP, start, target, plan.target_sizes, uniforms[:, _TARGET_FLIP]
+        )
+        lam = _beta_quantile(uniforms[:, _LAM], plan.alpha, plan.beta).astype(np.float32)
+        if plan.pool is None:
+            return PlanRows(target, target_crops, lam)
+        source = plan.pool.pick(plan.target_labels[target], uniforms[:, _PICK])
+        source_crops = self._crops(
+            _SOURCE_CROP, start, source, plan.pool.sizes, uniforms[:, _SOURCE_FLIP]
+        )
+        return PlanRows(target, target_crops, lam, source, source_crops)
+
+    def _crops(
+        self,
+        stream: int,
+        start: int,
+        indices: npt.NDArray[np.int64],
+        sizes: ImageSizes,
+        flips: npt.NDArray[np.float64],
+    ) -> Crops:
+        crop = self._plan.crop
+        uniforms = self._uniforms(stream, start, len(indices), crop.num_uniforms)
+        boxes = crop.boxes(sizes.heights[indices], sizes.widths[indices], uniforms)
+        return Crops(boxes, (flips < 0.5) & self._plan.flip)
+
+    def _uniforms(self, stream: int, start: int, count: int, words: int) -> Any:
+        """(count, words) float64 in [0, 1), 53 bits each."""
+        return (self._bits(stream, start, count, words) >> np.uint64(11)) * 2.0**-53
+
+    def _bits(self, stream: int, start: int, count: int, words: int) -> npt.NDArray[np.uint64]:
+        """(count, words) uint64 of the positions from ``start`` on."""
+        counters = -(-words // _WORDS_A_COUNTER)
+        counter = np.array([start * counters, 0, 0, stream], np.uint64)
+        bits = np.random.Philox(key=self._key, counter=counter).random_raw(
+            count * counters * _WORDS_A_COUNTER
+        )
+        return bits.reshape(count, counters * _WORDS_A_COUNTER)[:, :words]
+
+
+def _beta_quantile(
+    uniforms: npt.NDArray[np.float64], alpha: float, beta: float
+) -> npt.NDArray[np.float64]:
+    """Inverse of Beta(alpha, beta)'s distribution function: one uniform number, one λ."""
+    if beta == 1:
+        return np.asarray(uniforms ** (1 / alpha))
+    if alpha == 1:
+        return np.asarray(1 - (1 - uniforms) ** (1 / beta))
+    from scipy.special import betaincinv
+
+    return np.asarray(betaincinv(alpha, beta, uniforms))
