@@ -47,7 +47,7 @@ def require_ffcv_libraries():
     installed = any(
         (Path(sysconfig.get_path(kind)) / "ffcv").is_dir() for kind in ("platlib", "purelib")
     )
-    if installed or os.environ.get("XMIX_SKIP_SYSTEM_CHECK") or not sys.platform == "linux":
+    if installed or os.environ.get("XMIX_SKIP_SYSTEM_CHECK") or sys.platform != "linux":
         return
     missing = [tool for tool in ("pkg-config", "gcc", "g++") if shutil.which(tool) is None]
     if "pkg-config" not in missing:

@@ -137,15 +137,16 @@ class RandomResizedCrop(Crop):
         log_ratio = np.log(self.ratio)
         aspect = np.exp(_between(uniforms[:, 1 : 2 * self._tries : 2], *log_ratio))
         w, h = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
-        fits = (0 < w) & (w <= W) & (0 < h) & (h <= H)
+        fits = (w > 0) & (w <= W) & (h > 0) & (h <= H)
         first = np.argmax(fits, axis=1)
         H, W, h, w = H[:, 0], W[:, 0], h[rows, first], w[rows, first]
         top = np.floor(uniforms[:, -2] * (H - h + 1))
         left = np.floor(uniforms[:, -1] * (W - w + 1))
 
         low, high = self.ratio
-        fallback_w = np.where(W / H > high, np.rint(H * high), W)
-        fallback_h = np.where(W / H < low, np.rint(W / low), H)
+        image_ratio = W / H
+        fallback_w = np.where(image_ratio > high, np.rint(H * high), W)
+        fallback_h = np.where(image_ratio < low, np.rint(W / low), H)
         found = fits.any(axis=1)
         h, w = np.where(found, h, fallback_h), np.where(found, w, fallback_w)
         top = np.where(found, top, np.floor((H - h) / 2))

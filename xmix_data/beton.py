@@ -9,14 +9,17 @@ sample data, allocation table; see the dtypes below.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -25,9 +28,9 @@ import numpy as np
 import numpy.typing as npt
 
 from xmix_data.encoding import JPG, RAW, StoredImage, encode_image, jpeg_problem
-from xmix_data.errors import BetonError, ImageError
+from xmix_data.errors import BetonError, ImageError, XMixError
 from xmix_data.files import whole_file
-from xmix_data.images import ClassFolder, ImageSource, MapDataset
+from xmix_data.images import MOST_CLASSES, ClassFolder, ImageSource, MapDataset, label_problem
 from xmix_data.progress import Progress
 
 __all__ = ["Beton", "Domain", "open_domain", "open_images", "write_beton"]
@@ -65,8 +68,6 @@ _SAMPLE = np.dtype([("f0", _IMAGE), ("f1", "<i8")], align=True)
 _SMALLEST_PAGE = 8 << 20
 _LARGEST_PAGE = 1 << 31
 _SAMPLES_A_TASK = 16
-_MOST_CLASSES = 1 << 20
-"""Labels from here on are damage, where no manifest names the classes."""
 
 MANIFEST_FORMAT = "xmix_data.manifest"
 ENCODINGS = ("jpg", "raw", "keep")
@@ -163,6 +164,8 @@ class Beton:
 
     def _sizes(self, table: Any) -> npt.NDArray[np.uint64]:
         pointers, sizes = table["ptr"], table["size"]
+        if len(table) and int(table["sample_id"].max()) >= self.num_samples:
+            raise self._fail("damaged: its allocation table knows more samples than its header")
         if len(table) == self.num_samples and np.array_equal(pointers, self.pointers):
             return np.asarray(sizes)  # written in order, as `write_beton` does
         order = np.argsort(pointers, kind="stable")
@@ -195,7 +198,7 @@ class Beton:
         if lowest < 0:
             raise self._fail(f"sample {int(np.argmin(self.labels))} has the label {lowest}")
         if self.manifest is None:
-            if highest >= _MOST_CLASSES:
+            if highest >= MOST_CLASSES:
                 raise self._fail(f"sample {int(np.argmax(self.labels))} has the label {highest}")
             self.class_names = [str(label) for label in range(highest + 1)]
         else:
@@ -265,8 +268,8 @@ class Beton:
         return f"index-sha256:{self._index_digest().hexdigest()}"
 
     def _index_digest(self) -> Any:
-        digest = hashlib.sha256(self._bytes[: self._index_stop])
-        digest.update(self._bytes[self._table_start :])
+        digest = hashlib.sha256(self._bytes[: self._index_stop].data)
+        digest.update(self._bytes[self._table_start :].data)
         return digest
 
     @property
@@ -299,7 +302,7 @@ class Beton:
             if found != self.manifest["content_hash"]:
                 raise self._fail("damaged: its content is not what its manifest's hash says")
         with Progress("verify", self.num_samples, enabled=progress) as bar:
-            for index in np.flatnonzero(self.modes == JPG):
+            for index in np.flatnonzero(self.modes == JPG).tolist():
                 problem = jpeg_problem(
                     self.data(index), int(self.heights[index]), int(self.widths[index])
                 )
@@ -312,7 +315,8 @@ class Beton:
         digest = hashlib.sha256()
         start = int(self.pointers.min())
         for offset in range(start, self._table_start, _SMALLEST_PAGE):
-            digest.update(self._bytes[offset : min(offset + _SMALLEST_PAGE, self._table_start)])
+            stop = min(offset + _SMALLEST_PAGE, self._table_start)
+            digest.update(self._bytes[offset:stop].data)
         return digest
 
     def __len__(self) -> int:
@@ -387,7 +391,7 @@ class Domain:
     def addresses(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
         """(B,) uint64: where in memory the bytes of each sample begin."""
         if len(self.betons) == 1:
-            return self._base[0] + self._pointers[0][indices]
+            return np.asarray(self._base[0] + self._pointers[0][indices])
         part = np.searchsorted(self._sample_starts, indices, side="right") - 1
         addresses = self._base[part]
         for number, pointers in enumerate(self._pointers):
@@ -514,9 +518,9 @@ class _Encoder:
         where = self._source.where(index)
         try:
             image, label = self._source.read(index)
-            if label < 0 or (self._names is not None and label >= len(self._names)):
-                known = "" if self._names is None else f" of the {len(self._names)} classes"
-                return _Failure(where, f"label {label} is none{known}", True)
+            problem = label_problem(label, self._names)
+            if problem is not None:
+                return _Failure(where, problem, True)
             return label, encode_image(image, **self._options)
         except Exception as error:  # whatever the user's dataset raises, named with its sample
             known_kind = isinstance(error, (ImageError, OSError))
@@ -567,9 +571,10 @@ def write_beton(
         ImageError: An image cannot be read, or a label lies outside the classes.
         OSError: The disk is full or not writable.
         ValueError: An option is impossible, or the dataset is empty.
+        XMixError: A worker process was killed.
     """
     path = Path(path)
-    _check_options(image_size, crop, encoding, quality, on_error, shard)
+    _check_options(image_size, crop, encoding, quality, on_error, num_workers, shard)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such folder; create it first")
     for existing in (path, manifest_path(path)):
@@ -580,12 +585,24 @@ def write_beton(
         raise ValueError(f"{path}: is the source itself; choose another name")
     if len(source) == 0:
         raise ValueError(f"{path}: the dataset has no samples; there is nothing to convert")
-    _check_names(source.class_names)
+    names = source.class_names
+    _check_names(names)
     index, count = shard or (0, 1)
     indices = range(len(source) * index // count, len(source) * (index + 1) // count)
-    options = dict(encoding=encoding, image_size=image_size, crop=crop, quality=quality)
+    if not indices:
+        raise ValueError(
+            f"{path}: shard {index} of {count} is empty, there are only {len(source)} samples; "
+            "make fewer shards"
+        )
+    if names is None and shard is not None:  # all shards must have the classes of the whole
+        names = [str(label) for label in range(int(source.labels().max()) + 1)]
+    options = {"encoding": encoding, "image_size": image_size, "crop": crop, "quality": quality}
     manifest_file = manifest_path(path)
-    with whole_file(manifest_file) as manifest_stream, whole_file(path) as stream:
+    with (
+        _named_worker_death(),
+        whole_file(manifest_file) as manifest_stream,
+        whole_file(path) as stream,
+    ):
         writer = _PageWriter(stream, path.parent, len(indices))
         skipped = []
         with Progress(f"convert {path.name}", len(indices), enabled=progress) as bar:
@@ -605,8 +622,10 @@ def write_beton(
                     writer.append(*item)
                 bar.advance()
         if not len(writer):
-            raise ImageError(f"{path}: not one of {len(indices)} images could be read")
-        names = source.class_names
+            raise ImageError(
+                f"{path}: not one of {len(indices)} images could be read; correct the dataset, "
+                f"beginning with {skipped[0]['path']}: {skipped[0]['reason']}"
+            )
         if names is None:
             names = [str(label) for label in range(int(writer.labels.max()) + 1)]
         content_hash = writer.finish()
@@ -630,6 +649,9 @@ def write_beton(
         }
         text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
         manifest_stream.write(text.encode(errors="surrogateescape"))
+        for written in (stream, manifest_stream):  # a disk that is full now costs nothing
+            written.flush()
+            os.fsync(written.fileno())
         manifest_file.unlink(missing_ok=True)  # an earlier one must not meet the new beton
     if skipped:
         _log.warning(
@@ -645,6 +667,7 @@ def _check_options(
     encoding: str,
     quality: int,
     on_error: str,
+    num_workers: int | None,
     shard: tuple[int, int] | None,
 ) -> None:
     for name, value, allowed in (
@@ -658,6 +681,8 @@ def _check_options(
         raise ValueError(f"image_size is {image_size}; it must lie in 1 .. 65500 or be None")
     if not 1 <= quality <= 100:
         raise ValueError(f"quality is {quality}; it must lie in 1 .. 100")
+    if num_workers is not None and num_workers < 0:
+        raise ValueError(f"num_workers is {num_workers}; it must be at least 0")
     if shard is not None and not 0 <= shard[0] < shard[1]:
         raise ValueError(f"shard {shard[0]} of {shard[1]} does not exist; counting starts at 0")
 
@@ -700,7 +725,7 @@ def _versions() -> dict[str, str]:
 def _encoded(
     source: ImageSource, indices: range, options: dict[str, Any], num_workers: int | None
 ) -> Iterator[tuple[int, StoredImage] | _Failure]:
-    """All samples encoded, in order, by torch's DataLoader: its workers are never lost unnoticed."""
+    """All samples encoded, in order, by torch's DataLoader: it notices when a worker dies."""
     encoder = _Encoder(source, indices, options)
     if num_workers is None:
         num_workers = len(os.sched_getaffinity(0))
@@ -716,20 +741,34 @@ def _encoded(
         num_workers=min(num_workers, -(-len(encoder) // _SAMPLES_A_TASK)),
         collate_fn=_unchanged,
         prefetch_factor=4,
+        worker_init_fn=_die_with_parent,
     )
-    try:
-        for batch in loader:
-            yield from batch
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise RuntimeError(
-            f"a conversion worker died ({error}); free memory or use fewer workers (num_workers)"
-        ) from error
+    for batch in loader:
+        yield from batch
 
 
 def _unchanged(batch: Any) -> Any:
     return batch
+
+
+def _die_with_parent(_: int) -> None:
+    """Orphaned by SIGKILL, a worker would wait for ever to hand over images, and keep the lock."""
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
+@contextmanager
+def _named_worker_death() -> Iterator[None]:
+    """Say what a dead worker means; torch's signal handler may raise anywhere in the block."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise XMixError(
+            f"a conversion worker died ({str(error).strip()}); free memory or use fewer workers "
+            "(num_workers)"
+        ) from error
 
 
 class _PageWriter:

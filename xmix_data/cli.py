@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("src", metavar="SRC", help="class folder, .beton, or torchvision:NAME")
     convert.add_argument("out", metavar="OUT.beton", type=Path)
     convert.add_argument("--encoding", choices=("jpg", "raw", "keep"), default="jpg",
-        help="JPEG; raw pixels; or JPEG bytes as they are where possible (default: jpg)")  # fmt: skip
+        help="JPEG, raw pixels, or JPEG bytes kept where possible (default: jpg)")  # fmt: skip
     convert.add_argument("--quality", type=int, default=90, help="of JPEG, 1 to 100 (default: 90)")
     convert.add_argument("--image-size", type=_image_size, default=256, metavar="PIXELS",
         help="shorter edge, or 'none' to keep every image's own (default: 256)")  # fmt: skip

@@ -45,10 +45,10 @@ turbojpeg()  # reports a missing system library in one line, before LLVM would
 llvmlite.binding.load_library_permanently(str(libffcv_path()))
 
 _i32, _u64, _ptr = types.int32, types.uint64, types.uintp
-_tj_header = types.ExternalFunction(
+_tj_header: Any = types.ExternalFunction(
     "tjDecompressHeader3", _i32(_ptr, _ptr, _u64, _ptr, _ptr, _ptr, _ptr)
 )
-_tj_decompress = types.ExternalFunction(
+_tj_decompress: Any = types.ExternalFunction(
     "tjDecompress2", _i32(_ptr, _ptr, _u64, _ptr, _i32, _i32, _i32, _i32, _i32)
 )
 
@@ -68,14 +68,17 @@ def _kernel(function: Any) -> Any:
         return numba.njit(nogil=True)(function)
 
 
-@intrinsic
-def _as_pointer(typing_context: Any, address: Any) -> Any:
+def _as_pointer_intrinsic(typing_context: Any, address: Any) -> Any:
     """An address as a pointer to bytes."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], cgutils.voidptr_t)
 
     return types.voidptr(_ptr), codegen
+
+
+_as_pointer: Any = intrinsic(_as_pointer_intrinsic)
+_carray: Any = numba.carray  # type: ignore[attr-defined]
 
 
 @_kernel
@@ -86,7 +89,7 @@ def _pixels(
     """(status, pixels (H*W*3,) uint8): raw pixels where they lie, JPEG decoded into ``buffer``."""
     count = height * width * 3
     if mode == RAW:
-        return OK, numba.carray(_as_pointer(address), (count,), np.uint8)
+        return OK, _carray(_as_pointer(address), (count,), np.uint8)
     at = header.ctypes.data
     if _tj_header(handle, address, size, at, at + 4, at + 8, at + 12) != 0:
         return DAMAGED, buffer[:count]
@@ -121,7 +124,7 @@ def _filter(inputs: int, outputs: int, starts: Any, counts: Any, weights: Any) -
 @_kernel
 def _taps(inputs: int, outputs: int) -> int:
     """The most inputs that one output pixel is made of."""
-    return int(math.ceil(max(inputs / outputs, 1.0))) * 2 + 1
+    return math.ceil(max(inputs / outputs, 1.0)) * 2 + 1
 
 
 @_kernel

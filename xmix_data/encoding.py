@@ -17,9 +17,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from xmix_data.errors import ImageError, MissingDependencyError
 
 __all__ = [
-    "Decompressor",
     "JPG",
     "RAW",
+    "Decompressor",
     "StoredImage",
     "encode_image",
     "jpeg_problem",
@@ -32,6 +32,8 @@ JPG, RAW = 0, 1
 
 _LARGEST_SIDE = {JPG: 65_500, RAW: 65_535}
 """libjpeg's limit, and the limit of the beton's 16-bit sides."""
+_ORIENTATION = 0x0112
+"""The EXIF tag."""
 
 
 class StoredImage(NamedTuple):
@@ -65,13 +67,23 @@ def encode_image(
     Raises:
         ImageError: The image cannot be read, or is too long to be stored.
     """
+    mode = RAW if encoding == "raw" else JPG
     try:
         opened = _open(image)
-        if encoding == "keep" and isinstance(image, bytes):
-            kept = _keep(opened, image, image_size, crop)
+        size = _stored_size(opened, image_size, crop)
+        if max(size) > _LARGEST_SIDE[mode]:
+            raise ImageError(
+                f"it would be stored as {size[0]}x{size[1]}, above the limit of "
+                f"{_LARGEST_SIDE[mode]} a side; use a square crop or a smaller image size"
+            )
+        if isinstance(image, bytes):
+            kept = _keep(opened, image, size) if encoding == "keep" else None
             if kept is not None:
                 return kept
-        pixels = _resize(_rgb(opened, image_size), image_size, crop)
+            # Decoding a large JPEG at a fraction of its size, at least twice what is needed.
+            # Only here: it would change a PIL image that belongs to the caller.
+            opened.draft(None, (2 * min(size), 2 * min(size)))
+        pixels = _resize(_rgb(opened), size, crop)
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -80,17 +92,11 @@ def encode_image(
         raise ImageError(f"{error}; resize it first") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise ImageError(f"unreadable or truncated image ({error})") from error
-    mode = RAW if encoding == "raw" else JPG
-    width, height = pixels.size
-    if max(width, height) > _LARGEST_SIDE[mode]:
-        raise ImageError(
-            f"it would be stored as {width}x{height}, above the limit of {_LARGEST_SIDE[mode]} "
-            "a side; use a square crop or a smaller image size"
-        )
+    width, height = size
     if mode == RAW:
         return StoredImage(RAW, height, width, pixels.tobytes())
     stream = io.BytesIO()
-    pixels.save(stream, "JPEG", quality=quality)
+    pixels.save(stream, "JPEG", quality=quality, comment=None)  # the source's may be too long
     return StoredImage(JPG, height, width, stream.getvalue())
 
 
@@ -119,10 +125,19 @@ def _open(image: Any) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _rgb(image: Image.Image, image_size: int | None) -> Image.Image:
-    if image_size is not None:
-        # Decoding a large JPEG at a fraction of its size, at least twice what is needed.
-        image.draft(None, (2 * image_size, 2 * image_size))  # type: ignore[arg-type]
+def _stored_size(image: Image.Image, image_size: int | None, crop: str) -> tuple[int, int]:
+    """(width, height) as stored; taken before `draft`, whose rounded sides would change it."""
+    width, height = image.size
+    if image.getexif().get(_ORIENTATION) in (5, 6, 7, 8):  # turned by 90 degrees
+        width, height = height, width
+    short = min(width, height)
+    if short == 0:
+        raise ImageError(f"the image has no pixels ({width}x{height})")
+    size = image_size or short
+    return (size, size) if crop == "square" else _uncropped_size(width, height, size)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16") or image.mode == "I":
         array = np.asarray(image)
@@ -134,18 +149,16 @@ def _rgb(image: Image.Image, image_size: int | None) -> Image.Image:
     return image.convert("RGB")
 
 
-def _resize(image: Image.Image, image_size: int | None, crop: str) -> Image.Image:
+def _resize(image: Image.Image, size: tuple[int, int], crop: str) -> Image.Image:
+    if crop == "none":
+        return image.resize(size, Image.Resampling.BILINEAR)
     width, height = image.size
     short = min(width, height)
-    size = image_size or short
-    if crop == "square":
-        if short == size:
-            left, top = (width - size) // 2, (height - size) // 2
-            return image.crop((left, top, left + size, top + size))
-        x, y = (width - short) / 2, (height - short) / 2
-        box = (x, y, x + short, y + short)
-        return image.resize((size, size), Image.Resampling.BILINEAR, box)
-    return image.resize(_uncropped_size(width, height, size), Image.Resampling.BILINEAR)
+    if short == size[0]:
+        left, top = (width - short) // 2, (height - short) // 2
+        return image.crop((left, top, left + short, top + short))
+    x, y = (width - short) / 2, (height - short) / 2
+    return image.resize(size, Image.Resampling.BILINEAR, (x, y, x + short, y + short))
 
 
 def _uncropped_size(width: int, height: int, size: int) -> tuple[int, int]:
@@ -155,17 +168,15 @@ def _uncropped_size(width: int, height: int, size: int) -> tuple[int, int]:
     return size * width // height, size
 
 
-def _keep(image: Image.Image, data: bytes, image_size: int | None, crop: str) -> StoredImage | None:
+def _keep(image: Image.Image, data: bytes, size: tuple[int, int]) -> StoredImage | None:
     """The JPEG as it is, where a stock decoder makes the stored pixels from it; else ``None``."""
-    width, height = image.size
-    size = image_size or min(width, height)
-    needed = (size, size) if crop == "square" else _uncropped_size(width, height, size)
+    width, height = size
     if (
         image.format != "JPEG"
         or image.mode not in ("RGB", "L")
         or image.info.get("progressive")
-        or image.getexif().get(0x0112, 1) != 1  # Orientation
-        or needed != (width, height)
+        or image.getexif().get(_ORIENTATION, 1) != 1
+        or image.size != size
         or jpeg_problem(data, height, width) is not None
     ):
         return None
@@ -203,7 +214,9 @@ def turbojpeg() -> ctypes.CDLL:
             f"libffcv cannot be loaded ({error}): "
             "`sudo apt-get install libopencv-dev libturbojpeg0-dev`"
         ) from error
-    pointer, integer, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_ulong
+    pointer: Any = ctypes.c_void_p
+    integer: Any = ctypes.c_int
+    size: Any = ctypes.c_ulong
     library.tjInitDecompress.restype = pointer
     library.tjDestroy.argtypes = [pointer]
     library.tjGetErrorStr2.argtypes = [pointer]
@@ -247,6 +260,8 @@ def jpeg_problem(data: bytes | npt.NDArray[np.uint8], height: int, width: int) -
     header = np.zeros(4, np.int32)
     fields = [header[i:].ctypes.data for i in range(4)]
     if library.tjDecompressHeader3(handle, stream.ctypes.data, stream.size, *fields):
+        # libjpeg-turbo 2 leaves the handle inside the bad header, to refuse all that comes after.
+        del _of_this_thread.decompressor
         return decompressor.error()
     if (header[1], header[0]) != (height, width):
         return f"the JPEG is {header[0]}x{header[1]}, the index says {width}x{height}"

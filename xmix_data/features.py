@@ -23,6 +23,8 @@ from xmix_data.progress import Progress
 
 __all__ = ["class_centroids", "load_backbone", "penultimate_features"]
 
+_WITHOUT_LINEAR = "squeezenet"
+"""Classifies by a convolution: what comes before it is no feature vector."""
 _CROP = 224
 """Side of the centre crop, the test-time transform of the paper; smaller images are used whole."""
 
@@ -149,7 +151,7 @@ def load_backbone(name: str, weights: str | os.PathLike[str]) -> nn.Module:
     """
     from torchvision import models
 
-    known = models.list_models(models)
+    known = [n for n in models.list_models(models) if not n.startswith(_WITHOUT_LINEAR)]
     if name not in known:
         close = [n for n in known if n[:4] == name[:4]] or ["resnet18", "resnet50"]
         raise ValueError(f"torchvision has no classifier {name!r}; there are {', '.join(close)}")

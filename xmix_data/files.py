@@ -24,17 +24,17 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
     Raises:
         FileExistsError: Another process is writing the same file.
+        IsADirectoryError: ``path`` is a folder.
         OSError: The disk is full or not writable; names the file.
     """
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: is a folder; give the name of a file")
     partial = path.with_name(path.name + ".partial")
     try:
         with open(os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                message = f"{path}: another process is writing it; wait for it"
-                raise FileExistsError(message) from None
+            if not _lock(stream, partial):
+                raise FileExistsError(f"{path}: another process is writing it; wait for it")
             try:
                 stream.truncate(0)
                 yield stream
@@ -45,11 +45,20 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
                 partial.unlink(missing_ok=True)
                 raise
     except OSError as error:
-        if error.errno is None:
-            raise
+        if error.errno is None or isinstance(error.__cause__, OSError):
+            raise  # it says already what and where, as the error of a file written meanwhile does
         message = f"{path}: cannot be written ({error.strerror}); free space or write elsewhere"
         raise type(error)(error.errno, message) from error
     _sync_folder(path.parent)
+
+
+def _lock(stream: BinaryIO, partial: Path) -> bool:
+    """Lock a partial file, unless another writer holds it or has finished since it was opened."""
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(stream.fileno()), os.stat(partial))
+    except (BlockingIOError, FileNotFoundError):
+        return False
 
 
 def _sync_folder(folder: Path) -> None:

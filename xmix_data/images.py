@@ -10,7 +10,7 @@ import hashlib
 import operator
 import os
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +23,10 @@ __all__ = ["ClassFolder", "ImageSource", "MapDataset", "Subset", "select", "torc
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """What `torchvision.datasets.ImageFolder` takes for an image."""
+
+
+MOST_CLASSES = 1 << 20
+"""Labels from here on are mistakes or damage, where nothing names the classes."""
 
 
 class ImageSource(Protocol):
@@ -57,7 +61,9 @@ class ClassFolder:
 
     Raises:
         FileNotFoundError: ``root`` does not exist.
-        ValueError: No class folders, a class without images, or two folders of the same class.
+        OSError: A folder cannot be listed.
+        ValueError: No class folders, a class without images, two folders of the same class, or a
+            link to a folder that contains it.
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
@@ -80,7 +86,7 @@ class ClassFolder:
         """Files below the class folders that are no images by their suffix."""
         for label, folder in enumerate(folders):
             before = len(self._paths)
-            for where, _, files in sorted(os.walk(folder.path, followlinks=True)):
+            for where, files in sorted(_folders(folder.path)):
                 images = [name for name in sorted(files) if name.lower().endswith(IMAGE_SUFFIXES)]
                 self._paths += [os.path.join(where, name) for name in images]
                 self.ignored_files += len(files) - len(images)
@@ -101,7 +107,11 @@ class ClassFolder:
         digest = hashlib.sha256()
         for path in self._paths:
             relative = os.path.relpath(path, self.root)
-            digest.update(f"{relative}\0{os.path.getsize(path)}\n".encode(errors="surrogateescape"))
+            try:
+                size = os.path.getsize(path)
+            except OSError:  # a dangling link, say: reading it is what fails, and may be skipped
+                size = -1
+            digest.update(f"{relative}\0{size}\n".encode(errors="surrogateescape"))
         return f"files:{digest.hexdigest()}"
 
     def __len__(self) -> int:
@@ -115,6 +125,26 @@ class ClassFolder:
 
     def where(self, index: int) -> str:
         return self._paths[index]
+
+
+def _folders(top: str) -> Iterator[tuple[str, list[str]]]:
+    """The folders below ``top``, itself first, each with its files; links are followed."""
+
+    def refuse(error: OSError) -> None:
+        raise type(error)(
+            error.errno, f"{error.filename}: cannot be listed ({error.strerror}); mend or remove it"
+        )
+
+    above = {top: {os.path.realpath(top)}}
+    for where, folders, files in os.walk(top, followlinks=True, onerror=refuse):
+        around = above.pop(where)
+        for name in folders:
+            path = os.path.join(where, name)
+            real = os.path.realpath(path)
+            if real in around:  # walked on, its images would count again and again
+                raise ValueError(f"{path}: leads back to a folder above it; remove the link")
+            above[path] = around | {real}
+        yield where, files
 
 
 def _reject_same_folder(folders: Sequence[os.DirEntry[str]]) -> None:
@@ -161,23 +191,38 @@ class MapDataset:
         return len(self._dataset)
 
     def labels(self) -> npt.NDArray[np.int64]:
-        known = getattr(self._dataset, "targets", None)
-        if known is None or len(known) != len(self):
-            known = [self.read(index)[1] for index in range(len(self))]
-        return np.asarray([operator.index(label) for label in known], np.int64)
+        targets: Any = getattr(self._dataset, "targets", None)
+        known = targets is not None and len(targets) == len(self)
+        labels = np.empty(len(self), np.int64)
+        for index in range(len(self)):
+            try:
+                labels[index] = _label(targets[index]) if known else self.read(index)[1]
+            except Exception as error:  # whatever the user's dataset raises, named with its sample
+                reason = str(error) if isinstance(error, ImageError) else repr(error)
+                raise ImageError(
+                    f"{self.where(index)}: its label cannot be read: {reason}; correct the dataset"
+                ) from error
+        return labels
 
     def read(self, index: int) -> tuple[Any, int]:
         sample = self._dataset[index]
         try:
             image, label = sample
-            return image, operator.index(label)
         except (TypeError, ValueError):
             raise ImageError(
                 f"the sample is {_shorten(sample)}, expected a pair (image, integer label)"
             ) from None
+        return image, _label(label)
 
     def where(self, index: int) -> str:
         return f"{type(self._dataset).__name__}[{index}]"
+
+
+def _label(label: Any) -> int:
+    try:
+        return operator.index(label)
+    except TypeError:
+        raise ImageError(f"the label is {_shorten(label)}, expected an integer") from None
 
 
 class Subset:
@@ -186,14 +231,19 @@ class Subset:
     Args:
         source: What to take from.
         indices: (K,) increasing sample indices.
+        labels: (K,) class ids of these samples in the source.
         classes: Class ids to keep, increasing; they become 0, 1, ...
     """
 
     def __init__(
-        self, source: ImageSource, indices: npt.NDArray[np.int64], classes: Sequence[int]
+        self,
+        source: ImageSource,
+        indices: npt.NDArray[np.int64],
+        labels: npt.NDArray[np.int64],
+        classes: Sequence[int],
     ) -> None:
-        self._source, self._indices = source, indices
-        self._new_id = {old: new for new, old in enumerate(classes)}
+        self._source, self._indices, self._old_labels = source, indices, labels
+        self._labels = np.searchsorted(classes, labels).astype(np.int64)
         names = source.class_names
         self._names = [names[old] if names else str(old) for old in classes]
 
@@ -212,13 +262,16 @@ class Subset:
         return len(self._indices)
 
     def labels(self) -> npt.NDArray[np.int64]:
-        return np.array(
-            [self._new_id[int(label)] for label in self._source.labels()[self._indices]], np.int64
-        )
+        return self._labels
 
     def read(self, index: int) -> tuple[Any, int]:
         image, label = self._source.read(int(self._indices[index]))
-        return image, self._new_id[label]
+        expected = int(self._old_labels[index])
+        if label != expected:
+            raise ImageError(
+                f"its label is {label}, and {expected} by the dataset's `targets`; make them agree"
+            )
+        return image, int(self._labels[index])
 
     def where(self, index: int) -> str:
         return self._source.where(int(self._indices[index]))
@@ -239,12 +292,21 @@ def select(
             at random, always the same ones.
 
     Raises:
+        ImageError: A label cannot be read, or lies outside the classes.
         ValueError: A class is unknown or named twice, or ``per_class`` is below 1.
     """
     if classes is None and per_class is None:
         return source
     labels = source.labels()
-    names = source.class_names or [str(i) for i in range(int(labels.max(initial=-1)) + 1)]
+    names = source.class_names
+    wrong = (labels < 0) | (labels >= (MOST_CLASSES if names is None else len(names)))
+    if wrong.any():
+        index = int(np.argmax(wrong))
+        raise ImageError(
+            f"{source.where(index)}: {label_problem(int(labels[index]), names)}; correct the label"
+        )
+    if names is None:
+        names = [str(i) for i in range(int(labels.max(initial=-1)) + 1)]
     wanted = names if classes is None else list(classes)
     known = {name: i for i, name in enumerate(names)}
     for position, name in enumerate(wanted):
@@ -261,7 +323,16 @@ def select(
         if per_class < 1:
             raise ValueError(f"per_class is {per_class}; it must be at least 1")
         keep &= _sample_per_class(labels, per_class)
-    return Subset(source, np.flatnonzero(keep).astype(np.int64), ids)
+    indices = np.flatnonzero(keep).astype(np.int64)
+    return Subset(source, indices, labels[indices], ids)
+
+
+def label_problem(label: int, names: Sequence[str] | None) -> str | None:
+    """What is wrong with a label, or ``None`` where it is one of the classes."""
+    if 0 <= label < (MOST_CLASSES if names is None else len(names)):
+        return None
+    classes = f"0 .. {MOST_CLASSES - 1}" if names is None else f"the {len(names)} classes"
+    return f"label {label} is none of {classes}"
 
 
 def _sample_per_class(labels: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.bool_]:
@@ -283,7 +354,7 @@ def torchvision_dataset(name: str, root: str | os.PathLike[str], split: str) -> 
         split: Passed as ``split=``, or as ``train=`` where the dataset knows only two parts.
 
     Raises:
-        ValueError: torchvision has no such dataset.
+        ValueError: torchvision has no such dataset, or the dataset no such split.
         OSError: The download failed.
     """
     import inspect
@@ -301,6 +372,8 @@ def torchvision_dataset(name: str, root: str | os.PathLike[str], split: str) -> 
     if "split" in parameters:
         options["split"] = split
     elif "train" in parameters:
+        if split not in ("train", "test"):
+            raise ValueError(f"torchvision:{name} has the splits train and test, not {split!r}")
         options["train"] = split == "train"
     if "download" in parameters:
         options["download"] = True
@@ -315,4 +388,5 @@ def torchvision_dataset(name: str, root: str | os.PathLike[str], split: str) -> 
 
 def _shorten(value: Any) -> str:
     text = ", ".join(map(str, value)) if isinstance(value, list) else repr(value)
+    text = " ".join(text.split())
     return text if len(text) <= 80 else text[:77] + "..."

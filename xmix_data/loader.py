@@ -199,7 +199,7 @@ class _Loader(Generic[B]):
         """Since construction: ``batches`` and ``samples`` received by this process, seconds that
         the consumer waited for data and that the loader waited for the consumer."""
         totals = dict(self._stats)
-        current = self._pass and self._pass()
+        current = None if self._pass is None else self._pass()
         if current is not None:
             for key, value in current.stats().items():
                 totals[key] += value
@@ -213,7 +213,7 @@ class _Loader(Generic[B]):
         self._close_pass()
 
     def _close_pass(self) -> None:
-        current = self._pass and self._pass()
+        current = None if self._pass is None else self._pass()
         if current is not None:
             current.close()
         self._pass = None
@@ -460,8 +460,8 @@ class XMixLoader(_Loader[Any]):
         source_labels, lam = self._on_device(source_ids), self._on_device(rows.lam)
         if not self._mix:
             domains = self._on_device(self._source.domain_of_class(source_ids))
-            return PairedBatch(*images, target_labels, source_labels, domains, lam)
-        batch = MixedBatch(*images, target_labels, source_labels, lam)
+            return PairedBatch(images[0], images[1], target_labels, source_labels, domains, lam)
+        batch = MixedBatch(images[0], target_labels, source_labels, lam)
         if self._soft:
             labels = batch.soft_labels(self.num_target_classes, self.num_source_classes)
             return batch.images, labels

@@ -314,13 +314,13 @@ def cosine_similarity(
             f"FAISS cannot be imported ({error}): `pip install faiss-gpu` (Linux x86-64, with or "
             "without a GPU) or `pip install faiss-cpu`"
         ) from error
-    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (target, source)]
+    t, s = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (target, source))
     if getattr(faiss, "get_num_gpus", int)() > 0:
         cosines = faiss.pairwise_distance_gpu(
-            faiss.StandardGpuResources(), *unit, metric=faiss.METRIC_INNER_PRODUCT
+            faiss.StandardGpuResources(), t, s, metric=faiss.METRIC_INNER_PRODUCT
         )
     else:
-        cosines = faiss.pairwise_distances(*unit, metric=faiss.METRIC_INNER_PRODUCT)
+        cosines = faiss.pairwise_distances(t, s, metric=faiss.METRIC_INNER_PRODUCT)
     return np.asarray(np.clip(np.round(cosines, _COSINE_DECIMALS), -1, 1), np.float32)
 
 

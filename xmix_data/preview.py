@@ -33,7 +33,7 @@ def contact_sheet(
     if len(rows) == 2:
         weight = lam[:, None, None, None].astype(np.float64)
         mixed = np.rint(weight * pixels[0] + (1 - weight) * pixels[1]).astype(np.uint8)
-        rows.append((mixed, [f"λ = {value:.2f}" for value in lam]))
+        rows.append((mixed, [f"lam = {value:.2f}" for value in lam]))
     titles = ("target", "source", "mixed")
     count, height, width = pixels[0].shape[:3]
     zoom = max(1, -(-_SMALLEST_CELL // min(height, width)))

@@ -1,0 +1,53 @@
+# One target for each thing a person does. `make demo` and `make test` set everything up themselves.
+#
+#   VENV=DIR     use or make the environment in DIR (default .venv)
+#   PYTHON=EXE   the Python >= 3.10 to make it with (default python3)
+
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+READY := $(VENV)/.xmix_data-ready
+
+.PHONY: help demo test check format bench tables clean
+
+help:
+	@echo "make demo    the whole way on data that packages ship, about two minutes"
+	@echo "make test    all checks: ruff, mypy, import rules, pytest"
+	@echo "make check   the same without pytest"
+	@echo "make format  put the code into ruff's format"
+	@echo "make bench DATA=FOLDER  measure conversion and loading on a class folder of photographs"
+	@echo "make tables  redraw the tables of README.md from benchmarks/results"
+	@echo "make clean   remove the environment and what was built"
+
+demo: $(READY)
+	$(BIN)/xmix demo
+
+test: check
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)
+	@test -n "$(DATA)" || { echo "give a class folder of photographs: make bench DATA=FOLDER"; exit 2; }
+	$(BIN)/python benchmarks/first_steps.py $(DATA)
+
+tables: $(READY)
+	$(BIN)/python benchmarks/tables.py
+
+$(READY): setup.py pyproject.toml .ci/system-packages
+	@.ci/system-packages $(PYTHON)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[demo,test]'
+	@touch $(READY)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,62 @@
+"""Soft labels and the loss."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy, log_softmax
+
+from xmix_data import MixedBatch, xmixup_loss
+
+B, N, M = 6, 3, 5
+
+
+def batch() -> MixedBatch:
+    random = torch.Generator().manual_seed(0)
+    return MixedBatch(
+        torch.zeros(B, 3, 2, 2),
+        torch.randint(N, (B,), generator=random),
+        torch.randint(M, (B,), generator=random),
+        torch.rand(B, generator=random),
+    )
+
+
+def test_loss_is_the_formula_summed_by_hand() -> None:
+    target, source, mixed = torch.randn(B, N).double(), torch.randn(B, M).double(), batch()
+    total = 0.0
+    for i in range(B):
+        lam = float(mixed.lam[i])
+        total -= lam * float(log_softmax(target[i], 0)[mixed.target_labels[i]])
+        total -= (1 - lam) * float(log_softmax(source[i], 0)[mixed.source_labels[i]])
+    assert float(xmixup_loss(target, source, mixed)) == pytest.approx(total / B, rel=1e-12)
+
+
+def test_joint_head_is_two_heads_plus_the_mass_of_each_block() -> None:
+    """L_joint = L_two + mean(-λ log P(T) - (1 - λ) log P(S)), exactly."""
+    target, source, mixed = torch.randn(B, N).double(), torch.randn(B, M).double(), batch()
+    both = torch.cat([target, source], 1)
+    labels = mixed.soft_labels(N, M).double()
+    mass = log_softmax(both, 1).exp()
+    p_target, p_source = mass[:, :N].sum(1), mass[:, N:].sum(1)
+    lam = mixed.lam.double()
+    extra = (-lam * p_target.log() - (1 - lam) * p_source.log()).mean()
+    joint = cross_entropy(both, labels)
+    assert float(joint) == pytest.approx(float(xmixup_loss(target, source, mixed) + extra), 1e-6)
+
+
+def test_loss_reaches_both_heads() -> None:
+    target, source = torch.zeros(B, N, requires_grad=True), torch.zeros(B, M, requires_grad=True)
+    xmixup_loss(target, source, batch()).backward()
+    assert target.grad is not None and target.grad.abs().sum() > 0
+    assert source.grad is not None and source.grad.abs().sum() > 0
+
+
+def test_soft_labels_reject_too_few_classes() -> None:
+    mixed = batch()._replace(target_labels=torch.full((B,), 4))
+    with pytest.raises(ValueError, match="target label 4 does not fit into 3 target classes"):
+        mixed.soft_labels(N, M)
+
+
+def test_loss_rejects_logits_of_another_batch() -> None:
+    with pytest.raises(ValueError, match=r"source_logits has shape \(5, 5\), expected \(6"):
+        xmixup_loss(torch.zeros(B, N), torch.zeros(B - 1, M), batch())

@@ -1,0 +1,622 @@
+"""The loaders' semantics, one check a promise, over every backend; `torch` is the oracle."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Betons, Images, Numbered, NumberedBetons, reversed_pairing
+
+import xmix_data
+from xmix_data import (
+    CenterCrop,
+    ImageLoader,
+    MixedBatch,
+    PairedBatch,
+    PairedClass,
+    Pairing,
+    RandomCrop,
+    RandomResizedCrop,
+    XMixLoader,
+    write_beton,
+)
+
+FP32_TOLERANCE = 1e-6
+JPEG_TOLERANCE = 2
+"""Grey levels by which JPEG decoders may differ; libjpeg-turbo's accurate DCT gives 0."""
+
+CROPS = [RandomCrop(32), CenterCrop(32), RandomResizedCrop((20, 28)), RandomCrop((40, 17))]
+
+
+def mixed(betons: Betons, **options: Any) -> XMixLoader:
+    settings = {"batch_size": 8, "crop": RandomCrop(32), "seed": 3, "num_workers": 2, **options}
+    return XMixLoader(betons.target_raw, betons.source_raw, betons.pairing, **settings)
+
+
+def crops(numbered: NumberedBetons, **options: Any) -> XMixLoader:
+    """Unmixed uint8 batches whose pictures tell their indices."""
+    settings = {"batch_size": 4, "crop": RandomCrop(8), "seed": 5, "num_workers": 2, **options}
+    return XMixLoader(
+        numbered.target, numbered.source, numbered.pairing, mix=False, dtype=torch.uint8, **settings
+    )
+
+
+def assert_same(one: Any, other: Any) -> None:
+    assert type(one) is type(other)
+    for a, b in zip(one, other, strict=True):
+        assert torch.equal(a, b)
+
+
+def targets_of(batches: list[Any]) -> list[int]:
+    return [i for batch in batches for i in Numbered.indices(batch.target_images)]
+
+
+# ------------------------------------------------------------------ what a batch is
+
+
+def test_mixed_batch_has_the_promised_shapes_and_types(betons: Betons, backend: str) -> None:
+    loader = mixed(betons, backend=backend)
+    batch = next(iter(loader))
+    assert isinstance(batch, MixedBatch)
+    assert batch.images.shape == (8, 3, 32, 32)
+    assert batch.images.dtype == torch.float32
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    assert batch.target_labels.dtype == batch.source_labels.dtype == torch.int64
+    assert batch.lam.dtype == torch.float32
+    assert batch.lam.shape == batch.target_labels.shape == batch.source_labels.shape == (8,)
+    assert (loader.num_target_classes, loader.num_source_classes) == (4, 6)
+    assert len(loader) == 27 // 8
+
+
+def test_mixed_images_are_the_stated_formula(betons: Betons, backend: str) -> None:
+    """Eq. 4 on the crops that the same plan gives unmixed."""
+    mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    pairs = mixed(betons, mix=False, dtype=torch.uint8, backend="torch")
+    loader = mixed(betons, mean=mean, std=std, backend=backend)
+    shift, scale = (torch.tensor(x, dtype=torch.float64)[None, :, None, None] for x in (mean, std))
+    for pair, batch in zip(pairs, loader, strict=True):
+        lam = batch.lam.double()[:, None, None, None]
+        both = lam * pair.target_images / 255 + (1 - lam) * pair.source_images / 255
+        assert torch.equal(pair.lam, batch.lam)
+        assert (batch.images - (both - shift) / scale).abs().max() < FP32_TOLERANCE
+
+
+def test_labels_and_sources_follow_the_pairing(numbered: NumberedBetons, backend: str) -> None:
+    target, source = Numbered([12, 10, 15], "t").targets, Numbered([40, 30, 5, 25], "s").targets
+    for batch in crops(numbered, backend=backend):
+        assert isinstance(batch, PairedBatch)
+        shown = Numbered.indices(batch.target_images)
+        assert [target[i] for i in shown] == batch.target_labels.tolist()
+        shown = Numbered.indices(batch.source_images)
+        assert [source[i] for i in shown] == batch.source_labels.tolist()
+        assert (batch.source_labels == 3 - batch.target_labels).all()
+        assert (batch.source_domains == 0).all()
+
+
+def test_soft_labels_put_lam_on_the_target_block(betons: Betons, backend: str) -> None:
+    hard, soft = mixed(betons, backend=backend), mixed(betons, labels="soft", backend=backend)
+    for batch, (images, labels) in zip(hard, soft, strict=True):
+        assert torch.equal(images, batch.images)
+        assert labels.shape == (8, 4 + 6)
+        assert torch.allclose(labels.sum(1), torch.ones(8))
+        rows = torch.arange(8)
+        assert torch.equal(labels[rows, batch.target_labels], batch.lam)
+        assert torch.equal(labels[rows, 4 + batch.source_labels], 1 - batch.lam)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("mix", [True, False])
+def test_half_precision_is_the_rounded_fp32(
+    betons: Betons, backend: str, dtype: torch.dtype, mix: bool
+) -> None:
+    exact = next(iter(mixed(betons, backend=backend, mix=mix)))
+    half = next(iter(mixed(betons, backend=backend, mix=mix, dtype=dtype)))
+    assert half[0].dtype == dtype
+    assert half[0].is_contiguous(memory_format=torch.channels_last)
+    step = 2**-8 if dtype == torch.bfloat16 else 2**-11
+    assert ((half[0].float() - exact[0]).abs() <= step * exact[0].abs() + 1e-6).all()
+
+
+def test_batches_belong_to_the_caller(betons: Betons, backend: str) -> None:
+    for mix in (True, False):
+        held = list(mixed(betons, backend=backend, mix=mix, prefetch=1))
+        copies = [type(b)(*(x.clone() for x in b)) for b in mixed(betons, backend=backend, mix=mix)]
+        for one, other in zip(held, copies, strict=True):
+            assert_same(one, other)
+
+
+# ------------------------------------------------------------------ the plan decides
+
+
+@pytest.mark.parametrize("change", [{"num_workers": 1}, {"num_workers": 5}, {"prefetch": 1},
+                                    {"prefetch": 9}])  # fmt: skip
+def test_threads_and_prefetch_change_nothing(
+    betons: Betons, backend: str, change: dict[str, int]
+) -> None:
+    for one, other in zip(
+        mixed(betons, backend=backend), mixed(betons, backend=backend, **change), strict=True
+    ):
+        assert_same(one, other)
+
+
+def test_an_epoch_is_one_pass_over_the_target(numbered: NumberedBetons, backend: str) -> None:
+    loader = crops(numbered, backend=backend, drop_last=False)
+    orders = [targets_of(list(loader)) for _ in range(3)]
+    assert all(sorted(order) == list(range(37)) for order in orders)
+    assert orders[0] != orders[1] != orders[2]
+    assert loader.epoch == 3
+
+
+def test_seed_and_epoch_are_all_that_is_random(betons: Betons, backend: str) -> None:
+    again, later = mixed(betons, backend=backend), mixed(betons, backend=backend)
+    first, second = list(again), list(again)
+    later.set_epoch(1)
+    for one, other in zip(second, later, strict=True):
+        assert_same(one, other)
+    assert not torch.equal(first[0].images, second[0].images)
+    other_seed = next(iter(mixed(betons, backend=backend, seed=4)))
+    assert not torch.equal(first[0].images, other_seed.images)
+
+
+def test_batch_size_does_not_change_the_sequence(numbered: NumberedBetons, backend: str) -> None:
+    small = list(crops(numbered, backend=backend, batch_size=3, drop_last=False))
+    large = list(crops(numbered, backend=backend, batch_size=11, drop_last=False))
+    for field in range(len(small[0])):
+        one, other = (torch.cat([batch[field] for batch in b]) for b in (small, large))
+        assert torch.equal(one, other)
+
+
+# ------------------------------------------------------------------ equality of backends
+
+
+@pytest.mark.parametrize("crop", CROPS, ids=repr)
+@pytest.mark.parametrize("flip", [True, False])
+def test_raw_crops_are_equal_bit_for_bit(betons: Betons, crop: Any, flip: bool) -> None:
+    options = {"crop": crop, "flip": flip, "mix": False, "dtype": torch.uint8}
+    for one, other in zip(
+        mixed(betons, backend="ffcv", **options), mixed(betons, backend="torch", **options),
+        strict=True,
+    ):  # fmt: skip
+        assert one.target_images.dtype == torch.uint8
+        assert_same(one, other)
+
+
+@pytest.mark.parametrize("crop", CROPS, ids=repr)
+@pytest.mark.parametrize("mix", [True, False])
+def test_fp32_of_raw_images_agrees(betons: Betons, crop: Any, mix: bool) -> None:
+    for one, other in zip(
+        mixed(betons, backend="ffcv", crop=crop, mix=mix),
+        mixed(betons, backend="torch", crop=crop, mix=mix),
+        strict=True,
+    ):
+        for a, b in zip(one, other, strict=True):
+            if a.ndim == 4:
+                assert (a - b).abs().max() < FP32_TOLERANCE
+            else:
+                assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("crop", CROPS, ids=repr)
+@pytest.mark.parametrize("encodings", [("jpg", "jpg"), ("raw", "jpg"), ("jpg", "raw")])
+def test_jpeg_agrees_within_the_decoder_tolerance(
+    betons: Betons, crop: Any, encodings: tuple[str, str]
+) -> None:
+    target = getattr(betons, f"target_{encodings[0]}")
+    source = getattr(betons, f"source_{encodings[1]}")
+    loaders = [
+        XMixLoader(
+            target, source, betons.pairing, batch_size=9, crop=crop, mix=False,
+            dtype=torch.uint8, backend=backend,
+        )
+        for backend in ("ffcv", "torch")
+    ]  # fmt: skip
+    for one, other in zip(*loaders, strict=True):
+        for a, b in zip(one, other, strict=True):
+            assert (a.int() - b.int()).abs().max() <= (JPEG_TOLERANCE if a.ndim == 4 else 0)
+
+
+def test_images_of_many_sizes_are_cropped_alike(tmp_path: Path) -> None:
+    class Varied(Images):
+        def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+            image, label = super().__getitem__(index)
+            return image[: 33 + index % 8, : 40 - index % 7], label
+
+    options = {"image_size": None, "crop": "none", "num_workers": 0, "progress": False}
+    target = write_beton(Varied([9, 9], "t"), tmp_path / "t.beton", encoding="raw", **options)
+    source = write_beton(Varied([9, 9], "s"), tmp_path / "s.beton", encoding="jpg", **options)
+    assert target.image_size is None
+    for crop in (RandomCrop(32), RandomResizedCrop(24)):
+        batches = [
+            next(iter(XMixLoader(
+                target, source, reversed_pairing(target, source), batch_size=18, crop=crop,
+                mix=False, dtype=torch.uint8, backend=backend,
+            )))
+            for backend in ("ffcv", "torch")
+        ]  # fmt: skip
+        assert torch.equal(batches[0].target_images, batches[1].target_images)
+        difference = batches[0].source_images.int() - batches[1].source_images.int()
+        assert difference.abs().max() <= JPEG_TOLERANCE
+
+
+# ------------------------------------------------------------------ epochs and state
+
+
+def test_exhausting_a_pass_begins_the_next_epoch(numbered: NumberedBetons, backend: str) -> None:
+    loader = crops(numbered, backend=backend)
+    for epoch in range(3):
+        assert loader.epoch == epoch
+        assert len(list(loader)) == len(loader) == 9
+    assert loader.epoch == 3
+
+
+def test_iter_after_a_partial_pass_is_the_next_epoch(
+    numbered: NumberedBetons, backend: str
+) -> None:
+    loader = crops(numbered, backend=backend)
+    older = iter(loader)
+    next(older)
+    newer = iter(loader)
+    assert loader.epoch == 1
+    with pytest.raises(RuntimeError, match="closed"):
+        next(older)
+    fresh = crops(numbered, backend=backend)
+    fresh.set_epoch(1)
+    assert_same(next(newer), next(iter(fresh)))
+
+
+def test_iter_before_any_batch_stays_in_the_epoch(numbered: NumberedBetons, backend: str) -> None:
+    loader = crops(numbered, backend=backend)
+    iter(loader)
+    iter(loader)
+    assert loader.epoch == 0
+
+
+@pytest.mark.parametrize("taken", [0, 1, 5, 9])
+def test_a_loaded_state_yields_the_rest_of_the_epoch(
+    numbered: NumberedBetons, backend: str, taken: int
+) -> None:
+    loader = crops(numbered, backend=backend)
+    list(loader)
+    iterator = iter(loader)
+    for _ in range(taken):
+        next(iterator)
+    state = json.loads(json.dumps(loader.state_dict()))
+    assert (state["epoch"], state["position"]) == (1, 4 * taken)
+    rest = list(iterator)
+
+    resumed = crops(numbered, backend=backend)
+    resumed.load_state_dict(state)
+    again = list(resumed)
+    assert len(again) == len(rest) == 9 - taken
+    for one, other in zip(rest, again, strict=True):
+        assert_same(one, other)
+    assert resumed.epoch == 2
+    assert_same(next(iter(loader)), next(iter(resumed)))
+
+
+def test_prefetched_batches_do_not_count(numbered: NumberedBetons, backend: str) -> None:
+    loader = crops(numbered, backend=backend, prefetch=8)
+    next(iter(loader))
+    assert loader.state_dict()["position"] == 4
+
+
+def test_another_batch_size_continues_the_sequence(numbered: NumberedBetons, backend: str) -> None:
+    loader = crops(numbered, backend=backend, drop_last=False)
+    iterator = iter(loader)
+    first = [next(iterator), next(iterator)]
+    resumed = crops(numbered, backend=backend, batch_size=7, drop_last=False)
+    resumed.load_state_dict(loader.state_dict())
+    whole = targets_of(list(crops(numbered, backend=backend, drop_last=False)))
+    assert targets_of(first) + targets_of(list(resumed)) == whole
+
+
+def test_a_state_of_another_loader_is_refused(numbered: NumberedBetons, backend: str) -> None:
+    state = crops(numbered, backend=backend).state_dict()
+    with pytest.raises(ValueError, match="seed 5, this loader has seed 6"):
+        crops(numbered, backend=backend, seed=6).load_state_dict(state)
+    other = Pairing({**numbered.pairing.pairs, "t0": [PairedClass("s0", 0.1, 40)]})
+    changed = XMixLoader(
+        numbered.target, numbered.source, other, batch_size=4, crop=RandomCrop(8), seed=5,
+        backend=backend,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="other data or another pairing"):
+        changed.load_state_dict(state)
+    with pytest.raises(ValueError, match="no loader state"):
+        changed.load_state_dict({"epoch": 1})
+
+
+# ------------------------------------------------------------------ ranks
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_ranks_together_are_the_one_process_batch(
+    numbered: NumberedBetons, backend: str, world_size: int, drop_last: bool
+) -> None:
+    one = list(crops(numbered, backend=backend, batch_size=5 * world_size, drop_last=drop_last))
+    ranks = [
+        list(
+            crops(
+                numbered, backend=backend, batch_size=5, drop_last=drop_last, rank=rank,
+                world_size=world_size,
+            )
+        )
+        for rank in range(world_size)
+    ]  # fmt: skip
+    assert len({len(batches) for batches in ranks}) == 1
+    assert len(ranks[0]) == len(one)
+    for step, whole in enumerate(one):
+        together = [torch.cat(parts) for parts in zip(*(r[step] for r in ranks), strict=True)]
+        size = len(whole.lam)
+        assert len(together[0]) == -(-size // world_size) * world_size
+        for part, expected in zip(together, whole, strict=True):
+            assert torch.equal(part[:size], expected)
+    if not drop_last:
+        seen = Counter(i for batches in ranks for i in targets_of(batches))
+        padding = sum(seen.values()) - 37
+        order = targets_of(one)
+        assert set(seen) == set(range(37))
+        assert 0 <= padding < world_size
+        assert {i for i, times in seen.items() if times > 1} == set(order[:padding])
+
+
+def test_state_counts_samples_over_all_ranks(numbered: NumberedBetons, backend: str) -> None:
+    loader = crops(numbered, backend=backend, rank=1, world_size=3)
+    iterator = iter(loader)
+    next(iterator)
+    state = loader.state_dict()
+    assert state["position"] == 12
+    alone = crops(numbered, backend=backend, drop_last=False)
+    alone.load_state_dict(state)
+    whole = targets_of(list(crops(numbered, backend=backend, drop_last=False)))
+    assert targets_of(list(alone)) == whole[12:]
+
+
+def test_rank_is_found_from_torch_distributed(numbered: NumberedBetons, tmp_path: Path) -> None:
+    numbered.pairing.save(tmp_path / "pairing.json")
+    script = tmp_path / "rank.py"
+    script.write_text(
+        "import sys, torch\n"
+        "from xmix_data import XMixLoader, RandomCrop\n"
+        "rank, target, source, pairing, store = int(sys.argv[1]), *sys.argv[2:]\n"
+        "torch.distributed.init_process_group(\n"
+        "    'gloo', init_method='file://' + store, rank=rank, world_size=2)\n"
+        "loader = XMixLoader(target, source, pairing, batch_size=4, crop=RandomCrop(8),\n"
+        "                    mix=False, dtype=torch.uint8, seed=5)\n"
+        "assert (loader.rank, loader.world_size) == (rank, 2)\n"
+        "print([b.target_images[:, 0, 0, 0].tolist() for b in loader])\n"
+        "torch.distributed.barrier()\n"
+    )
+    paths = [str(numbered.target.path), str(numbered.source.path), str(tmp_path / "pairing.json")]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(rank), *paths, str(tmp_path / "store")],
+            stdout=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    outputs = [json.loads(process.communicate(timeout=120)[0]) for process in processes]
+    whole = targets_of(list(crops(numbered, batch_size=8)))
+    assert [i for pair in zip(*outputs, strict=True) for part in pair for i in part] == whole
+
+
+# ------------------------------------------------------------------ domains and pairings
+
+
+def test_a_list_is_several_domains_with_offset_classes(
+    numbered: NumberedBetons, betons: Betons, backend: str
+) -> None:
+    pairing = Pairing({
+        "t0": [PairedClass("s1", 0.9, 30), PairedClass("q1", 0.8, 5)],
+        "t1": [PairedClass("q0", 0.7, 4)],
+        "t2": [PairedClass("s3", 0.6, 25)],
+    })  # fmt: skip
+    folder = numbered.source.path.parent
+    extra = folder / f"extra-{backend}.beton"
+    write_beton(Numbered([4, 5], "q"), extra, image_size=24, encoding="raw", num_workers=0,
+                progress=False)  # fmt: skip
+    loader = XMixLoader(
+        numbered.target, [numbered.source.path, extra], pairing, batch_size=37, crop=RandomCrop(8),
+        mix=False, dtype=torch.uint8, backend=backend,
+    )  # fmt: skip
+    assert loader.num_source_classes == 6
+    seen = set()
+    for _ in range(4):
+        batch = next(iter(loader))
+        seen |= {*zip(batch.target_labels.tolist(), batch.source_labels.tolist(), strict=True)}
+        assert torch.equal(batch.source_domains, (batch.source_labels >= 4).long())
+        first = Numbered([4, 5], "q").targets
+        for image, label in zip(
+            Numbered.indices(batch.source_images), batch.source_labels, strict=True
+        ):
+            if label >= 4:
+                assert 4 + first[image] == label
+    assert seen == {(0, 1), (0, 5), (1, 4), (2, 3)}
+
+
+def test_shards_of_one_set_are_one_domain(tmp_path: Path, backend: str) -> None:
+    images = Numbered([10, 9, 8], "c")
+    options = {"image_size": 24, "encoding": "raw", "num_workers": 0, "progress": False}
+    whole = write_beton(images, tmp_path / "whole.beton", **options)
+    shards = [
+        write_beton(images, tmp_path / f"part{i}.beton", shard=(i, 3), **options).path
+        for i in range(3)
+    ]
+    one, parts = (
+        ImageLoader(b, batch_size=10, crop=CenterCrop(8), dtype=torch.uint8, backend=backend)
+        for b in (whole, [shards[2], shards[0], shards[1]])
+    )
+    assert parts.num_target_classes == 3
+    for (a, x), (b, y) in zip(one, parts, strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(x, y)
+    with pytest.raises(ValueError, match="lacks shard 1"):
+        ImageLoader([shards[0], shards[2]], batch_size=4, crop=CenterCrop(8), backend=backend)
+
+
+def test_a_pairing_may_be_a_path_and_names_decide(
+    numbered: NumberedBetons, tmp_path: Path, backend: str
+) -> None:
+    path = tmp_path / "pairing.json"
+    numbered.pairing.save(path)
+    loader = XMixLoader(
+        str(numbered.target.path), str(numbered.source.path), path, batch_size=4,
+        crop=RandomCrop(8), mix=False, dtype=torch.uint8, seed=5, backend=backend,
+    )  # fmt: skip
+    assert_same(next(iter(loader)), next(iter(crops(numbered, backend=backend))))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ({"t0": "s0", "t1": "s1"}, "target class 't2' is not in the pairing"),
+        ({"t0": "s0", "t1": "s1", "t2": "nowhere"}, "'nowhere', paired with 't2', is in no source"),
+        ({"t0": "s0", "t1": "s1", "t2": "s2", "x": "s3"}, "class 'x' is not in the target beton"),
+    ],
+)
+def test_a_pairing_of_other_classes_is_refused(
+    numbered: NumberedBetons, pairs: dict[str, str], message: str
+) -> None:
+    pairing = Pairing({t: [PairedClass(s, 0.5, 1)] for t, s in pairs.items()})
+    with pytest.raises(ValueError, match=message):
+        XMixLoader(numbered.target, numbered.source, pairing, batch_size=4, crop=RandomCrop(8))
+
+
+def test_another_fingerprint_is_one_log_line(
+    numbered: NumberedBetons, caplog: pytest.LogCaptureFixture
+) -> None:
+    made_elsewhere = Pairing(numbered.pairing.pairs, source={"betons": ["sha256:other"]})
+    with caplog.at_level(logging.INFO, "xmix_data"):
+        XMixLoader(
+            numbered.target, numbered.source, made_elsewhere, batch_size=4, crop=RandomCrop(8)
+        )
+    lines = [r.getMessage() for r in caplog.records if "made with other" in r.getMessage()]
+    assert lines == ["the pairing was made with other source betons than those given"]
+
+
+def test_the_same_beton_may_be_target_and_source(
+    numbered: NumberedBetons, backend: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    pairing = reversed_pairing(numbered.target, numbered.target)
+    with caplog.at_level(logging.INFO, "xmix_data"):
+        loader = XMixLoader(
+            numbered.target, numbered.target, pairing, batch_size=4, crop=RandomCrop(8),
+            backend=backend,
+        )  # fmt: skip
+    assert "target and source at once" in caplog.text
+    assert len(list(loader)) == 9
+
+
+# ------------------------------------------------------------------ one domain
+
+
+def test_image_loader_keeps_the_order_and_all_images(
+    numbered: NumberedBetons, backend: str
+) -> None:
+    loader = ImageLoader(
+        numbered.target, batch_size=10, crop=CenterCrop(8), dtype=torch.uint8, backend=backend
+    )
+    batches = list(loader)
+    assert len(batches) == len(loader) == 4
+    assert [i for x, _ in batches for i in Numbered.indices(x)] == list(range(37))
+    labels = torch.cat([y for _, y in batches])
+    assert labels.dtype == torch.int64
+    assert labels.tolist() == Numbered([12, 10, 15], "t").targets
+    assert (loader.num_target_classes, loader.num_source_classes) == (3, 0)
+
+
+def test_image_loader_takes_some_classes(numbered: NumberedBetons, backend: str) -> None:
+    loader = ImageLoader(
+        numbered.target, batch_size=64, crop=CenterCrop(8), classes=["t2", "t0"], shuffle=True,
+        dtype=torch.uint8, backend=backend,
+    )  # fmt: skip
+    (images, labels), = loader  # fmt: skip
+    wanted = [*range(12), *range(22, 37)]
+    assert sorted(Numbered.indices(images)) == wanted
+    assert set(labels.tolist()) == {0, 2}
+    with pytest.raises(ValueError, match="class 't9' is not in"):
+        ImageLoader(numbered.target, batch_size=4, crop=CenterCrop(8), classes=["t9"])
+
+
+def test_image_loader_normalises_alike(betons: Betons) -> None:
+    for crop in CROPS:
+        for (a, x), (b, y) in zip(
+            ImageLoader(betons.target_raw, batch_size=9, crop=crop, flip=True),
+            ImageLoader(betons.target_raw, batch_size=9, crop=crop, flip=True, backend="torch"),
+            strict=True,
+        ):
+            assert torch.equal(x, y)
+            assert (a - b).abs().max() < FP32_TOLERANCE
+
+
+# ------------------------------------------------------------------ impossible requests
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": torch.uint8}, "mixed images are no uint8"),
+        ({"labels": "soft", "mix": False}, "soft labels belong to mixed images"),
+        ({"labels": "hard"}, "labels is 'hard'"),
+        ({"alpha": 0.0}, "alpha is 0.0"),
+        ({"beta": -1.0}, "beta is -1.0"),
+        ({"alpha": float("nan")}, "alpha is nan"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": 2.5}, "batch_size is 2.5"),
+        ({"batch_size": 38}, "larger than the 37 images of an epoch"),
+        ({"batch_size": 13, "rank": 0, "world_size": 3}, "13 x 3 processes is larger"),
+        ({"crop": RandomCrop(25)}, r"image 0 \(class 't0'\) is 24x24, smaller than the crop 25x25"),
+        ({"crop": 224}, "crop is 224"),
+        ({"dtype": torch.float64}, "dtype is torch.float64"),
+        ({"device": "cuda:99"}, "cuda:99"),
+        ({"device": "tpu"}, "device is 'tpu'"),
+        ({"device": "meta"}, "batches arrive on"),
+        ({"mean": (123.0, 116.0, 103.0)}, "divide by 255"),
+        ({"std": (0.2, 0.2, 0.0)}, "std is"),
+        ({"seed": -1}, "seed is -1"),
+        ({"num_workers": 0}, "num_workers is 0"),
+        ({"prefetch": 0}, "prefetch is 0"),
+        ({"rank": 2, "world_size": 2}, "rank 2 of 2"),
+        ({"rank": 1}, "belong together"),
+        ({"backend": "tensorflow"}, "backend is 'tensorflow'"),
+        ({"on_error": "ignore"}, "on_error is 'ignore'"),
+    ],
+    ids=str,
+)
+def test_impossible_options_are_refused_at_construction(
+    numbered: NumberedBetons, options: dict[str, Any], message: str
+) -> None:
+    settings = {"batch_size": 4, "crop": RandomCrop(8), **options}
+    with pytest.raises(ValueError, match=message):
+        XMixLoader(numbered.target, numbered.source, numbered.pairing, **settings)
+
+
+def test_a_missing_beton_or_pairing_is_named(numbered: NumberedBetons, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.beton: no such beton"):
+        ImageLoader(tmp_path / "nowhere.beton", batch_size=4)
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.json: no such pairing"):
+        XMixLoader(numbered.target, numbered.source, tmp_path / "nowhere.json", batch_size=4)
+
+
+def test_a_damaged_image_is_named_with_file_index_and_class(
+    betons: Betons, backend: str, tmp_path: Path
+) -> None:
+    data = bytearray(betons.target_jpg.path.read_bytes())
+    start = int(betons.target_jpg.pointers[11])
+    data[start : start + 2] = b"no"
+    path = tmp_path / "damaged.beton"
+    path.write_bytes(data)
+    loader = ImageLoader(path, batch_size=4, crop=CenterCrop(32), backend=backend)
+    iterator = iter(loader)
+    assert len([next(iterator), next(iterator)]) == 2
+    with pytest.raises(xmix_data.BetonError, match=r"damaged\.beton: image 11 \(class '1'\)"):
+        next(iterator)
+    assert loader.state_dict()["position"] == 8

@@ -1,0 +1,159 @@
+"""The package as a whole: imports, names, layers, commands, the README's example."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import NumberedBetons
+
+import xmix_data
+from xmix_data.cli import main
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ["torch", "torchvision", "numba", "ffcv", "faiss", "nvidia.dali", "matplotlib", "scipy"]
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_import_loads_nothing_heavy() -> None:
+    code = "import sys, xmix_data; print([n for n in sys.argv[1:] if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code, *HEAVY], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_loading_never_imports_ffcv(numbered: NumberedBetons) -> None:
+    """`import ffcv` takes seconds and changes torch's threads; its library is enough."""
+    print_modules = (
+        "import sys; from xmix_data import ImageLoader, CenterCrop\n"
+        f"next(iter(ImageLoader({str(numbered.target.path)!r}, batch_size=4, crop=CenterCrop(8))))"
+        "\nprint([n for n in ('ffcv', 'torchvision', 'faiss', 'matplotlib')"
+        " if n in sys.modules])"
+    )
+    assert run_python(print_modules).strip() == "[]"
+
+
+def test_every_public_name_exists_once() -> None:
+    for name in xmix_data.__all__:
+        assert getattr(xmix_data, name) is not None
+    assert set(xmix_data.__all__) == {*xmix_data._MODULE_OF, "methods"}
+    assert set(xmix_data.__all__) <= set(dir(xmix_data))
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        xmix_data.Nothing  # noqa: B018
+
+
+def test_version_stands_in_one_place() -> None:
+    from importlib.metadata import version
+
+    assert xmix_data.__version__ == version("xmix_data")
+    assert f'VERSION = "{xmix_data.__version__}"' in (ROOT / "setup.py").read_text()
+
+
+def test_the_readme_example_runs(numbered: NumberedBetons, tmp_path: Path) -> None:
+    """The ten lines that turn fine-tuning into XMixup, exactly as printed."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (example,) = [b for b in re.findall(r"```python\n(.*?)```", readme, re.S) if "xmixup_loss" in b]
+    numbered.pairing.save(tmp_path / "pairing.json")
+    setting = (
+        "import torch, torchvision\n"
+        "torch.manual_seed(0)\n"
+        "model = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten())\n"
+        "features = 12\n"
+    )
+    example = example.replace('"target.beton"', repr(str(numbered.target.path)))
+    example = example.replace('"source.beton"', repr(str(numbered.source.path)))
+    example = example.replace('"pairing.json"', repr(str(tmp_path / "pairing.json")))
+    example = example.replace("batch_size=48", "batch_size=8")
+    example = example.replace("RandomCrop(224)", "RandomCrop(16)")
+    script = tmp_path / "example.py"
+    script.write_text(setting + example + "\nprint('loss', float(loss))\n")
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.split()[-1]) > 0
+
+
+def test_help_of_every_command_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    commands = re.findall(r"^    (\w+) ", capsys.readouterr().out, re.M)
+    assert {"convert", "pair", "inspect", "doctor", "demo"} <= set(commands)
+    for command in commands:
+        with pytest.raises(SystemExit) as stop:
+            main([command, "--help"])
+        assert stop.value.code == 0
+        assert f"Example: xmix {command}" in capsys.readouterr().out
+
+
+def test_doctor_finds_what_runs_these_tests(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)}
+    assert checks["ffcv"]["ok"] and checks["libjpeg-turbo"]["ok"] and checks["faiss"]["ok"]
+    assert main(["doctor"]) == 0
+    assert "numba" in capsys.readouterr().out
+
+
+def test_pair_command_writes_what_the_loader_takes(
+    numbered: NumberedBetons, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "pairing.json"
+    command = ["pair", "--target", str(numbered.target.path), "--source", str(numbered.source.path)]
+    command += ["--model", "resnet18", "--weights", "none", "--device", "cpu", "-o", str(path)]
+    assert main(command) == 0
+    pairing = xmix_data.Pairing.load(path)
+    assert list(pairing.pairs) == ["t0", "t1", "t2"]
+    assert pairing.target["betons"] == [numbered.target.fingerprint]
+    assert pairing.target["model"] == "resnet18"
+    assert "mean cosine" in capsys.readouterr().out
+    xmix_data.XMixLoader(
+        numbered.target, numbered.source, path, batch_size=4, crop=xmix_data.RandomCrop(8)
+    )
+    assert main(command) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pair", "--target", "T", "--source", "no.beton", "--model", "resnet18", "-o", "p.json"],
+         "no.beton: no such beton"),
+        (["pair", "--target", "T", "--source", "S", "--model", "no", "-o", "p.json"],
+         "torchvision has no classifier 'no'"),
+        (["pair", "--target", "S", "--source", "T", "--model", "resnet18", "-o", "p.json"],
+         "4 target classes need as many source classes, and there are 3"),
+        (["pair", "--target", "T", "--source", "S", "--model", "resnet18", "-o", "no/p.json"],
+         "no: no such folder"),
+        (["inspect", "no.beton"], "no.beton: no such beton"),
+    ],
+)  # fmt: skip
+def test_errors_are_one_line_and_status_2(
+    numbered: NumberedBetons, arguments: list[str], message: str, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    paths = {"T": str(numbered.target.path), "S": str(numbered.source.path)}
+    assert main([paths.get(a, a) for a in arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_the_traceback() -> None:
+    with pytest.raises(FileNotFoundError):
+        main(["inspect", "no.beton", "--debug"])
+
+
+def test_python_m_is_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "xmix_data", "--version"], capture_output=True, text=True
+    )
+    assert done.stdout == f"xmix_data {xmix_data.__version__}\n"

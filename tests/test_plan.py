@@ -1,0 +1,230 @@
+"""Properties of the plan: permutations, pairing, uniformity, λ, independence, ranks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from xmix_data.augment import CenterCrop, Crop, RandomCrop, RandomResizedCrop
+from xmix_data.plan import ImageSizes, Plan, SourcePool
+
+SEEDS = st.integers(0, 2**64 - 1)
+
+
+def sizes(count: int, height: int = 40, width: int = 50) -> ImageSizes:
+    return ImageSizes(np.full(count, height, np.uint16), np.full(count, width, np.uint16))
+
+
+def make_plan(
+    target_labels: list[int], source_labels: list[int], classes: list[list[int]], **options: Any
+) -> Plan:
+    labels = np.array(source_labels, np.int64)
+    settings = {"seed": 1, "crop": RandomCrop(32), "flip": True, "shuffle": True, **options}
+    return Plan(
+        samples=np.arange(len(target_labels)),
+        target_labels=np.array(target_labels, np.int64),
+        target_sizes=sizes(len(target_labels)),
+        pool=SourcePool(labels, classes, sizes(len(labels))),
+        **settings,
+    )
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> tuple[Plan, list[int], list[list[int]]]:
+    """A random plan with its source labels and paired classes."""
+    n = draw(st.integers(1, 5))
+    m = draw(st.integers(n, 9))
+    target = draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=60))
+    source = [*range(m), *draw(st.lists(st.integers(0, m - 1), max_size=60))]
+    order = draw(st.permutations(range(m)))
+    rounds = draw(st.integers(1, m // n))
+    classes = [[order[r * n + t] for r in range(rounds)] for t in range(n)]
+    return make_plan(target, source, classes, seed=draw(SEEDS)), source, classes
+
+
+@given(plans(), st.integers(0, 2**63))
+@settings(deadline=None)
+def test_an_epoch_permutes_the_target_and_draws_paired_classes(
+    case: tuple[Plan, list[int], list[list[int]]], epoch: int
+) -> None:
+    plan, source_labels, classes = case
+    rows = plan.epoch(epoch).rows(0, len(plan.samples))
+    assert sorted(rows.target.tolist()) == list(range(len(plan.samples)))
+    assert rows.source is not None
+    for target, source in zip(rows.target, rows.source, strict=True):
+        assert source_labels[source] in classes[plan.target_labels[target]]
+    assert ((rows.lam >= 0) & (rows.lam <= 1)).all()
+
+
+@given(plans(), st.integers(0, 99), st.data())
+@settings(deadline=None)
+def test_rows_do_not_depend_on_how_they_are_cut(
+    case: tuple[Plan, list[int], list[list[int]]], epoch: int, data: st.DataObject
+) -> None:
+    plan = case[0]
+    count = len(plan.samples)
+    start = data.draw(st.integers(0, count))
+    stop = data.draw(st.integers(start, count + 7))
+    whole, part = plan.epoch(epoch).rows(0, count + 7), plan.epoch(epoch).rows(start, stop)
+    for name in ("target", "source", "lam"):
+        assert np.array_equal(getattr(whole, name)[start:stop], getattr(part, name))
+    for name in ("target_crops", "source_crops"):
+        assert np.array_equal(getattr(whole, name).boxes[start:stop], getattr(part, name).boxes)
+        assert np.array_equal(getattr(whole, name).flips[start:stop], getattr(part, name).flips)
+
+
+@given(plans(), st.integers(1, 5), st.integers(1, 9))
+@settings(deadline=None)
+def test_any_ranks_partition_the_same_plan(
+    case: tuple[Plan, list[int], list[list[int]]], world_size: int, batch_size: int
+) -> None:
+    from xmix_data.loader import _spans
+
+    class Rank:
+        def __init__(self, rank: int) -> None:
+            self.rank, self.world_size, self.batch_size = rank, world_size, batch_size
+            self.drop_last = False
+
+    count = len(case[0].samples)
+    spans = [list(_spans(Rank(r), count, 0)) for r in range(world_size)]  # type: ignore[arg-type]
+    assert len({len(s) for s in spans}) == 1
+    positions = [p for step in zip(*spans, strict=True) for a, b, _ in step for p in range(a, b)]
+    assert sorted(set(positions)) == list(range(max(positions) + 1))
+    assert len(positions) == len(set(positions))
+    assert 0 <= len(positions) - count < world_size
+
+
+def test_source_images_are_drawn_uniformly() -> None:
+    """Chi-square over all images of a union of two classes, with a fixed seed."""
+    source = [0] * 30 + [1] * 10 + [2] * 50 + [3] * 10
+    plan = make_plan([0] * 500, source, [[1, 2]])
+    draws = np.concatenate([plan.epoch(e).rows(0, 500).source for e in range(40)])
+    counts = np.bincount(draws, minlength=100)
+    assert counts[:30].sum() == counts[90:].sum() == 0
+    assert stats.chisquare(counts[30:90]).pvalue > 0.001
+
+
+def test_every_order_is_equally_likely() -> None:
+    plan = make_plan([0, 0, 0], [0], [[0]])
+    orders = [tuple(plan.epoch(e).order.tolist()) for e in range(6000)]
+    counts = [orders.count(order) for order in sorted(set(orders))]
+    assert len(counts) == 6
+    assert stats.chisquare(counts).pvalue > 0.001
+
+
+@pytest.mark.parametrize("alpha", [0.125, 0.5, 1.0, 2.0, 64.0])
+@pytest.mark.parametrize("beta", [1.0, 0.4, 3.0])
+def test_lam_follows_its_beta_distribution(alpha: float, beta: float) -> None:
+    plan = make_plan([0] * 4000, [0], [[0]], alpha=alpha, beta=beta, seed=7)
+    lam = plan.epoch(0).rows(0, 4000).lam
+    assert lam.dtype == np.float32
+    assert stats.kstest(lam.astype(np.float64), stats.beta(alpha, beta).cdf).pvalue > 0.001
+    assert abs(lam.mean() - alpha / (alpha + beta)) < 0.02
+
+
+def test_both_images_are_cropped_and_flipped_independently() -> None:
+    rows = make_plan([0] * 4000, [0], [[0]]).epoch(0).rows(0, 4000)
+    assert rows.source_crops is not None
+    columns = np.column_stack([
+        rows.lam,
+        rows.target_crops.boxes[:, :2],
+        rows.source_crops.boxes[:, :2],
+        rows.target_crops.flips,
+        rows.source_crops.flips,
+        rows.target,
+    ])  # fmt: skip
+    correlations = np.corrcoef(columns.T) - np.eye(columns.shape[1])
+    assert np.abs(correlations).max() < 5 / np.sqrt(4000)
+    assert abs(rows.target_crops.flips.mean() - 0.5) < 0.04
+
+
+def test_without_shuffle_and_flip_nothing_moves() -> None:
+    plan = make_plan([0, 0, 0], [0], [[0]], shuffle=False, flip=False)
+    rows = plan.epoch(3).rows(0, 3)
+    assert rows.target.tolist() == [0, 1, 2]
+    assert not rows.target_crops.flips.any()
+
+
+def test_the_sequence_is_fixed_for_good() -> None:
+    """A change of these numbers breaks every saved state: it takes a new state version."""
+    rows = make_plan([0, 0, 1, 1], [0, 1, 1, 0, 1], [[1], [0]], seed=42).epoch(7).rows(0, 4)
+    assert rows.source is not None and rows.source_crops is not None
+    assert rows.target.tolist() == [2, 3, 0, 1]
+    assert rows.source.tolist() == [3, 0, 1, 2]
+    assert rows.lam.tolist() == pytest.approx([0.884881, 0.535927, 0.563822, 0.94319], abs=1e-6)
+    assert rows.target_crops.boxes[:, :2].tolist() == [[8, 0], [4, 5], [5, 3], [3, 3]]
+    assert rows.source_crops.flips.tolist() == [False, True, True, True]
+
+
+@given(
+    st.lists(st.tuples(st.integers(32, 500), st.integers(32, 500)), min_size=1, max_size=30),
+    st.sampled_from([
+        RandomCrop(32), RandomCrop((20, 32)), CenterCrop(31), RandomResizedCrop(224),
+        RandomResizedCrop(9, scale=(0.9, 1.0), ratio=(3.0, 4.0)),
+    ]),
+    st.randoms(use_true_random=False),
+)  # fmt: skip
+@settings(deadline=None)
+def test_boxes_lie_inside_their_images(
+    shapes: list[tuple[int, int]], crop: Crop, random: Any
+) -> None:
+    heights, widths = np.array(shapes, np.uint16).T
+    edge = [0.0, 1 - 2.0**-53]
+    uniforms = np.array([
+        [random.choice([random.random(), *edge]) for _ in range(crop.num_uniforms)] for _ in shapes
+    ])  # fmt: skip
+    top, left, height, width = crop.boxes(heights, widths, uniforms).T
+    assert (top >= 0).all() and (left >= 0).all() and (height > 0).all() and (width > 0).all()
+    assert (top + height <= heights).all() and (left + width <= widths).all()
+    if not crop.resizes:
+        assert {*zip(height.tolist(), width.tolist(), strict=True)} == {crop.shape}
+
+
+def test_random_crops_reach_every_place_equally() -> None:
+    plan = make_plan([0] * 8000, [0], [[0]], crop=RandomCrop(38))
+    boxes = plan.epoch(0).rows(0, 8000).target_crops.boxes
+    assert stats.chisquare(np.bincount(boxes[:, 0], minlength=3)).pvalue > 0.001
+    assert stats.chisquare(np.bincount(boxes[:, 1], minlength=13)).pvalue > 0.001
+
+
+def test_center_crop_is_torchvisions() -> None:
+    import torch
+    from torchvision.transforms.functional import center_crop
+
+    for height, width in ((40, 40), (41, 40), (43, 46), (33, 57)):
+        image = torch.arange(height * width).reshape(1, height, width)
+        top, left, h, w = CenterCrop(32).boxes(
+            np.array([height]), np.array([width]), np.zeros((1, 0))
+        )[0]
+        ours = image[:, top : top + h, left : left + w]
+        assert torch.equal(ours, center_crop(image, [32, 32]))
+
+
+def test_random_resized_crop_is_distributed_as_torchvisions() -> None:
+    import torch
+    from torchvision.transforms import RandomResizedCrop as Reference
+
+    count, image = 4000, torch.empty(3, 80, 60)
+    torch.manual_seed(0)
+    reference = np.array([
+        Reference.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(count)
+    ])  # fmt: skip
+    uniforms = np.random.default_rng(0).random((count, RandomResizedCrop.num_uniforms))
+    ours = RandomResizedCrop(32).boxes(np.full(count, 80), np.full(count, 60), uniforms)
+    for column in range(4):
+        assert stats.ks_2samp(reference[:, column], ours[:, column]).pvalue > 0.001
+
+
+@pytest.mark.parametrize("make", [
+    lambda: RandomCrop(0), lambda: RandomCrop((3, 4, 5)),  # type: ignore[arg-type]
+    lambda: CenterCrop(2.5), lambda: RandomResizedCrop(8, scale=(0.5, 0.1)),  # type: ignore[arg-type]
+    lambda: RandomResizedCrop(8, scale=(1.5, 2.0)), lambda: RandomResizedCrop(8, ratio=(0, 1)),
+])  # fmt: skip
+def test_impossible_crops_are_refused(make: Any) -> None:
+    with pytest.raises(ValueError, match=r"crop size|scale|ratio"):
+        make()
