@@ -20,6 +20,7 @@ import llvmlite.binding
 import numba
 import numpy as np
 import numpy.typing as npt
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -44,13 +45,14 @@ OK, DAMAGED, WRONG_SIZE = 0, 1, 2
 turbojpeg()  # reports a missing system library in one line, before LLVM would
 llvmlite.binding.load_library_permanently(str(libffcv_path()))
 
-_i32, _u64, _ptr = types.int32, types.uint64, types.uintp
+_i32, _u64 = types.int32, types.uint64
 _tj_header: Any = types.ExternalFunction(
-    "tjDecompressHeader3", _i32(_ptr, _ptr, _u64, _ptr, _ptr, _ptr, _ptr)
+    "tjDecompressHeader3", _i32(_u64, _u64, _u64, _u64, _u64, _u64, _u64)
 )
 _tj_decompress: Any = types.ExternalFunction(
-    "tjDecompress2", _i32(_ptr, _ptr, _u64, _ptr, _i32, _i32, _i32, _i32, _i32)
+    "tjDecompress2", _i32(_u64, _u64, _u64, _u64, _i32, _i32, _i32, _i32, _i32)
 )
+_memcpy: Any = types.ExternalFunction("memcpy", _u64(_u64, _u64, _u64))
 
 _PIXEL_FORMAT_RGB = 0
 _FILTER_BITS = 22
@@ -68,37 +70,54 @@ def _kernel(function: Any) -> Any:
         return numba.njit(nogil=True)(function)
 
 
-def _as_pointer_intrinsic(typing_context: Any, address: Any) -> Any:
-    """An address as a pointer to bytes."""
+def _pointer_to_bytes(typing_context: Any, address: Any) -> Any:
+    """An address as a pointer."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], cgutils.voidptr_t)
 
-    return types.voidptr(_ptr), codegen
+    return types.voidptr(_u64), codegen
 
 
-_as_pointer: Any = intrinsic(_as_pointer_intrinsic)
+def _copy_4_bytes(typing_context: Any, to: Any, at: Any) -> Any:
+    """Copy four bytes between any two addresses, in one load and one store."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointers = [builder.inttoptr(x, ir.IntType(32).as_pointer()) for x in arguments]
+        builder.store(builder.load(pointers[1], align=1), pointers[0], align=1)
+        return context.get_dummy_value()
+
+    return types.void(_u64, _u64), codegen
+
+
+_as_pointer: Any = intrinsic(_pointer_to_bytes)
+_copy_4: Any = intrinsic(_copy_4_bytes)
 _carray: Any = numba.carray  # type: ignore[attr-defined]
+
+
+@_kernel
+def _bytes_at(address: int, count: int) -> Any:
+    """An array over memory that somebody else owns."""
+    return _carray(_as_pointer(address), (count,), np.uint8)
 
 
 @_kernel
 def _pixels(
     handle: int, address: int, size: int, mode: int, height: int, width: int, buffer: Any,
     header: Any,
-) -> tuple[int, Any]:  # fmt: skip
-    """(status, pixels (H*W*3,) uint8): raw pixels where they lie, JPEG decoded into ``buffer``."""
-    count = height * width * 3
+) -> tuple[int, int]:  # fmt: skip
+    """(status, address of H*W*3 pixels): raw ones where they lie, JPEG decoded to ``buffer``."""
     if mode == RAW:
-        return OK, _carray(_as_pointer(address), (count,), np.uint8)
+        return OK, address
+    decoded = np.uint64(buffer.ctypes.data)
     at = header.ctypes.data
     if _tj_header(handle, address, size, at, at + 4, at + 8, at + 12) != 0:
-        return DAMAGED, buffer[:count]
+        return DAMAGED, decoded
     if header[0] != width or header[1] != height:
-        return WRONG_SIZE, buffer[:count]
-    status = _tj_decompress(
-        handle, address, size, buffer.ctypes.data, width, 0, height, _PIXEL_FORMAT_RGB, 0
-    )
-    return (OK if status == 0 else DAMAGED), buffer[:count]
+        return WRONG_SIZE, decoded
+    if _tj_decompress(handle, address, size, decoded, width, 0, height, _PIXEL_FORMAT_RGB, 0) != 0:
+        return DAMAGED, decoded
+    return OK, decoded
 
 
 @_kernel
@@ -174,36 +193,36 @@ def _resample(pixels: Any, row_bytes: int, box: Any, rows: Any, out: Any) -> Non
 @_kernel
 def _window(
     handle: int, item: int, images: Any, boxes: Any, shape: Any, work: Any
-) -> tuple[int, Any, int, int]:
-    """One image, decoded and resized if need be: (status, pixels, first byte, bytes a row)."""
+) -> tuple[int, int, int]:
+    """One image, decoded and resized if need be: (status, address of its box, bytes a row)."""
     addresses, sizes, modes, heights, widths = images
     buffer, rows, resized, header = work
-    width = int(widths[item])
+    height, width = np.int64(heights[item]), np.int64(widths[item])
     status, pixels = _pixels(
-        handle, addresses[item], sizes[item], modes[item], int(heights[item]), width, buffer,
-        header,
-    )  # fmt: skip
-    top, left, box_h, box_w = boxes[item, 0], boxes[item, 1], boxes[item, 2], boxes[item, 3]
-    out_h, out_w = shape
-    if status == OK and (box_h != out_h or box_w != out_w):
-        _resample(pixels, width * 3, boxes[item], rows, resized)
-        flat = resized.reshape(out_h * out_w * 3)
-        return status, flat, 0, out_w * 3
-    return status, pixels, (top * width + left) * 3, width * 3
+        handle, addresses[item], sizes[item], modes[item], height, width, buffer, header
+    )
+    top, left = np.int64(boxes[item, 0]), np.int64(boxes[item, 1])
+    if status == OK and (boxes[item, 2] != shape[0] or boxes[item, 3] != shape[1]):
+        _resample(_bytes_at(pixels, height * width * 3), width * 3, boxes[item], rows, resized)
+        return status, np.uint64(resized.ctypes.data), shape[1] * 3
+    return status, pixels + np.uint64((top * width + left) * 3), width * 3
 
 
 @_kernel
-def _copy_row(pixels: Any, at: int, flip: bool, out: Any) -> None:
-    """One row of pixels (W*3,), mirrored if ``flip``."""
-    count = len(out)
-    if flip:
-        for x in range(0, count, 3):
-            mirrored = at + count - 3 - x
-            out[x] = pixels[mirrored]
-            out[x + 1] = pixels[mirrored + 1]
-            out[x + 2] = pixels[mirrored + 2]
-    else:
-        out[:] = pixels[at : at + count]
+def _copy_row(at: int, flip: bool, to: int, count: int) -> None:
+    """Copy a row of ``count`` bytes, mirrored pixel by pixel if ``flip``."""
+    if not flip:
+        _memcpy(to, at, np.uint64(count))
+        return
+    # A pixel is three bytes; copying four is faster. The fourth is the next pixel's first, which
+    # is written right after; so all but the first and the last pixel stay inside both rows.
+    last = np.uint64(count - 3)
+    row, mirrored = _bytes_at(to, count), _bytes_at(at, count)
+    row[0], row[1], row[2] = mirrored[count - 3], mirrored[count - 2], mirrored[count - 1]
+    for x in range(np.uint64(3), last, np.uint64(3)):
+        _copy_4(to + x, at + last - x)
+    if count > 3:
+        row[count - 3], row[count - 2], row[count - 1] = mirrored[0], mirrored[1], mirrored[2]
 
 
 @_kernel
@@ -224,13 +243,25 @@ def crop_images(
         status: (B,) uint8: `OK`, `DAMAGED` or `WRONG_SIZE`; only `OK` images are written.
     """
     shape = (out.shape[1], out.shape[2])
+    count = shape[1] * 3
+    to = np.uint64(out.ctypes.data) + np.uint64(start * shape[0] * count)
     for item in range(start, stop):
-        status[item], pixels, at, row_bytes = _window(handle, item, images, boxes, shape, work)
-        if status[item] != OK:
-            continue
-        for y in range(shape[0]):
-            row = out[item, y].reshape(shape[1] * 3)
-            _copy_row(pixels, at + y * row_bytes, flips[item], row)
+        status[item], at, row_bytes = _window(handle, item, images, boxes, shape, work)
+        for _ in range(shape[0]):
+            if status[item] == OK:
+                _copy_row(at, flips[item], to, count)
+            at += np.uint64(row_bytes)
+            to += np.uint64(count)
+
+
+@_kernel
+def _row(at: int, flip: bool, line: Any) -> Any:
+    """A row of pixels: where it lies, or mirrored into ``line``."""
+    if not flip:
+        return _bytes_at(at, len(line))
+    mirrored = np.uint64(line.ctypes.data)
+    _copy_row(at, True, mirrored, len(line))
+    return _bytes_at(mirrored, len(line))
 
 
 @_kernel
@@ -251,15 +282,16 @@ def normalise_images(
     scales, shifts = np.empty(count, np.float32), np.empty(count, np.float32)
     for x in range(count):
         scales[x], shifts[x] = scale[x % 3], shift[x % 3]
+    rows = out.reshape(out.shape[0] * shape[0], count)
     for item in range(start, stop):
-        status[item], pixels, at, row_bytes = _window(handle, item, images, boxes, shape, work)
+        status[item], at, row_bytes = _window(handle, item, images, boxes, shape, work)
         if status[item] != OK:
             continue
         for y in range(shape[0]):
-            _copy_row(pixels, at + y * row_bytes, flips[item], line)
-            row = out[item, y].reshape(count)
+            pixels = _row(at + np.uint64(y * row_bytes), flips[item], line)
+            row = rows[item * shape[0] + y]
             for x in range(count):
-                row[x] = scales[x] * np.float32(line[x]) + shifts[x]
+                row[x] = scales[x] * np.float32(pixels[x]) + shifts[x]
 
 
 @_kernel
@@ -288,11 +320,12 @@ def mix_images(
     shifts = np.empty(count, np.float32)
     for x in range(count):
         shifts[x] = shift[x % 3]
+    rows = out.reshape(out.shape[0] * shape[0], count)
     for item in range(start, stop):
-        target_status[item], target_pixels, target_at, target_row = _window(
+        target_status[item], target_at, target_bytes = _window(
             handle, item, target, target_boxes, shape, target_work
         )
-        source_status[item], source_pixels, source_at, source_row = _window(
+        source_status[item], source_at, source_bytes = _window(
             handle, item, source, source_boxes, shape, source_work
         )
         if target_status[item] != OK or source_status[item] != OK:
@@ -302,13 +335,13 @@ def mix_images(
             target_scales[x] = weight * scale[x % 3]
             source_scales[x] = (1.0 - weight) * scale[x % 3]
         for y in range(shape[0]):
-            _copy_row(target_pixels, target_at + y * target_row, target_flips[item], target_line)
-            _copy_row(source_pixels, source_at + y * source_row, source_flips[item], source_line)
-            row = out[item, y].reshape(count)
+            t = _row(target_at + np.uint64(y * target_bytes), target_flips[item], target_line)
+            s = _row(source_at + np.uint64(y * source_bytes), source_flips[item], source_line)
+            row = rows[item * shape[0] + y]
             for x in range(count):
                 row[x] = (
-                    target_scales[x] * np.float32(target_line[x])
-                    + source_scales[x] * np.float32(source_line[x])
+                    target_scales[x] * np.float32(t[x])
+                    + source_scales[x] * np.float32(s[x])
                     + shifts[x]
                 )
 
