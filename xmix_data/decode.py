@@ -153,40 +153,57 @@ def _resample(pixels: Any, row_bytes: int, box: Any, rows: Any, out: Any) -> Non
     Rounds to uint8 after each pass: bit for bit what two resizes by Pillow give.
     """
     top, left, box_h, box_w = box[0], box[1], box[2], box[3]
-    out_h, out_w = out.shape[0], out.shape[1] // 3
-    half = 1 << (_FILTER_BITS - 1)
+    out_h, length = out.shape[0], out.shape[1]
+    out_w = length // 3
+    half = np.int32(1 << (_FILTER_BITS - 1))
 
+    # Enlarging takes at most two inputs an output, which are written out; more come in a loop.
     starts, counts = np.empty(out_w, np.int64), np.empty(out_w, np.int64)
     weights = np.empty((out_w, _taps(box_w, out_w)), np.int32)
     _filter(box_w, out_w, starts, counts, weights)
     for y in range(box_h):
-        line = (top + y) * row_bytes + left * 3
+        line = pixels[(top + y) * row_bytes + left * 3 :]
+        row = rows[y * length : (y + 1) * length]
         for x in range(out_w):
-            red = green = blue = half
-            at = line + starts[x] * 3
-            for i in range(counts[x]):
+            at = starts[x] * 3
+            weight = weights[x, 0]
+            red = half + line[at] * weight
+            green = half + line[at + 1] * weight
+            blue = half + line[at + 2] * weight
+            if counts[x] > 1:
+                weight = weights[x, 1]
+                red += line[at + 3] * weight
+                green += line[at + 4] * weight
+                blue += line[at + 5] * weight
+            for i in range(2, counts[x]):
                 weight = weights[x, i]
-                red += pixels[at] * weight
-                green += pixels[at + 1] * weight
-                blue += pixels[at + 2] * weight
-                at += 3
-            to = (y * out_w + x) * 3
-            rows[to] = red >> _FILTER_BITS
-            rows[to + 1] = green >> _FILTER_BITS
-            rows[to + 2] = blue >> _FILTER_BITS
+                red += line[at + 3 * i] * weight
+                green += line[at + 3 * i + 1] * weight
+                blue += line[at + 3 * i + 2] * weight
+            row[3 * x] = red >> _FILTER_BITS
+            row[3 * x + 1] = green >> _FILTER_BITS
+            row[3 * x + 2] = blue >> _FILTER_BITS
 
     starts, counts = np.empty(out_h, np.int64), np.empty(out_h, np.int64)
     weights = np.empty((out_h, _taps(box_h, out_h)), np.int32)
     _filter(box_h, out_h, starts, counts, weights)
-    sums = np.empty(out_w * 3, np.int32)
+    sums = np.empty(length, np.int32)
     for y in range(out_h):
-        sums[:] = half
-        for i in range(counts[y]):
+        one, two = starts[y], starts[y] + min(1, counts[y] - 1)
+        first, second = (
+            rows[one * length : (one + 1) * length],
+            rows[two * length : (two + 1) * length],
+        )
+        weight_1 = weights[y, 0]
+        weight_2 = weights[y, 1] if counts[y] > 1 else np.int32(0)
+        for x in range(length):
+            sums[x] = half + np.int32(first[x]) * weight_1 + np.int32(second[x]) * weight_2
+        for i in range(2, counts[y]):
             weight = weights[y, i]
-            at = (starts[y] + i) * out_w * 3
-            for x in range(out_w * 3):
-                sums[x] += rows[at + x] * weight
-        for x in range(out_w * 3):
+            more = rows[(one + i) * length : (one + i + 1) * length]
+            for x in range(length):
+                sums[x] += np.int32(more[x]) * weight
+        for x in range(length):
             out[y, x] = sums[x] >> _FILTER_BITS
 
 
