@@ -63,7 +63,7 @@ def test_the_readme_example_runs(numbered: NumberedBetons, tmp_path: Path) -> No
     (example,) = [b for b in re.findall(r"```python\n(.*?)```", readme, re.S) if "xmixup_loss" in b]
     numbered.pairing.save(tmp_path / "pairing.json")
     setting = (
-        "import torch, torchvision\n"
+        "import torch, xmix_data\n"
         "torch.manual_seed(0)\n"
         "model = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten())\n"
         "features = 12\n"
@@ -71,8 +71,8 @@ def test_the_readme_example_runs(numbered: NumberedBetons, tmp_path: Path) -> No
     example = example.replace('"target.beton"', repr(str(numbered.target.path)))
     example = example.replace('"source.beton"', repr(str(numbered.source.path)))
     example = example.replace('"pairing.json"', repr(str(tmp_path / "pairing.json")))
-    example = example.replace("batch_size=48", "batch_size=8")
-    example = example.replace("RandomCrop(224)", "RandomCrop(16)")
+    assert len(example.splitlines()) <= 12
+    example = example.replace("batch_size=48", "batch_size=8, crop=xmix_data.RandomCrop(16)")
     script = tmp_path / "example.py"
     script.write_text(setting + example + "\nprint('loss', float(loss))\n")
     done = subprocess.run(

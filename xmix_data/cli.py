@@ -59,7 +59,9 @@ def _log_to_stderr() -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     expected = isinstance(error, (XMixError, ValueError, OSError))
     text = " ".join((text or "").split())
     return text if expected and text else f"{type(error).__name__}: {text} (--debug shows where)"
