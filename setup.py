@@ -17,7 +17,7 @@ REQUIRES = [
     "numpy>=2.0,<3",  # C-API of NumPy 2, which the numba and faiss below are built for
     "numba>=0.61",  # the first with NumPy 2.1 and Python 3.13
     "scipy>=1.11",  # optimal assignment, quantiles of the Beta distribution
-    "pillow>=10.1",  # scalable default font; ImageOps and box= as used by conversion
+    "pillow>=10.2",  # scalable default font, and what conversion and its tests call
     "tqdm>=4.60",  # progress on a terminal
     "ffcv>=1.0.2,<2",  # the beton format, version 2, and libffcv with its libjpeg-turbo
     # One wheel that runs with a GPU and without (Linux x86-64 only); the CPU wheel elsewhere.

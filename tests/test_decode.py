@@ -14,7 +14,7 @@ import torch
 from conftest import Betons
 from PIL import Image
 
-from xmix_data import RandomCrop, XMixLoader, decode, mixing
+from xmix_data import CenterCrop, ImageLoader, RandomCrop, XMixLoader, decode, mixing
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -35,6 +35,28 @@ def test_resizing_is_pillows_bit_for_bit(seed: int) -> None:
     expected = expected.resize((int(out_w), int(box_h)), Image.Resampling.BILINEAR)
     expected = expected.resize((int(out_w), int(out_h)), Image.Resampling.BILINEAR)
     assert np.array_equal(out.reshape(out_h, out_w, 3), np.asarray(expected))
+
+
+def test_a_damaged_header_spoils_no_other_image(betons: Betons, tmp_path: Path) -> None:
+    """One thread, one stripe: what comes after a damaged image is still decoded."""
+    data = bytearray(betons.target_jpg.path.read_bytes())
+    random = np.random.default_rng(0)
+    damaged = list(range(0, 27, 2))
+    for index in damaged:
+        start = int(betons.target_jpg.pointers[index])
+        for place in random.integers(2, 160, 40):
+            data[start + place] = random.integers(256)
+    path = tmp_path / "damaged.beton"
+    path.write_bytes(data)
+    options: dict[str, Any] = {"batch_size": 27, "crop": CenterCrop(40), "dtype": torch.uint8}
+    loader = ImageLoader(path, num_workers=1, **options)
+    backend = loader._backend
+    job = backend.open(loader._plan.epoch(0).rows(0, 27))
+    backend.work(job, backend.workspace(), 0, 27)
+    assert np.flatnonzero(job.sides[0].status).tolist() == damaged
+    expected, _ = next(iter(ImageLoader(betons.target_jpg, backend="torch", **options)))
+    good = list(range(1, 27, 2))
+    assert torch.equal(job.outs[0].permute(0, 3, 1, 2)[good], expected[good])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -98,7 +120,5 @@ def test_kernels_run_where_no_cache_can_be_written(betons: Betons, tmp_path: Pat
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("compiled anew in every process") == 1
-    from xmix_data import CenterCrop, ImageLoader
-
     images, _ = next(iter(ImageLoader(betons.target_raw, batch_size=4, crop=CenterCrop(8))))
     assert float(done.stdout) == pytest.approx(images.double().sum().item())

@@ -166,12 +166,20 @@ class _Version(argparse.Action):
 
 
 def _image_size(text: str) -> int | None:
-    return None if text == "none" else int(text)
+    if text == "none":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of pixels, nor 'none'") from None
 
 
 def _shard(text: str) -> tuple[int, int]:
-    index, count = text.split("/")
-    return int(index), int(count)
+    try:
+        index, count = (int(part) for part in text.split("/"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N, e.g. 0/8") from None
+    return index, count
 
 
 def _convert(options: argparse.Namespace) -> None:
@@ -190,15 +198,17 @@ def _convert(options: argparse.Namespace) -> None:
         source = open_images(torchvision_dataset(name, options.root, options.split))
     else:
         source = open_images(options.src)
-    classes = None
     if options.classes:
         lines = options.classes.read_text(encoding="utf-8").splitlines()
-        classes = [line.strip() for line in lines if line.strip()]
+        source = select(source, classes=[line.strip() for line in lines if line.strip()])
     if options.pairing:
         used = Pairing.load(options.pairing).source_classes
-        classes = used if classes is None else [name for name in classes if name in set(used)]
+        if options.classes:
+            listed = set(source.class_names or [])
+            used = [name for name in used if name in listed]
+        source = select(source, classes=used)
     beton = write_beton(
-        select(source, classes=classes, per_class=options.per_class),
+        select(source, per_class=options.per_class),
         path,
         image_size=options.image_size,
         crop=options.crop,

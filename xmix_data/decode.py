@@ -112,6 +112,9 @@ def _pixels(
     decoded = np.uint64(buffer.ctypes.data)
     at = header.ctypes.data
     if _tj_header(handle, address, size, at, at + 4, at + 8, at + 12) != 0:
+        # libjpeg-turbo 2 stays inside a bad header and refuses all later images, until a
+        # decompression fails as well.
+        _tj_decompress(handle, address, size, decoded, width, 0, height, _PIXEL_FORMAT_RGB, 0)
         return DAMAGED, decoded
     if header[0] != width or header[1] != height:
         return WRONG_SIZE, decoded
