@@ -11,7 +11,7 @@ READY := $(VENV)/.xmix_data-ready
 .PHONY: help demo test check format bench tables clean
 
 help:
-	@echo "make demo    the whole way on data that packages ship, about two minutes"
+	@echo "make demo    the whole way on data that packages ship, about a minute"
 	@echo "make test    all checks: ruff, mypy, import rules, pytest"
 	@echo "make check   the same without pytest"
 	@echo "make format  put the code into ruff's format"
