@@ -59,9 +59,6 @@ def targets_of(batches: list[Any]) -> list[int]:
     return [i for batch in batches for i in Numbered.indices(batch.target_images)]
 
 
-# ------------------------------------------------------------------ what a batch is
-
-
 def test_mixed_batch_has_the_promised_shapes_and_types(betons: Betons, backend: str) -> None:
     loader = mixed(betons, backend=backend)
     batch = next(iter(loader))
@@ -133,9 +130,6 @@ def test_batches_belong_to_the_caller(betons: Betons, backend: str) -> None:
             assert_same(one, other)
 
 
-# ------------------------------------------------------------------ the plan decides
-
-
 @pytest.mark.parametrize("change", [{"num_workers": 1}, {"num_workers": 5}, {"prefetch": 1},
                                     {"prefetch": 9}])  # fmt: skip
 def test_threads_and_prefetch_change_nothing(
@@ -172,9 +166,6 @@ def test_batch_size_does_not_change_the_sequence(numbered: NumberedBetons, backe
     for field in range(len(small[0])):
         one, other = (torch.cat([batch[field] for batch in b]) for b in (small, large))
         assert torch.equal(one, other)
-
-
-# ------------------------------------------------------------------ equality of backends
 
 
 @pytest.mark.parametrize("crop", CROPS, ids=repr)
@@ -244,9 +235,6 @@ def test_images_of_many_sizes_are_cropped_alike(tmp_path: Path) -> None:
         assert torch.equal(batches[0].target_images, batches[1].target_images)
         difference = batches[0].source_images.int() - batches[1].source_images.int()
         assert difference.abs().max() <= JPEG_TOLERANCE
-
-
-# ------------------------------------------------------------------ epochs and state
 
 
 def test_exhausting_a_pass_begins_the_next_epoch(numbered: NumberedBetons, backend: str) -> None:
@@ -333,9 +321,6 @@ def test_a_state_of_another_loader_is_refused(numbered: NumberedBetons, backend:
         changed.load_state_dict({"epoch": 1})
 
 
-# ------------------------------------------------------------------ ranks
-
-
 @pytest.mark.parametrize("world_size", [2, 3])
 @pytest.mark.parametrize("drop_last", [True, False])
 def test_ranks_together_are_the_one_process_batch(
@@ -406,9 +391,6 @@ def test_rank_is_found_from_torch_distributed(numbered: NumberedBetons, tmp_path
     outputs = [json.loads(process.communicate(timeout=120)[0]) for process in processes]
     whole = targets_of(list(crops(numbered, batch_size=8)))
     assert [i for pair in zip(*outputs, strict=True) for part in pair for i in part] == whole
-
-
-# ------------------------------------------------------------------ domains and pairings
 
 
 def test_a_list_is_several_domains_with_offset_classes(
@@ -515,9 +497,6 @@ def test_the_same_beton_may_be_target_and_source(
     assert len(list(loader)) == 9
 
 
-# ------------------------------------------------------------------ one domain
-
-
 def test_image_loader_keeps_the_order_and_all_images(
     numbered: NumberedBetons, backend: str
 ) -> None:
@@ -555,9 +534,6 @@ def test_image_loader_normalises_alike(betons: Betons) -> None:
         ):
             assert torch.equal(x, y)
             assert (a - b).abs().max() < FP32_TOLERANCE
-
-
-# ------------------------------------------------------------------ impossible requests
 
 
 @pytest.mark.parametrize(

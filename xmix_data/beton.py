@@ -80,9 +80,6 @@ def manifest_path(path: str | os.PathLike[str]) -> Path:
     return path.with_name(path.name + ".json")
 
 
-# --------------------------------------------------------------------------------- reading
-
-
 class Beton:
     """A beton, opened and checked: its structure, and that every sample lies inside the file.
 
@@ -473,9 +470,6 @@ def _order_shards(shards: list[Beton]) -> None:
                 f"{beton.path} and {shards[0].path} are shards of one set with different classes; "
                 "convert them again"
             )
-
-
-# --------------------------------------------------------------------------------- writing
 
 
 def open_images(dataset: Any) -> ImageSource:

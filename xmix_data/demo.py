@@ -171,9 +171,6 @@ def _print_rate(loader: Any, least: int, what: str) -> None:
     print(f"    {rate:,.0f} {what} a second")
 
 
-# --------------------------------------------------------------------------- training
-
-
 class _Backbone(nn.Module):
     """A residual network of three blocks with a linear classifier ``fc``."""
 
@@ -357,9 +354,6 @@ def _accuracy(network: _TwoHeads, test: Beton) -> float:
         for images, labels in loader:
             right += int((network(images)[0].argmax(1) == labels).sum())
     return right / len(test)
-
-
-# --------------------------------------------------------------------------- the two domains
 
 
 class Glyphs:

@@ -108,8 +108,6 @@ class _Loader(Generic[B]):
     def _batch(self, rows: PlanRows, images: tuple[torch.Tensor, ...]) -> B:
         raise NotImplementedError
 
-    # ------------------------------------------------------------------ iteration
-
     def __len__(self) -> int:
         """Batches that each process gets in an epoch."""
         step = self.batch_size * self.world_size
@@ -205,8 +203,6 @@ class _Loader(Generic[B]):
                 totals[key] += value
         return totals
 
-    # ------------------------------------------------------------------ lifetime
-
     def close(self) -> None:
         """End the current pass and its threads; the loader cannot be iterated again."""
         self._closed = True
@@ -232,8 +228,6 @@ class _Loader(Generic[B]):
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-    # ------------------------------------------------------------------ what it loads
 
     @property
     def target(self) -> Domain:
@@ -540,9 +534,6 @@ class ImageLoader(_Loader[tuple[torch.Tensor, torch.Tensor]]):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         labels = np.asarray(self._target.labels[rows.target])
         return images[0], torch.from_numpy(labels).to(self.device)
-
-
-# ---------------------------------------------------------------------- checks of arguments
 
 
 def _at_least_one(name: str, value: int) -> int:
