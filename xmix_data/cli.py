@@ -307,7 +307,7 @@ def _doctor(options: argparse.Namespace) -> None:
     else:
         width = max(len(check.name) for check in checks)
         for check in checks:
-            mark = "ok     " if check.ok else "missing"
+            mark = "ok     " if check.ok else "absent " if check.optional else "missing"
             print(f"{mark}  {check.name:<{width}}  {check.found}")
     if not all(check.ok or check.optional for check in checks):
         raise XMixError("something that xmix_data needs is missing; see the list")
