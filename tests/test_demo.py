@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from xmix_data import Beton, Pairing
+from xmix_data import Beton, MissingDependencyError, Pairing
 from xmix_data.demo import CHARACTERS, Glyphs, HandwrittenDigits, _run, _Settings, run
 
 
@@ -78,3 +79,16 @@ def test_impossible_requests_are_named(tmp_path: Path) -> None:
     with pytest.raises(NotADirectoryError, match="is a file; choose a folder"):
         run(tmp_path / "file")
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize(
+    ("module", "package"), [("matplotlib", "matplotlib"), ("sklearn.datasets", "scikit-learn")]
+)
+def test_a_missing_package_is_named_before_any_work(
+    module: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingDependencyError, match=package) as caught:
+        run(tmp_path / "demo")
+    assert str(caught.value).endswith("pip install 'xmix_data[demo]'")
+    assert not (tmp_path / "demo").exists()

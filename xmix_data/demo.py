@@ -13,6 +13,7 @@ import functools
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,26 +84,35 @@ def run(output: Path, *, seeds: int = 3) -> None:
         ValueError: ``seeds`` is below 1.
         OSError: ``output`` is no folder, or not writable.
     """
-    # torch's threads wait for each other in a spin: beside another busy process a small network
-    # trains many times slower on all cores than on one, and the loader's threads want a core too.
+    _run(Path(output), seeds, _Settings())
+
+
+@contextmanager
+def _half_of_torchs_threads() -> Iterator[None]:
+    """Leave the loader's threads a core.
+
+    torch's threads wait for each other in a spin: beside another busy process a small network
+    trains many times slower on all cores than on one.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads // 2))
     try:
-        _run(Path(output), seeds, _Settings())
+        yield
     finally:
         torch.set_num_threads(threads)
 
 
+@_half_of_torchs_threads()
 def _run(output: Path, seeds: int, settings: _Settings) -> None:
     if seeds < 1:
         raise ValueError(f"seeds is {seeds}; it must be at least 1")
     if output.exists() and not output.is_dir():
         raise NotADirectoryError(f"{output}: is a file; choose a folder for the results")
     glyphs = Glyphs(settings.variations)
-    parts = (
+    parts = [
         HandwrittenDigits(part, settings.per_class, settings.draw)
         for part in ("train", settings.evaluate_on)
-    )
+    ]
     output.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
 
