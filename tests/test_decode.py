@@ -106,7 +106,6 @@ def test_kernels_run_where_no_cache_can_be_written(betons: Betons, tmp_path: Pat
     )
     package = tmp_path / "readonly"
     source = Path(decode.__file__).parent
-    subprocess.run(["cp", "-r", str(source), str(package / "xmix_data")], check=False)
     package.mkdir()
     subprocess.run(["cp", "-r", str(source), str(package / "xmix_data")], check=True)
     for cached in package.rglob("__pycache__"):

@@ -5,7 +5,7 @@ in a caller's array, and a status per image. The kernels hold no lock and start 
 worker thread of a backend calls them on a stripe of a batch with a `Workspace` of its own.
 
 JPEG is decoded by libjpeg-turbo's TurboJPEG, the library that libffcv itself uses, with the
-accurate DCT: the pixels are those of Pillow. (libffcv's own ``imdecode`` keeps a handle per
+accurate DCT, as Pillow does. (libffcv's own ``imdecode`` keeps a handle per
 thread that is never freed, uses the fast DCT, and hides the return code of a header that
 disagrees with the index.)
 """
