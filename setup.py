@@ -7,7 +7,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 VERSION = "0.1.0"
 
@@ -75,6 +75,15 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["xmix_data", "xmix_data.*"]),
     package_data={"xmix_data": ["py.typed"]},
+    ext_modules=[
+        Extension(
+            "xmix_data._jpeg",
+            ["xmix_data/_jpeg.c"],
+            libraries=["jpeg"],
+            extra_compile_args=["-O2", "-Wall", "-Wextra"],
+            py_limited_api=True,  # called through ctypes: one build serves every Python
+        )
+    ],
     install_requires=REQUIRES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["xmix=xmix_data.cli:main"]},

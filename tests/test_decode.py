@@ -28,8 +28,9 @@ def test_resizing_is_pillows_bit_for_bit(seed: int) -> None:
 
     out = np.empty((out_h, out_w * 3), np.uint8)
     rows = np.empty(height * out_w * 3, np.uint8)
-    box = np.array([top, left, box_h, box_w], np.int32)
-    decode._resample(image.reshape(-1), width * 3, box, rows, out)
+    box = (0.0, 0.0, float(box_h), float(box_w))
+    pixels = image.reshape(-1)[(top * width + left) * 3 :]
+    decode._resample(pixels, width * 3, (int(box_h), int(box_w)), box, rows, out)
 
     expected = Image.fromarray(image).crop((left, top, left + box_w, top + box_h))
     expected = expected.resize((int(out_w), int(box_h)), Image.Resampling.BILINEAR)

@@ -17,7 +17,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from xmix_data import ImageError
-from xmix_data.encoding import JPG, RAW, StoredImage, encode_image, jpeg_problem
+from xmix_data.encoding import JPG, RAW, StoredImage, encode_image
+from xmix_data.jpeg import jpeg_problem
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -27,10 +27,11 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from xmix_data.encoding import JPG, RAW, StoredImage, encode_image, jpeg_problem
+from xmix_data.encoding import JPG, RAW, StoredImage, encode_image
 from xmix_data.errors import BetonError, ImageError, XMixError
 from xmix_data.files import whole_file
 from xmix_data.images import MOST_CLASSES, ClassFolder, ImageSource, MapDataset, label_problem
+from xmix_data.jpeg import jpeg_problem
 from xmix_data.progress import Progress
 
 __all__ = ["Beton", "Domain", "open_domain", "open_images", "write_beton"]

@@ -1,19 +1,20 @@
 """The host kernels: stored bytes to cropped uint8 pixels, or straight to normalised, mixed floats.
 
-Comes in: for each image the address of its bytes, its mode, size, box and flip. Goes out: pixels
-in a caller's array, and a status per image. The kernels hold no lock and start no thread; each
-worker thread of a backend calls them on a stripe of a batch with a `Workspace` of its own.
+Comes in: a row of an image table for each image (where its bytes are, its size, its box, whether
+it is mirrored). Goes out: pixels at a caller's address, and a status per image. The kernels hold
+no lock and start no thread; each worker thread of a backend calls them on a stripe of a batch with
+a `Workspace` of its own.
 
-JPEG is decoded by libjpeg-turbo's TurboJPEG, the library that libffcv itself uses, with the
-accurate DCT, as Pillow does. (libffcv's own ``imdecode`` keeps a handle per
-thread that is never freed, uses the fast DCT, and hides the return code of a header that
-disagrees with the index.)
+A JPEG that is only cropped passes through in strips of a few rows, which never leave the
+first-level cache between the decoder and the batch; the batch itself is written past the caches.
 """
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import math
+import mmap
 from typing import Any
 
 import llvmlite.binding
@@ -25,38 +26,89 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from xmix_data.encoding import RAW, Decompressor, libffcv_path, turbojpeg
+from xmix_data.augment import dct_fractions
+from xmix_data.encoding import RAW
+from xmix_data.jpeg import OK, Decoder, library
 
 __all__ = [
-    "DAMAGED",
-    "OK",
-    "WRONG_SIZE",
+    "BFLOAT16",
+    "BYTES",
+    "FLOAT16",
+    "FLOAT32",
+    "ImageTable",
     "Workspace",
     "crop_images",
+    "image_table",
     "mix_images",
     "normalise_images",
+    "read_ahead",
 ]
 
 _log = logging.getLogger("xmix_data")
 
-OK, DAMAGED, WRONG_SIZE = 0, 1, 2
-"""Status of an image: decoded; not decodable without a warning; not of the size in the index."""
+FLOAT32, FLOAT16, BFLOAT16 = range(3)
+"""What normalised pixels are written as."""
 
-turbojpeg()  # reports a missing system library in one line, before LLVM would
-llvmlite.binding.load_library_permanently(str(libffcv_path()))
-
-_i32, _u64 = types.int32, types.uint64
-_tj_header: Any = types.ExternalFunction(
-    "tjDecompressHeader3", _i32(_u64, _u64, _u64, _u64, _u64, _u64, _u64)
+ImageTable = npt.NDArray[np.int64]
+"""(B, 11): the columns below, one row an image."""
+_COLUMNS = 11
+_ADDRESS, BYTES, _MODE, _HEIGHT, _WIDTH, _TOP, _LEFT, _BOX_H, _BOX_W, _FRACTION, _FLIP = range(
+    _COLUMNS
 )
-_tj_decompress: Any = types.ExternalFunction(
-    "tjDecompress2", _i32(_u64, _u64, _u64, _u64, _i32, _i32, _i32, _i32, _i32)
-)
-_memcpy: Any = types.ExternalFunction("memcpy", _u64(_u64, _u64, _u64))
 
-_PIXEL_FORMAT_RGB = 0
 _FILTER_BITS = 22
 """Fixed-point bits of Pillow's resampling coefficients."""
+_STRIP = 16
+"""Rows that are decoded at a time: what libjpeg makes at once of an image with 4:2:0 chroma."""
+_ALIGNED = 32
+"""Bytes that are written past the caches at a time, at addresses that are multiples of it."""
+_ROW_BYTES, _MARGIN, _DECODING, _CLOCK = range(4)
+"""Numbers in a workspace: two of `_jpeg.c`'s layout, nanoseconds of decoding, a timespec."""
+
+for _name in ("open", "read", "close"):
+    # By address: loading the library into LLVM would show its libjpeg to all other libraries.
+    llvmlite.binding.add_symbol(
+        f"xmix_jpeg_{_name}", ctypes.cast(library()[f"xmix_jpeg_{_name}"], ctypes.c_void_p).value
+    )
+_i64 = types.int64
+_jpeg_open: Any = types.ExternalFunction("xmix_jpeg_open", types.int32(*[_i64] * 10))
+_jpeg_read: Any = types.ExternalFunction("xmix_jpeg_read", types.int32(*[_i64] * 3))
+_jpeg_close: Any = types.ExternalFunction("xmix_jpeg_close", types.int32(_i64))
+_memcpy: Any = types.ExternalFunction("memcpy", _i64(_i64, _i64, _i64))
+_madvise: Any = types.ExternalFunction("madvise", types.int32(_i64, _i64, types.int32))
+_clock_gettime: Any = types.ExternalFunction("clock_gettime", types.int32(types.int32, _i64))
+
+_WILLNEED = np.int32(3)
+_CLOCK_MONOTONIC = 1
+_PAGE = mmap.PAGESIZE
+
+
+def image_table(
+    addresses: npt.NDArray[np.uint64],
+    sizes: npt.NDArray[np.uint64],
+    modes: npt.NDArray[np.uint8],
+    heights: npt.NDArray[np.uint16],
+    widths: npt.NDArray[np.uint16],
+    boxes: npt.NDArray[np.int32],
+    flips: npt.NDArray[np.bool_],
+    shape: tuple[int, int],
+) -> ImageTable:
+    """What the kernels read of a batch's images.
+
+    Args:
+        addresses, sizes, modes, heights, widths: (B,) each, as the beton's index has them.
+        boxes: (B, 4): top, left, height, width.
+        flips: (B,)
+        shape: Height and width of the crops.
+    """
+    table = np.empty((len(addresses), _COLUMNS), np.int64)
+    for column, values in (
+        (_ADDRESS, addresses), (BYTES, sizes), (_MODE, modes), (_HEIGHT, heights),
+        (_WIDTH, widths), (_FRACTION, dct_fractions(boxes, shape)), (_FLIP, flips),
+    ):  # fmt: skip
+        table[:, column] = values
+    table[:, _TOP : _BOX_W + 1] = boxes
+    return table
 
 
 def _kernel(function: Any) -> Any:
@@ -76,22 +128,46 @@ def _pointer_to_bytes(typing_context: Any, address: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], cgutils.voidptr_t)
 
-    return types.voidptr(_u64), codegen
+    return types.voidptr(_i64), codegen
 
 
-def _copy_4_bytes(typing_context: Any, to: Any, at: Any) -> Any:
-    """Copy four bytes between any two addresses, in one load and one store."""
+def _copy_past_the_caches(typing_context: Any, to: Any, at: Any) -> Any:
+    """Copy `_ALIGNED` bytes to an aligned address without reading its cache line first."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointers = [builder.inttoptr(x, ir.IntType(32).as_pointer()) for x in arguments]
-        builder.store(builder.load(pointers[1], align=1), pointers[0], align=1)
+        kind = ir.VectorType(ir.IntType(8), _ALIGNED).as_pointer()
+        target, source = (builder.inttoptr(x, kind) for x in arguments)
+        store = builder.store(builder.load(source, align=1), target, align=_ALIGNED)
+        store.set_metadata("nontemporal", builder.module.add_metadata([ir.IntType(32)(1)]))
         return context.get_dummy_value()
 
-    return types.void(_u64, _u64), codegen
+    return types.void(_i64, _i64), codegen
+
+
+_MIRRORED = 16
+"""Pixels that are mirrored at a time."""
+
+
+def _mirror_pixels(typing_context: Any, to: Any, at: Any) -> Any:
+    """Copy `_MIRRORED` pixels of three bytes in reverse order."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        count = 3 * _MIRRORED
+        kind = ir.VectorType(ir.IntType(8), count)
+        target, source = (builder.inttoptr(x, kind.as_pointer()) for x in arguments)
+        pixels = builder.load(source, align=1)
+        order = [count - 3 - x + 2 * (x % 3) for x in range(count)]
+        mask = ir.Constant(ir.VectorType(ir.IntType(32), count), order)
+        mirrored = builder.shuffle_vector(pixels, ir.Constant(kind, ir.Undefined), mask)
+        builder.store(mirrored, target, align=1)
+        return context.get_dummy_value()
+
+    return types.void(_i64, _i64), codegen
 
 
 _as_pointer: Any = intrinsic(_pointer_to_bytes)
-_copy_4: Any = intrinsic(_copy_4_bytes)
+_stream_32: Any = intrinsic(_copy_past_the_caches)
+_mirror_16: Any = intrinsic(_mirror_pixels)
 _carray: Any = numba.carray  # type: ignore[attr-defined]
 
 
@@ -102,36 +178,24 @@ def _bytes_at(address: int, count: int) -> Any:
 
 
 @_kernel
-def _pixels(
-    handle: int, address: int, size: int, mode: int, height: int, width: int, buffer: Any,
-    header: Any,
-) -> tuple[int, int]:  # fmt: skip
-    """(status, address of H*W*3 pixels): raw ones where they lie, JPEG decoded to ``buffer``."""
-    if mode == RAW:
-        return OK, address
-    decoded = np.uint64(buffer.ctypes.data)
-    at = header.ctypes.data
-    if _tj_header(handle, address, size, at, at + 4, at + 8, at + 12) != 0:
-        # libjpeg-turbo 2 stays inside a bad header and refuses all later images, until a
-        # decompression fails as well.
-        _tj_decompress(handle, address, size, decoded, width, 0, height, _PIXEL_FORMAT_RGB, 0)
-        return DAMAGED, decoded
-    if header[0] != width or header[1] != height:
-        return WRONG_SIZE, decoded
-    if _tj_decompress(handle, address, size, decoded, width, 0, height, _PIXEL_FORMAT_RGB, 0) != 0:
-        return DAMAGED, decoded
-    return OK, decoded
+def _address(array: Any) -> Any:
+    return np.int64(array.ctypes.data)
 
 
 @_kernel
-def _filter(inputs: int, outputs: int, starts: Any, counts: Any, weights: Any) -> None:
-    """Pillow's antialiased bilinear filter: per output pixel, first input, number, weights."""
-    scale = inputs / outputs
+def _filter(
+    inputs: int, outputs: int, offset: float, span: float, starts: Any, counts: Any, weights: Any
+) -> None:
+    """Pillow's antialiased bilinear filter: per output pixel, first input, number, weights.
+
+    The outputs cover ``span`` of the inputs from ``offset`` on.
+    """
+    scale = span / outputs
     support = max(scale, 1.0)
     shrink = 1.0 / support
     values = np.empty(weights.shape[1], np.float64)
     for x in range(outputs):
-        center = (x + 0.5) * scale
+        center = offset + (x + 0.5) * scale
         first = max(int(center - support + 0.5), 0)
         last = min(int(center + support + 0.5), inputs)
         total = 0.0
@@ -144,18 +208,27 @@ def _filter(inputs: int, outputs: int, starts: Any, counts: Any, weights: Any) -
 
 
 @_kernel
-def _taps(inputs: int, outputs: int) -> int:
+def _taps(span: float, outputs: int) -> int:
     """The most inputs that one output pixel is made of."""
-    return math.ceil(max(inputs / outputs, 1.0)) * 2 + 1
+    return math.ceil(max(span / outputs, 1.0)) * 2 + 1
 
 
 @_kernel
-def _resample(pixels: Any, row_bytes: int, box: Any, rows: Any, out: Any) -> None:
-    """Resize ``box`` of an image to ``out`` (h, w*3), first along x, then along y.
+def _resample(pixels: Any, row_bytes: int, window: Any, box: Any, rows: Any, out: Any) -> None:
+    """Resize ``box`` of a window to ``out`` (h, w*3), first along x, then along y.
 
     Rounds to uint8 after each pass: bit for bit what two resizes by Pillow give.
+
+    Args:
+        pixels: From the window's first pixel on.
+        row_bytes: From one row to the next.
+        window: Its height and width.
+        box: top, left, height, width in the window; may lie between pixels.
+        rows: Room for the window's rows, resized along x.
+        out: The result.
     """
-    top, left, box_h, box_w = box[0], box[1], box[2], box[3]
+    window_h, window_w = window
+    top, left, box_h, box_w = box
     out_h, length = out.shape[0], out.shape[1]
     out_w = length // 3
     half = np.int32(1 << (_FILTER_BITS - 1))
@@ -163,9 +236,9 @@ def _resample(pixels: Any, row_bytes: int, box: Any, rows: Any, out: Any) -> Non
     # Enlarging takes at most two inputs an output, which are written out; more come in a loop.
     starts, counts = np.empty(out_w, np.int64), np.empty(out_w, np.int64)
     weights = np.empty((out_w, _taps(box_w, out_w)), np.int32)
-    _filter(box_w, out_w, starts, counts, weights)
-    for y in range(box_h):
-        line = pixels[(top + y) * row_bytes + left * 3 :]
+    _filter(window_w, out_w, left, box_w, starts, counts, weights)
+    for y in range(window_h):
+        line = pixels[y * row_bytes :]
         row = rows[y * length : (y + 1) * length]
         for x in range(out_w):
             at = starts[x] * 3
@@ -189,7 +262,7 @@ def _resample(pixels: Any, row_bytes: int, box: Any, rows: Any, out: Any) -> Non
 
     starts, counts = np.empty(out_h, np.int64), np.empty(out_h, np.int64)
     weights = np.empty((out_h, _taps(box_h, out_h)), np.int32)
-    _filter(box_h, out_h, starts, counts, weights)
+    _filter(window_h, out_h, top, box_h, starts, counts, weights)
     sums = np.empty(length, np.int32)
     for y in range(out_h):
         one, two = starts[y], starts[y] + min(1, counts[y] - 1)
@@ -211,189 +284,299 @@ def _resample(pixels: Any, row_bytes: int, box: Any, rows: Any, out: Any) -> Non
 
 
 @_kernel
-def _window(
-    handle: int, item: int, images: Any, boxes: Any, shape: Any, work: Any
-) -> tuple[int, int, int]:
-    """One image, decoded and resized if need be: (status, address of its box, bytes a row)."""
-    addresses, sizes, modes, heights, widths = images
-    buffer, rows, resized, header = work
-    height, width = np.int64(heights[item]), np.int64(widths[item])
-    status, pixels = _pixels(
-        handle, addresses[item], sizes[item], modes[item], height, width, buffer, header
-    )
-    top, left = np.int64(boxes[item, 0]), np.int64(boxes[item, 1])
-    if status == OK and (boxes[item, 2] != shape[0] or boxes[item, 3] != shape[1]):
-        _resample(_bytes_at(pixels, height * width * 3), width * 3, boxes[item], rows, resized)
-        return status, np.uint64(resized.ctypes.data), shape[1] * 3
-    return status, pixels + np.uint64((top * width + left) * 3), width * 3
+def _open(image: Any, height: int, width: int, work: Any) -> tuple[int, bool, int, int]:
+    """Begin an image: (status, whether its rows are still to be decoded, address, bytes a row)."""
+    decoder, strip, window, rows, resized, state = work
+    top, left, box_h, box_w = image[_TOP], image[_LEFT], image[_BOX_H], image[_BOX_W]
+    resizes = box_h != height or box_w != width
+    if image[_MODE] == RAW:
+        row_bytes = image[_WIDTH] * 3
+        at = image[_ADDRESS] + top * row_bytes + left * 3
+        if not resizes:
+            return OK, False, at, row_bytes
+        pixels = _bytes_at(at, (box_h - 1) * row_bytes + box_w * 3)
+        box = (0.0, 0.0, float(box_h), float(box_w))
+        _resample(pixels, row_bytes, (box_h, box_w), box, rows, resized)
+        return OK, False, _address(resized), width * 3
+
+    shrink = image[_FRACTION]
+    first_row, first_column = top // shrink, left // shrink
+    window_h = -(-(top + box_h) // shrink) - first_row
+    window_w = -(-(left + box_w) // shrink) - first_column
+    started = _nanoseconds(state)
+    status = _jpeg_open(
+        decoder, image[_ADDRESS], image[BYTES], image[_HEIGHT], image[_WIDTH], shrink, first_row,
+        first_column, window_w, _address(state),
+    )  # fmt: skip
+    row_bytes, margin = state[_ROW_BYTES], state[_MARGIN]
+    if resizes and status == OK:
+        status = _jpeg_read(decoder, _address(window), window_h)
+        if status == OK:
+            status = _jpeg_close(decoder)
+    state[_DECODING] += _nanoseconds(state) - started
+    if not resizes:
+        return status, True, _address(strip) + margin, row_bytes
+    if status == OK:
+        box = (
+            top / shrink - first_row, left / shrink - first_column, box_h / shrink, box_w / shrink,
+        )  # fmt: skip
+        _resample(window[margin:], row_bytes, (window_h, window_w), box, rows, resized)
+    return status, False, _address(resized), width * 3
 
 
 @_kernel
-def _copy_row(at: int, flip: bool, to: int, count: int) -> None:
-    """Copy a row of ``count`` bytes, mirrored pixel by pixel if ``flip``."""
-    if not flip:
-        _memcpy(to, at, np.uint64(count))
-        return
-    # A pixel is three bytes; copying four is faster. The fourth is the next pixel's first, which
-    # is written right after; so all but the first and the last pixel stay inside both rows.
-    last = np.uint64(count - 3)
+def _nanoseconds(state: Any) -> Any:
+    _clock_gettime(np.int32(_CLOCK_MONOTONIC), _address(state[_CLOCK:]))
+    return state[_CLOCK] * 1_000_000_000 + state[_CLOCK + 1]
+
+
+@_kernel
+def _decode_strip(streams: bool, count: int, work: Any) -> Any:
+    """Decode the next ``count`` rows of an image that is still to be decoded; returns a status."""
+    if not streams:
+        return OK
+    decoder, strip, _, _, _, state = work
+    started = _nanoseconds(state)
+    status = _jpeg_read(decoder, _address(strip), count)
+    state[_DECODING] += _nanoseconds(state) - started
+    return status
+
+
+@_kernel
+def _close(status: int, streams: bool, work: Any) -> Any:
+    return _jpeg_close(work[0]) if streams and status == OK else status
+
+
+@_kernel
+def read_ahead(addresses: Any, sizes: Any) -> None:
+    """Ask the system to have these bytes in memory soon, without waiting for them.
+
+    Args:
+        addresses, sizes: (B,) uint64, of mapped files.
+    """
+    for item in range(len(addresses)):
+        start = np.int64(addresses[item]) // _PAGE * _PAGE
+        _madvise(start, np.int64(addresses[item]) + np.int64(sizes[item]) - start, _WILLNEED)
+
+
+@_kernel
+def _stream(to: int, at: int, count: int) -> None:
+    """Copy bytes that this core will not read again."""
+    done = 0
+    if to % _ALIGNED == 0:
+        done = count - count % _ALIGNED
+        for x in range(0, done, _ALIGNED):
+            _stream_32(to + x, at + x)
+    if done < count:
+        _memcpy(to + done, at + done, count - done)
+
+
+@_kernel
+def _mirror(to: int, at: int, count: int) -> None:
+    """Copy a row of ``count`` bytes, mirrored pixel by pixel."""
+    block = 3 * _MIRRORED
+    done = count - count % block
+    for x in range(0, done, block):
+        _mirror_16(to + x, at + count - block - x)
     row, mirrored = _bytes_at(to, count), _bytes_at(at, count)
-    row[0], row[1], row[2] = mirrored[count - 3], mirrored[count - 2], mirrored[count - 1]
-    for x in range(np.uint64(3), last, np.uint64(3)):
-        _copy_4(to + x, at + last - x)
-    if count > 3:
-        row[count - 3], row[count - 2], row[count - 1] = mirrored[0], mirrored[1], mirrored[2]
+    for x in range(done, count, 3):
+        for channel in range(3):
+            row[x + channel] = mirrored[count - 3 - x + channel]
 
 
 @_kernel
 def crop_images(
-    handle: int, start: int, stop: int, images: Any, boxes: Any, flips: Any, work: Any, out: Any,
-    status: Any,
-) -> None:  # fmt: skip
+    start: int, stop: int, images: Any, height: int, width: int, work: Any, out: int, status: Any
+) -> None:
     """Cut, resize and mirror images ``start .. stop - 1`` of a batch, as decoded.
 
     Args:
-        handle: Of the thread's decompressor.
         start, stop: The stripe of the batch.
-        images: `Images` of the batch.
-        boxes: (B, 4) int32: top, left, height, width.
-        flips: (B,) bool.
+        images: An `ImageTable`.
+        height, width: Of the crops.
         work: One of a `Workspace`'s two sets of buffers.
-        out: (B, H, W, 3) uint8.
-        status: (B,) uint8: `OK`, `DAMAGED` or `WRONG_SIZE`; only `OK` images are written.
+        out: Address of (B, height, width, 3) uint8.
+        status: (B,) uint8: `OK`, `DAMAGED` or `WRONG_SIZE`; only `OK` images are whole.
     """
-    shape = (out.shape[1], out.shape[2])
-    count = shape[1] * 3
-    to = np.uint64(out.ctypes.data) + np.uint64(start * shape[0] * count)
+    count = width * 3
+    line = np.empty(count, np.uint8)
     for item in range(start, stop):
-        status[item], at, row_bytes = _window(handle, item, images, boxes, shape, work)
-        for _ in range(shape[0]):
-            if status[item] == OK:
-                _copy_row(at, flips[item], to, count)
-            at += np.uint64(row_bytes)
-            to += np.uint64(count)
+        image = images[item]
+        state, streams, at, row_bytes = _open(image, height, width, work)
+        to = out + item * height * count
+        y = 0
+        while y < height and state == OK:
+            rows = min(_STRIP, height - y)
+            state = _decode_strip(streams, rows, work)
+            for row in range(rows):
+                pixels = at + (row if streams else y + row) * row_bytes
+                if image[_FLIP]:
+                    _mirror(_address(line), pixels, count)
+                    pixels = _address(line)
+                _stream(to + (y + row) * count, pixels, count)
+            y += rows
+        status[item] = _close(state, streams, work)
 
 
 @_kernel
-def _row(at: int, flip: bool, line: Any) -> Any:
-    """A row of pixels: where it lies, or mirrored into ``line``."""
-    if not flip:
-        return _bytes_at(at, len(line))
-    mirrored = np.uint64(line.ctypes.data)
-    _copy_row(at, True, mirrored, len(line))
-    return _bytes_at(mirrored, len(line))
+def _write(line: Any, bits: Any, kind: int, to: int) -> None:
+    """Write a row of float32 as ``kind``, rounded to nearest, ties to even."""
+    if kind == FLOAT32:
+        _stream(to, _address(line), len(line) * 4)
+        return
+    whole = line.view(np.uint32)
+    if kind == BFLOAT16:
+        for x in range(len(line)):
+            odd = (whole[x] >> np.uint32(16)) & np.uint32(1)
+            bits[x] = (whole[x] + np.uint32(0x7FFF) + odd) >> np.uint32(16)
+    else:
+        for x in range(len(line)):
+            bits[x] = _half(line[x], whole[x])
+    _stream(to, _address(bits), len(line) * 2)
+
+
+@_kernel
+def _half(value: float, whole: int) -> Any:
+    """The bits of a float16, from a finite float32 and its bits."""
+    sign = (whole >> np.uint32(16)) & np.uint32(0x8000)
+    size = whole & np.uint32(0x7FFFFFFF)
+    odd = (size >> np.uint32(13)) & np.uint32(1)
+    normal = (size - np.uint32(112 << 23) + np.uint32(0xFFF) + odd) >> np.uint32(13)
+    # Below 2**-14 a float16 counts in steps of 2**-24, as do float32's bits around 2**-1.
+    small = np.uint32(np.rint(abs(value) * np.float32(2.0**24)))
+    bits = small if size < np.uint32(113 << 23) else normal
+    return np.uint16(sign | min(bits, np.uint32(0x7C00)))
 
 
 @_kernel
 def normalise_images(
-    handle: int, start: int, stop: int, images: Any, boxes: Any, flips: Any, work: Any, scale: Any,
-    shift: Any, out: Any, status: Any,
+    start: int, stop: int, images: Any, height: int, width: int, work: Any, scale: Any, shift: Any,
+    kind: int, out: int, status: Any,
 ) -> None:  # fmt: skip
     """As `crop_images`, and normalise: ``out = scale * pixel + shift``.
 
     Args:
-        handle, start, stop, images, boxes, flips, work, status: As in `crop_images`.
+        start, stop, images, height, width, work, status: As in `crop_images`.
         scale, shift: (3,) float64, one a channel.
-        out: (B, H, W, 3) float32.
+        kind: `FLOAT32`, `FLOAT16` or `BFLOAT16`.
+        out: Address of (B, height, width, 3) of that kind.
     """
-    shape = (out.shape[1], out.shape[2])
-    count = shape[1] * 3
+    count = width * 3
     line = np.empty(count, np.uint8)
+    values, bits = np.empty(count, np.float32), np.empty(count, np.uint16)
     scales, shifts = np.empty(count, np.float32), np.empty(count, np.float32)
     for x in range(count):
         scales[x], shifts[x] = scale[x % 3], shift[x % 3]
-    rows = out.reshape(out.shape[0] * shape[0], count)
+    out_bytes = count * (4 if kind == FLOAT32 else 2)
     for item in range(start, stop):
-        status[item], at, row_bytes = _window(handle, item, images, boxes, shape, work)
-        if status[item] != OK:
-            continue
-        for y in range(shape[0]):
-            pixels = _row(at + np.uint64(y * row_bytes), flips[item], line)
-            row = rows[item * shape[0] + y]
-            for x in range(count):
-                row[x] = scales[x] * np.float32(pixels[x]) + shifts[x]
+        image = images[item]
+        state, streams, at, row_bytes = _open(image, height, width, work)
+        to = out + item * height * out_bytes
+        y = 0
+        while y < height and state == OK:
+            rows = min(_STRIP, height - y)
+            state = _decode_strip(streams, rows, work)
+            for row in range(rows):
+                pixels = _row(at + (row if streams else y + row) * row_bytes, image[_FLIP], line)
+                for x in range(count):
+                    values[x] = scales[x] * np.float32(pixels[x]) + shifts[x]
+                _write(values, bits, kind, to + (y + row) * out_bytes)
+            y += rows
+        status[item] = _close(state, streams, work)
+
+
+@_kernel
+def _row(at: int, flip: int, line: Any) -> Any:
+    """A row of pixels: where it lies, or mirrored into ``line``."""
+    if flip == 0:
+        return _bytes_at(at, len(line))
+    _mirror(_address(line), at, len(line))
+    return _bytes_at(_address(line), len(line))
 
 
 @_kernel
 def mix_images(
-    handle: int, start: int, stop: int,
-    target: Any, target_boxes: Any, target_flips: Any, target_work: Any,
-    source: Any, source_boxes: Any, source_flips: Any, source_work: Any,
-    lam: Any, scale: Any, shift: Any, out: Any, target_status: Any, source_status: Any,
+    start: int, stop: int, targets: Any, sources: Any, lam: Any, height: int, width: int,
+    target_work: Any, source_work: Any, scale: Any, shift: Any, kind: int, out: int,
+    target_status: Any, source_status: Any,
 ) -> None:  # fmt: skip
     """Decode, cut, mirror, normalise and mix both images of each pair in one go (Eq. 4).
 
     ``out = scale * (lam * target + (1 - lam) * source) + shift``: neither image leaves the cache.
 
     Args:
-        handle, start, stop: As in `crop_images`.
-        target, target_boxes, target_flips, target_work: As in `crop_images`, likewise source.
+        start, stop, height, width: As in `crop_images`.
+        targets, target_work, target_status: As in `crop_images`, likewise sources.
         lam: (B,) float32, the weight of the target image.
-        scale, shift: (3,) float64, one a channel.
-        out: (B, H, W, 3) float32.
-        target_status, source_status: As in `crop_images`.
+        scale, shift, kind, out: As in `normalise_images`.
     """
-    shape = (out.shape[1], out.shape[2])
-    count = shape[1] * 3
+    count = width * 3
     target_line, source_line = np.empty(count, np.uint8), np.empty(count, np.uint8)
+    values, bits = np.empty(count, np.float32), np.empty(count, np.uint16)
     target_scales, source_scales = np.empty(count, np.float32), np.empty(count, np.float32)
     shifts = np.empty(count, np.float32)
     for x in range(count):
         shifts[x] = shift[x % 3]
-    rows = out.reshape(out.shape[0] * shape[0], count)
+    out_bytes = count * (4 if kind == FLOAT32 else 2)
     for item in range(start, stop):
-        target_status[item], target_at, target_bytes = _window(
-            handle, item, target, target_boxes, shape, target_work
-        )
-        source_status[item], source_at, source_bytes = _window(
-            handle, item, source, source_boxes, shape, source_work
-        )
-        if target_status[item] != OK or source_status[item] != OK:
-            continue
+        target, source = targets[item], sources[item]
         weight = np.float64(lam[item])
         for x in range(count):
             target_scales[x] = weight * scale[x % 3]
             source_scales[x] = (1.0 - weight) * scale[x % 3]
-        for y in range(shape[0]):
-            t = _row(target_at + np.uint64(y * target_bytes), target_flips[item], target_line)
-            s = _row(source_at + np.uint64(y * source_bytes), source_flips[item], source_line)
-            row = rows[item * shape[0] + y]
-            for x in range(count):
-                row[x] = (
-                    target_scales[x] * np.float32(t[x])
-                    + source_scales[x] * np.float32(s[x])
-                    + shifts[x]
-                )
+        t_state, t_streams, t_at, t_bytes = _open(target, height, width, target_work)
+        s_state, s_streams, s_at, s_bytes = _open(source, height, width, source_work)
+        to = out + item * height * out_bytes
+        y = 0
+        while y < height and t_state == OK and s_state == OK:
+            rows = min(_STRIP, height - y)
+            t_state = _decode_strip(t_streams, rows, target_work)
+            s_state = _decode_strip(s_streams, rows, source_work)
+            for row in range(rows):
+                t_row = row if t_streams else y + row
+                s_row = row if s_streams else y + row
+                t = _row(t_at + t_row * t_bytes, target[_FLIP], target_line)
+                s = _row(s_at + s_row * s_bytes, source[_FLIP], source_line)
+                for x in range(count):
+                    values[x] = (
+                        target_scales[x] * np.float32(t[x])
+                        + source_scales[x] * np.float32(s[x])
+                        + shifts[x]
+                    )
+                _write(values, bits, kind, to + (y + row) * out_bytes)
+            y += rows
+        target_status[item] = _close(t_state, t_streams, target_work)
+        source_status[item] = _close(s_state, s_streams, source_work)
 
 
 class Workspace:
-    """What one thread needs beside the batch: a JPEG handle and buffers for two images.
+    """What one thread needs beside the batch: decoders and buffers for two images.
 
     Args:
         largest: The largest stored image, in pixels.
-        tallest: The largest stored height, in pixels.
+        tallest, widest: The largest stored height and width, in pixels.
         shape: Height and width of the crops.
+        resizes: Whether crops are resized.
     """
 
-    def __init__(self, largest: int, tallest: int, shape: tuple[int, int]) -> None:
+    def __init__(
+        self, largest: int, tallest: int, widest: int, shape: tuple[int, int], *, resizes: bool
+    ) -> None:
         height, width = shape
-        self.decompressor = Decompressor()
+        self._decoders = Decoder(), Decoder()
         self.target, self.source = (
             (
-                np.empty(largest * 3, np.uint8),
-                np.empty(tallest * width * 3, np.uint8),
+                decoder.handle,
+                np.empty(_STRIP * widest * 3, np.uint8),
+                np.empty(largest * 3 if resizes else 0, np.uint8),
+                np.empty(tallest * width * 3 if resizes else 0, np.uint8),
                 np.empty((height, width * 3), np.uint8),
-                np.zeros(4, np.int32),
+                np.zeros(_CLOCK + 2, np.int64),
             )
-            for _ in range(2)
+            for decoder in self._decoders
         )
 
-
-Images = tuple[
-    npt.NDArray[np.uint64],
-    npt.NDArray[np.uint64],
-    npt.NDArray[np.uint8],
-    npt.NDArray[np.uint16],
-    npt.NDArray[np.uint16],
-]
-"""Addresses, byte sizes, modes, heights and widths (B,) of a batch's images."""
+    @property
+    def decoding_s(self) -> float:
+        """Seconds that JPEG decoding took so far."""
+        return float(self.target[-1][_DECODING] + self.source[-1][_DECODING]) / 1e9

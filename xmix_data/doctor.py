@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import NamedTuple
 
 __all__ = ["Check", "examine"]
@@ -28,7 +29,7 @@ def examine() -> list[Check]:
         Check("cores", True, f"{len(os.sched_getaffinity(0))} for this process"),
         *(_package(name) for name in ("torch", "torchvision", "numpy", "numba", "scipy", "pillow")),
         _package("ffcv"),
-        _tried("libjpeg-turbo", _turbojpeg),
+        _tried("libjpeg-turbo", _libjpeg),
         _tried("faiss", _faiss),
         _tried("kernels", _kernels),
         _tried("cuda", _cuda, optional=True),
@@ -52,11 +53,10 @@ def _tried(name: str, probe: Callable[[], str], *, optional: bool = False) -> Ch
         return Check(name, False, str(error), optional)
 
 
-def _turbojpeg() -> str:
-    from xmix_data.encoding import libffcv_path, turbojpeg
+def _libjpeg() -> str:
+    from xmix_data.jpeg import library
 
-    turbojpeg()
-    return f"through {libffcv_path().name}"
+    return f"through {Path(library()._name).name}"
 
 
 def _faiss() -> str:

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import ctypes
-import importlib.util
 import io
-import threading
-from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from xmix_data.errors import ImageError, MissingDependencyError
+from xmix_data.errors import ImageError
+from xmix_data.jpeg import jpeg_problem
 
 __all__ = [
     "JPG",
     "RAW",
-    "Decompressor",
     "StoredImage",
     "encode_image",
-    "jpeg_problem",
-    "libffcv_path",
-    "turbojpeg",
 ]
 
 JPG, RAW = 0, 1
@@ -181,93 +172,3 @@ def _keep(image: Image.Image, data: bytes, size: tuple[int, int]) -> StoredImage
     ):
         return None
     return StoredImage(JPG, height, width, data)
-
-
-@cache
-def libffcv_path() -> Path:
-    """FFCV's compiled library, found without the seconds that ``import ffcv`` takes.
-
-    Raises:
-        MissingDependencyError: ffcv is not installed.
-    """
-    spec = importlib.util.find_spec("ffcv")
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        for path in sorted(Path(folder).glob("_libffcv*.so")):
-            return path
-    raise MissingDependencyError(
-        "ffcv is not installed: `sudo apt-get install libopencv-dev libturbojpeg0-dev pkg-config`,"
-        " then `pip install ffcv`"
-    )
-
-
-@cache
-def turbojpeg() -> ctypes.CDLL:
-    """libjpeg-turbo's TurboJPEG interface: the very library that libffcv decodes with.
-
-    Raises:
-        MissingDependencyError: ffcv or one of its system libraries is missing.
-    """
-    try:
-        library = ctypes.CDLL(str(libffcv_path()))
-    except OSError as error:
-        raise MissingDependencyError(
-            f"libffcv cannot be loaded ({error}): "
-            "`sudo apt-get install libopencv-dev libturbojpeg0-dev`"
-        ) from error
-    pointer: Any = ctypes.c_void_p
-    integer: Any = ctypes.c_int
-    size: Any = ctypes.c_ulong
-    library.tjInitDecompress.restype = pointer
-    library.tjDestroy.argtypes = [pointer]
-    library.tjGetErrorStr2.argtypes = [pointer]
-    library.tjGetErrorStr2.restype = ctypes.c_char_p
-    library.tjDecompressHeader3.argtypes = [pointer, pointer, size] + [pointer] * 4
-    library.tjDecompress2.argtypes = [pointer, pointer, size, pointer] + [integer] * 5
-    return library
-
-
-class Decompressor:
-    """A TurboJPEG decompressor handle; one thread at a time may use it."""
-
-    def __init__(self) -> None:
-        self._library = turbojpeg()
-        self.handle = int(self._library.tjInitDecompress())
-
-    def __del__(self) -> None:
-        self._library.tjDestroy(self.handle)
-
-    def error(self) -> str:
-        """The last failure in libjpeg's words."""
-        return str(self._library.tjGetErrorStr2(self.handle).decode(errors="replace"))
-
-
-_of_this_thread = threading.local()
-
-
-def jpeg_problem(data: bytes | npt.NDArray[np.uint8], height: int, width: int) -> str | None:
-    """What is wrong with a JPEG stream, or ``None`` where it decodes without a warning.
-
-    Args:
-        data: The stream.
-        height: The height it must have.
-        width: The width it must have.
-    """
-    stream = np.frombuffer(data, np.uint8)
-    if not hasattr(_of_this_thread, "decompressor"):
-        _of_this_thread.decompressor = Decompressor()
-    decompressor: Decompressor = _of_this_thread.decompressor
-    library, handle = turbojpeg(), decompressor.handle
-    header = np.zeros(4, np.int32)
-    fields = [header[i:].ctypes.data for i in range(4)]
-    if library.tjDecompressHeader3(handle, stream.ctypes.data, stream.size, *fields):
-        # libjpeg-turbo 2 leaves the handle inside the bad header, to refuse all that comes after.
-        del _of_this_thread.decompressor
-        return decompressor.error()
-    if (header[1], header[0]) != (height, width):
-        return f"the JPEG is {header[0]}x{header[1]}, the index says {width}x{height}"
-    pixels = np.empty((height, width, 3), np.uint8)
-    if library.tjDecompress2(
-        handle, stream.ctypes.data, stream.size, pixels.ctypes.data, width, 0, height, 0, 0
-    ):
-        return decompressor.error()
-    return None

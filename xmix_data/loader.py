@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from xmix_data.augment import CenterCrop, Crop, RandomCrop
-from xmix_data.backends import ImageStream, Spec, make_backend
+from xmix_data.backends import STREAM_STATS, ImageStream, Spec, make_backend
 from xmix_data.batch import MixedBatch, PairedBatch
 from xmix_data.beton import BetonLike, Domain, open_domain
 from xmix_data.mixing import IMAGENET_MEAN, IMAGENET_STD
@@ -101,9 +101,7 @@ class _Loader(Generic[B]):
         self._closed = False
         self._digest: str | None = None
         self._pass: weakref.ref[_Pass[B]] | None = None
-        self._stats = {
-            "batches": 0, "samples": 0, "consumer_waited_s": 0.0, "loader_waited_s": 0.0,
-        }  # fmt: skip
+        self._stats: dict[str, float] = dict.fromkeys(("batches", "samples", *STREAM_STATS), 0)
 
     def _batch(self, rows: PlanRows, images: tuple[torch.Tensor, ...]) -> B:
         raise NotImplementedError
@@ -194,8 +192,16 @@ class _Loader(Generic[B]):
         return self._digest
 
     def stats(self) -> dict[str, float]:
-        """Since construction: ``batches`` and ``samples`` received by this process, seconds that
-        the consumer waited for data and that the loader waited for the consumer."""
+        """Who waits for whom, since construction.
+
+        Returns:
+            ``batches`` and ``samples`` that this process received; ``consumer_waited_s``, seconds
+            that the caller waited for data (the loader is the bottleneck);
+            ``loader_waited_s``, seconds that the decoding threads waited for the caller, averaged
+            over them (training is); ``decode_s`` and ``copy_s``, seconds that all threads decoded
+            JPEG, and cropped, resized and mixed; ``bytes_read`` of stored images; ``disk_waits``,
+            how often a decoding thread waited for a page that was not in memory.
+        """
         totals = dict(self._stats)
         current = None if self._pass is None else self._pass()
         if current is not None:

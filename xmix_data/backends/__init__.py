@@ -18,10 +18,20 @@ if TYPE_CHECKING:
     from xmix_data.beton import Domain
     from xmix_data.plan import PlanRows
 
-__all__ = ["BACKENDS", "Backend", "ImageStream", "Spec", "make_backend"]
+__all__ = ["BACKENDS", "STREAM_STATS", "Backend", "ImageStream", "Spec", "make_backend"]
 
 BACKENDS = {"ffcv": "FfcvBackend", "torch": "TorchBackend"}
 """Name of each backend, which is its module's, and its class."""
+
+STREAM_STATS = (
+    "consumer_waited_s",
+    "loader_waited_s",
+    "decode_s",
+    "copy_s",
+    "bytes_read",
+    "disk_waits",
+)
+"""What a stream counts; the loader's ``stats`` explains it."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +66,7 @@ class ImageStream(Protocol):
         """Stop all work and free what it used; may be called twice."""
 
     def stats(self) -> dict[str, float]:
-        """Seconds of waiting so far: ``consumer_waited_s`` and ``loader_waited_s``."""
+        """`STREAM_STATS` of the pass so far."""
 
 
 class Backend(Protocol):

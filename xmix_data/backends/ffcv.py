@@ -1,8 +1,9 @@
 """The default backend: compiled kernels decode betons on host threads, with no lock between them.
 
-Threads take stripes of a few images from the batches that are open, in order. On the CPU a kernel
-decodes, crops, normalises and mixes in one go; for a GPU the host only decodes and crops, and the
-rest is arithmetic on the device.
+Threads take stripes of a few images from the batches that are open, in order; one more thread
+asks the kernel for the bytes of the batches after them. On the CPU a kernel decodes, crops,
+normalises and mixes in one go; for a GPU the host only decodes and crops, and the rest is
+arithmetic on the device.
 """
 
 from __future__ import annotations
@@ -15,17 +16,22 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
+from queue import SimpleQueue
+from resource import RUSAGE_THREAD, getrusage
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from xmix_data import decode, mixing
+from xmix_data import decode, jpeg
 from xmix_data.backends import Spec
+from xmix_data.backends.device import DeviceStage, Slot
 from xmix_data.beton import Domain
 from xmix_data.errors import BetonError
+from xmix_data.mixing import scale_and_shift
 from xmix_data.plan import Crops, PlanRows
 
 __all__ = ["FfcvBackend"]
@@ -34,7 +40,16 @@ _log = logging.getLogger("xmix_data")
 
 _STRIPE = 8
 """Images (pairs) that a thread takes at a time."""
-_SLOW_COMPILATION_S = 2.0
+_READ_AHEAD_BATCHES = 4
+"""How many batches, beyond those that are being decoded, the kernel is asked to read."""
+_SLOW_COMPILATION_S = 1.0
+_KINDS = {
+    torch.float32: decode.FLOAT32,
+    torch.float16: decode.FLOAT16,
+    torch.bfloat16: decode.BFLOAT16,
+}
+_STORED_AS: dict[torch.dtype, npt.DTypeLike] = {torch.float32: np.float32, torch.uint8: np.uint8}
+"""NumPy's type of the memory of a batch; 16-bit floats are bits to it."""
 
 
 @dataclass
@@ -43,20 +58,34 @@ class _Side:
 
     domain: Domain
     indices: npt.NDArray[np.int64]
-    images: decode.Images
-    crops: Crops
+    images: decode.ImageTable
     status: npt.NDArray[np.uint8]
 
     @classmethod
-    def of(cls, domain: Domain, indices: npt.NDArray[np.int64], crops: Crops) -> _Side:
-        images = (
+    def of(
+        cls,
+        domain: Domain,
+        indices: npt.NDArray[np.int64],
+        crops: Crops,
+        shape: tuple[int, int],
+        *,
+        flip: bool,
+    ) -> _Side:
+        images = decode.image_table(
             domain.addresses(indices),
             domain.sizes[indices],
             domain.modes[indices],
             domain.heights[indices],
             domain.widths[indices],
+            crops.boxes,
+            crops.flips & flip,
+            shape,
         )
-        return cls(domain, indices, images, crops, np.zeros(len(indices), np.uint8))
+        return cls(domain, indices, images, np.zeros(len(indices), np.uint8))
+
+    def bytes_between(self, start: int, stop: int) -> int:
+        """Stored bytes of a stripe's images."""
+        return int(self.images[start:stop, decode.BYTES].sum())
 
     def raise_if_damaged(self) -> None:
         wrong = np.flatnonzero(self.status)
@@ -64,7 +93,7 @@ class _Side:
             where = self.domain.describe(int(self.indices[wrong[0]]))
             problem = (
                 "is not of the size in the index"
-                if self.status[wrong[0]] == decode.WRONG_SIZE
+                if self.status[wrong[0]] == jpeg.WRONG_SIZE
                 else "cannot be decoded without a warning"
             )
             raise BetonError(f"{where} {problem}; convert it again")
@@ -77,19 +106,13 @@ class _Job:
     rows: PlanRows
     sides: list[_Side]
     outs: list[torch.Tensor]
-    """(B, H, W, 3) each: float32 or uint8 on the host."""
-    slot: _Slot | None
-    remaining: int
-    """Stripes that are not finished."""
+    """(B, H, W, 3) each, on the host."""
+    slot: Slot | None
+    stripes_left: int
+    """Stripes that are not made yet."""
+    done: bool
+    """Whether it may be delivered."""
     error: BaseException | None = None
-
-
-@dataclass
-class _Slot:
-    """Pinned host memory for one batch on its way to a GPU."""
-
-    crops: list[torch.Tensor]
-    copied: torch.cuda.Event = field(default_factory=torch.cuda.Event)
 
 
 class _Recycler:
@@ -105,15 +128,20 @@ class _Recycler:
         self._arrays: list[npt.NDArray[Any]] = []
 
     def array(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """An array with arbitrary content."""
+        """An array with arbitrary content, at the start of a cache line."""
         for place in range(len(self._arrays)):
             if _references(self._arrays, place) == _FREE and self._arrays[place].shape == shape:
                 return self._arrays[place]
-        array = np.empty(shape, dtype)
-        self._arrays.append(array)
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        memory = np.empty(size + _CACHE_LINE, np.uint8)
+        start = -memory.ctypes.data % _CACHE_LINE
+        self._arrays.append(memory[start : start + size].view(dtype).reshape(shape))
         if len(self._arrays) > self._kept:
             del self._arrays[0]
-        return array
+        return self._arrays[-1]
+
+
+_CACHE_LINE = 64
 
 
 def _references(arrays: Sequence[Any], place: int) -> int:
@@ -129,134 +157,178 @@ class FfcvBackend:
 
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
-        domains = [spec.target] if spec.source is None else [spec.target, spec.source]
-        self._largest = max(
-            int((d.heights.astype(np.int64) * d.widths).max(initial=0)) for d in domains
-        )
-        self._tallest = max(int(d.heights.max(initial=0)) for d in domains)
-        self.on_gpu = spec.device.type == "cuda"
-        self._scale, self._shift = mixing.scale_and_shift(spec.mean, spec.std)
+        self.domains = [spec.target] if spec.source is None else [spec.target, spec.source]
+        self._scale, self._shift = scale_and_shift(spec.mean, spec.std)
         self._recycler = _Recycler(2 * (spec.prefetch + 2))
-        self._free_slots: deque[_Slot] = deque()
-        if self.on_gpu:
-            self.copy_stream = torch.cuda.Stream(spec.device)  # type: ignore[no-untyped-call]
-            self.device_scale, self.device_shift = (
-                torch.from_numpy(x).float().to(spec.device) for x in (self._scale, self._shift)
-            )
+        self.device_stage = DeviceStage(spec) if spec.device.type == "cuda" else None
         self._compile()
 
     def stream(self, rows: Iterator[PlanRows]) -> FfcvStream:
         return FfcvStream(self, rows)
 
     def workspace(self) -> decode.Workspace:
-        return decode.Workspace(self._largest, self._tallest, self.spec.crop.shape)
+        """Buffers for one thread."""
+        pixels = [d.heights.astype(np.int64) * d.widths for d in self.domains]
+        return decode.Workspace(
+            max(int(p.max(initial=0)) for p in pixels),
+            max(int(d.heights.max(initial=0)) for d in self.domains),
+            max(int(d.widths.max(initial=0)) for d in self.domains),
+            self.spec.crop.shape,
+            resizes=self.spec.crop.resizes,
+        )
 
     def _compile(self) -> None:
-        """Compile or load the kernel now, on an empty batch, rather than in the first real one."""
-        started = time.monotonic()
-        none = np.zeros(0, np.int64)
-        crops = Crops(np.zeros((0, 4), np.int32), np.zeros(0, bool))
-        pair = self.spec.source is not None
-        rows = PlanRows(none, crops, np.zeros(0, np.float32), *((none, crops) if pair else ()))
-        self.work(self._job(rows, [self._empty(0) for _ in range(2)], None), self.workspace(), 0, 0)
-        seconds = time.monotonic() - started
-        if seconds > _SLOW_COMPILATION_S:
-            _log.info("compiled the decoding kernels in %.0f s; later runs load them", seconds)
+        """Compile or load the kernels now, on an empty batch, rather than in the first real one."""
+        with _said_if_slow():
+            none = np.zeros(0, np.int64)
+            crops = Crops(np.zeros((0, 4), np.int32), np.zeros(0, bool))
+            pair = self.spec.source is not None
+            rows = PlanRows(none, crops, np.zeros(0, np.float32), *((none, crops) if pair else ()))
+            outs = [self._empty(0) for _ in self.domains]
+            workspace = decode.Workspace(0, 0, 0, (1, 1), resizes=False)
+            self.work(self._job(rows, outs, None), workspace, 0, 0)
+            decode.read_ahead(*np.zeros((2, 0), np.uint64))
 
     def _empty(self, count: int) -> torch.Tensor:
-        """Host memory for the images of a batch."""
+        """Host memory for the images of a batch on the CPU."""
+        dtype = torch.uint8 if self.device_stage else self.spec.dtype
         shape = (count, *self.spec.crop.shape, 3)
-        if self.on_gpu:
-            return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
-        dtype = np.uint8 if self.spec.dtype == torch.uint8 else np.float32
-        return torch.from_numpy(self._recycler.array(shape, dtype))
+        memory = self._recycler.array(shape, _STORED_AS.get(dtype, np.uint16))
+        return torch.from_numpy(memory).view(dtype)
 
     def open(self, rows: PlanRows) -> _Job:
         """Reserve what the batch needs."""
-        outs_needed = 1 if (self.spec.mix and not self.on_gpu) or self.spec.source is None else 2
-        if not self.on_gpu:
+        if self.device_stage is None:
+            outs_needed = 1 if self.spec.mix else len(self.domains)
             return self._job(rows, [self._empty(len(rows)) for _ in range(outs_needed)], None)
-        if self._free_slots:
-            slot = self._free_slots.popleft()
-            slot.copied.synchronize()
-        else:
-            slot = _Slot([])
-        if not slot.crops or len(slot.crops[0]) < len(rows):
-            slot.crops = [self._empty(len(rows)) for _ in range(outs_needed)]
-        return self._job(rows, [crops[: len(rows)] for crops in slot.crops], slot)
+        slot = self.device_stage.free_slot(len(rows))
+        return self._job(rows, [crops[: len(rows)] for crops in slot.host_crops], slot)
 
-    def _job(self, rows: PlanRows, outs: list[torch.Tensor], slot: _Slot | None) -> _Job:
-        sides = [_Side.of(self.spec.target, rows.target, rows.target_crops)]
+    def _job(self, rows: PlanRows, outs: list[torch.Tensor], slot: Slot | None) -> _Job:
+        # On a GPU crops are mirrored where they are mixed.
+        flip, shape = self.device_stage is None, self.spec.crop.shape
+        sides = [_Side.of(self.spec.target, rows.target, rows.target_crops, shape, flip=flip)]
         if self.spec.source is not None:
             assert rows.source is not None and rows.source_crops is not None
-            sides.append(_Side.of(self.spec.source, rows.source, rows.source_crops))
-        return _Job(rows, sides, outs, slot, -(-len(rows) // _STRIPE))
+            sides.append(
+                _Side.of(self.spec.source, rows.source, rows.source_crops, shape, flip=flip)
+            )
+        return _Job(rows, sides, outs, slot, -(-len(rows) // _STRIPE), done=False)
 
     def work(self, job: _Job, workspace: decode.Workspace, start: int, stop: int) -> None:
         """Make images ``start .. stop - 1`` of a batch; runs without the GIL."""
-        handle = workspace.decompressor.handle
-        buffers = (workspace.target, workspace.source)
-        outs = [out.numpy() for out in job.outs]
-        if self.spec.mix and not self.on_gpu:
+        if job.slot is not None:
+            job.slot.copied.synchronize()  # what the slot held before has left it
+        height, width = self.spec.crop.shape
+        kind = _KINDS.get(job.outs[0].dtype)
+        if self.spec.mix and self.device_stage is None:
             target, source = job.sides
             decode.mix_images(
-                handle, start, stop,
-                target.images, target.crops.boxes, target.crops.flips, workspace.target,
-                source.images, source.crops.boxes, source.crops.flips, workspace.source,
-                job.rows.lam, self._scale, self._shift, outs[0], target.status, source.status,
+                start, stop, target.images, source.images, job.rows.lam, height, width,
+                workspace.target, workspace.source, self._scale, self._shift, kind,
+                job.outs[0].data_ptr(), target.status, source.status,
             )  # fmt: skip
             return
-        for side, work, out in zip(job.sides, buffers, outs, strict=False):
-            flips = np.zeros_like(side.crops.flips) if self.on_gpu else side.crops.flips
-            if out.dtype == np.uint8:
+        buffers = (workspace.target, workspace.source)
+        for side, work, out in zip(job.sides, buffers, job.outs, strict=False):
+            if kind is None:
                 decode.crop_images(
-                    handle, start, stop, side.images, side.crops.boxes, flips, work, out,
-                    side.status,
-                )  # fmt: skip
+                    start, stop, side.images, height, width, work, out.data_ptr(), side.status
+                )
             else:
                 decode.normalise_images(
-                    handle, start, stop, side.images, side.crops.boxes, flips, work, self._scale,
-                    self._shift, out, side.status,
+                    start, stop, side.images, height, width, work, self._scale, self._shift, kind,
+                    out.data_ptr(), side.status,
                 )  # fmt: skip
+
+    def finish(self, job: _Job) -> None:
+        """All images of a batch are made: on a GPU, begin to copy them."""
+        if self.device_stage is not None and job.slot is not None:
+            self.device_stage.copy(job.slot, job.rows)
 
     def deliver(self, job: _Job) -> tuple[torch.Tensor, ...]:
         """The finished batch's images (B, 3, H, W) on the device, owned by the caller."""
-        if not self.on_gpu:
-            return tuple(out.permute(0, 3, 1, 2).to(self.spec.dtype) for out in job.outs)
-        assert job.slot is not None
-        device, dtype = self.spec.device, self.spec.dtype
-        consumer = torch.cuda.current_stream(device)
-        with torch.cuda.stream(self.copy_stream):
-            crops = [out.to(device, non_blocking=True) for out in job.outs]
-            job.slot.copied.record(self.copy_stream)
-        consumer.wait_event(job.slot.copied)
-        for copy in crops:
-            copy.record_stream(consumer)
-        self._free_slots.append(job.slot)
-        flips = [torch.from_numpy(side.crops.flips).to(device) for side in job.sides]
-        scale, shift = self.device_scale, self.device_shift
-        if self.spec.mix:
-            lam = torch.from_numpy(job.rows.lam).to(device)
-            return (mixing.mix(crops[0], crops[1], flips[0], flips[1], lam, scale, shift, dtype),)
-        return tuple(
-            mixing.normalise(crop, flip, scale, shift, dtype)
-            for crop, flip in zip(crops, flips, strict=True)
-        )
+        if self.device_stage is None or job.slot is None:
+            return tuple(out.permute(0, 3, 1, 2) for out in job.outs)
+        return self.device_stage.deliver(job.slot, len(job.rows))
+
+
+@contextmanager
+def _said_if_slow() -> Iterator[None]:
+    """One line for who waits for the compiler and wonders."""
+    line = "compiling the decoding kernels for this machine, once; it takes about ten seconds"
+    timer = threading.Timer(_SLOW_COMPILATION_S, _log.warning, [line])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+class _ReadAhead:
+    """Hands out the rows of batches, and has a thread ask the kernel for later batches' bytes.
+
+    A page that is not in memory stops a decoding thread for as long as the disk takes; the plan
+    knows early which pages it will be.
+    """
+
+    def __init__(self, rows: Iterator[PlanRows], domains: Sequence[Domain]) -> None:
+        self._rows, self._domains = rows, domains
+        self._ahead: deque[PlanRows] = deque()
+        self._wanted: SimpleQueue[PlanRows | None] = SimpleQueue()
+        self._stopped = False
+
+    def __next__(self) -> PlanRows:
+        while len(self._ahead) <= _READ_AHEAD_BATCHES:
+            rows = next(self._rows, None)
+            if rows is None:
+                break
+            self._ahead.append(rows)
+            self._wanted.put(rows)
+        if not self._ahead:
+            raise StopIteration
+        return self._ahead.popleft()
+
+    def run(self) -> None:
+        """The thread."""
+        while (rows := self._wanted.get()) is not None and not self._stopped:
+            for domain, indices in zip(self._domains, (rows.target, rows.source), strict=False):
+                assert indices is not None
+                decode.read_ahead(domain.addresses(indices), domain.sizes[indices])
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stopped = True
+        self._wanted.put(None)
+
+
+@dataclass
+class _Times:
+    """Where the threads' seconds went."""
+
+    working: float = 0.0
+    decoding: float = 0.0
+    waiting: float = 0.0
+    major_faults: int = 0
+    """How often a thread had to wait for a page from the disk."""
+    bytes_read: int = 0
 
 
 class _Queue:
     """Open batches in order, and the stripes of them that no thread has taken yet."""
 
     def __init__(
-        self, rows: Iterator[PlanRows], open_job: Callable[[PlanRows], _Job], prefetch: int
+        self, rows: _ReadAhead, open_job: Callable[[PlanRows], _Job], prefetch: int
     ) -> None:
-        self._rows, self._open_job, self._prefetch = rows, open_job, prefetch
+        self.read_ahead, self._open_job, self._prefetch = rows, open_job, prefetch
         self._changed = threading.Condition()
         self._jobs: deque[_Job] = deque()
         self._stripes: deque[tuple[_Job, int, int]] = deque()
         self._exhausted = self._stopped = False
         self._error: BaseException | None = None
-        self.consumer_waited = self.threads_waited = 0.0
+        self.consumer_waited = 0.0
+        self.times = _Times()
 
     def take(self) -> tuple[_Job, int, int] | None:
         """For a thread: a stripe to work on, or ``None`` when there will be no more."""
@@ -271,12 +343,12 @@ class _Queue:
                 else:
                     started = time.perf_counter()
                     self._changed.wait()
-                    self.threads_waited += time.perf_counter() - started
+                    self.times.waiting += time.perf_counter() - started
             return None
 
     def _open_next(self) -> None:
         try:
-            job = self._open_job(next(self._rows))
+            job = self._open_job(next(self.read_ahead))
         except StopIteration:
             self._exhausted = True
         except BaseException as error:
@@ -289,13 +361,21 @@ class _Queue:
             )
         self._changed.notify_all()
 
-    def finish(self, job: _Job, error: BaseException | None) -> None:
-        """For a thread: one stripe of the batch is done, or has failed."""
+    def stripe_done(self, job: _Job, times: _Times, error: BaseException | None) -> bool:
+        """For a thread: a stripe is made, or has failed. Says whether the batch is complete."""
         with self._changed:
             job.error = job.error or error
-            job.remaining -= 1
-            if job.remaining == 0:
-                self._changed.notify_all()
+            job.stripes_left -= 1
+            for name, value in vars(times).items():
+                setattr(self.times, name, getattr(self.times, name) + value)
+            return job.stripes_left == 0
+
+    def job_done(self, job: _Job, error: BaseException | None) -> None:
+        """For a thread: the batch may be delivered."""
+        with self._changed:
+            job.error = job.error or error
+            job.done = True
+            self._changed.notify_all()
 
     def next_job(self) -> _Job:
         """For the consumer: wait for the next batch.
@@ -305,7 +385,7 @@ class _Queue:
         """
         started = time.perf_counter()
         with self._changed:
-            while not (self._jobs and self._jobs[0].remaining == 0):
+            while not (self._jobs and self._jobs[0].done):
                 if self._stopped:
                     raise RuntimeError("this pass over the loader is closed; begin a new one")
                 if self._exhausted and not self._jobs:
@@ -319,6 +399,7 @@ class _Queue:
         return job
 
     def stop(self) -> None:
+        self.read_ahead.stop()
         with self._changed:
             self._stopped = True
             self._jobs.clear()
@@ -327,15 +408,29 @@ class _Queue:
 
 
 def _run(queue: _Queue, backend: FfcvBackend) -> None:
-    """A worker thread."""
+    """A decoding thread."""
     workspace = backend.workspace()
     while (stripe := queue.take()) is not None:
+        job, start, stop = stripe
         error: BaseException | None = None
+        decoding, faults = workspace.decoding_s, getrusage(RUSAGE_THREAD).ru_majflt
+        started = time.perf_counter()
         try:
-            backend.work(stripe[0], workspace, stripe[1], stripe[2])
+            backend.work(job, workspace, start, stop)
         except BaseException as caught:
             error = caught
-        queue.finish(stripe[0], error)
+        times = _Times(
+            working=time.perf_counter() - started,
+            decoding=workspace.decoding_s - decoding,
+            major_faults=getrusage(RUSAGE_THREAD).ru_majflt - faults,
+            bytes_read=sum(side.bytes_between(start, stop) for side in job.sides),
+        )
+        if queue.stripe_done(job, times, error):
+            try:
+                backend.finish(job)
+            except BaseException as caught:
+                error = caught
+            queue.job_done(job, error)
 
 
 def _end(queue: _Queue, threads: Sequence[threading.Thread], process: int) -> None:
@@ -351,12 +446,16 @@ class FfcvStream:
 
     def __init__(self, backend: FfcvBackend, rows: Iterator[PlanRows]) -> None:
         self._backend = backend
-        self._queue = _Queue(rows, backend.open, backend.spec.prefetch)
+        ahead = _ReadAhead(rows, backend.domains)
+        self._queue = _Queue(ahead, backend.open, backend.spec.prefetch)
         self._threads = [
-            threading.Thread(
-                target=_run, args=(self._queue, backend), name=f"xmix-decode-{i}", daemon=True
-            )
-            for i in range(backend.spec.num_workers)
+            threading.Thread(target=ahead.run, name="xmix-read-ahead", daemon=True),
+            *(
+                threading.Thread(
+                    target=_run, args=(self._queue, backend), name=f"xmix-decode-{i}", daemon=True
+                )
+                for i in range(backend.spec.num_workers)
+            ),
         ]
         for thread in self._threads:
             thread.start()
@@ -373,9 +472,13 @@ class FfcvStream:
     def close(self) -> None:
         self._end()
 
-    def stats(self) -> dict[str, Any]:
-        threads = max(len(self._threads), 1)
+    def stats(self) -> dict[str, float]:
+        times = self._queue.times
         return {
             "consumer_waited_s": self._queue.consumer_waited,
-            "loader_waited_s": self._queue.threads_waited / threads,
+            "loader_waited_s": times.waiting / self._backend.spec.num_workers,
+            "decode_s": times.decoding,
+            "copy_s": times.working - times.decoding,
+            "bytes_read": times.bytes_read,
+            "disk_waits": times.major_faults,
         }

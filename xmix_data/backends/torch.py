@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from xmix_data.backends import Spec
+from xmix_data.augment import dct_fractions
+from xmix_data.backends import STREAM_STATS, Spec
 from xmix_data.beton import Domain
 from xmix_data.encoding import RAW
 from xmix_data.errors import BetonError
@@ -36,15 +37,15 @@ class TorchBackend:
 class TorchStream:
     def __init__(self, spec: Spec, rows: Iterator[PlanRows]) -> None:
         self._spec, self._rows = spec, rows
-        self._waited = 0.0
+        self._stats = dict.fromkeys(STREAM_STATS, 0.0)
 
     def __next__(self) -> tuple[PlanRows, tuple[torch.Tensor, ...]]:
         started = time.perf_counter()
         rows = next(self._rows)
         spec = self._spec
-        images = [_crops(spec.target, rows.target, rows.target_crops, spec.crop.shape)]
+        images = [self._crops(spec.target, rows.target, rows.target_crops)]
         if spec.source is not None and rows.source is not None and rows.source_crops is not None:
-            images.append(_crops(spec.source, rows.source, rows.source_crops, spec.crop.shape))
+            images.append(self._crops(spec.source, rows.source, rows.source_crops))
         if spec.dtype != torch.uint8:
             mean = torch.tensor(spec.mean, dtype=torch.float64)
             std = torch.tensor(spec.std, dtype=torch.float64)
@@ -56,43 +57,64 @@ class TorchStream:
             x.permute(0, 3, 1, 2).to(spec.device, spec.dtype, memory_format=torch.channels_last)
             for x in images
         )
-        self._waited += time.perf_counter() - started
+        self._stats["consumer_waited_s"] += time.perf_counter() - started
         return rows, delivered
 
     def close(self) -> None:
         self._rows = iter(())
 
     def stats(self) -> dict[str, float]:
-        return {"consumer_waited_s": self._waited, "loader_waited_s": 0.0}
+        # The consumer's thread does the work: it waits for as long as that takes.
+        copying = self._stats["consumer_waited_s"] - self._stats["decode_s"]
+        return {**self._stats, "copy_s": copying}
 
-
-def _crops(
-    domain: Domain, indices: npt.NDArray[np.int64], crops: Crops, shape: tuple[int, int]
-) -> torch.Tensor:
-    """(B, H, W, 3) uint8."""
-    images = [
-        _crop(domain, int(index), box.tolist(), bool(flip), shape)
-        for index, box, flip in zip(indices, crops.boxes, crops.flips, strict=True)
-    ]
-    return torch.from_numpy(np.stack(images))
+    def _crops(self, domain: Domain, indices: npt.NDArray[np.int64], crops: Crops) -> torch.Tensor:
+        """(B, H, W, 3) uint8."""
+        shape = self._spec.crop.shape
+        fractions = dct_fractions(crops.boxes, shape)
+        images = []
+        for index, box, fraction, flip in zip(
+            indices, crops.boxes, fractions, crops.flips, strict=True
+        ):
+            if domain.modes[index] == RAW:
+                fraction = 1
+            started = time.perf_counter()
+            image = _decode(domain, int(index), int(fraction))
+            self._stats["decode_s"] += time.perf_counter() - started
+            self._stats["bytes_read"] += int(domain.sizes[index])
+            images.append(_crop(image, box.tolist(), int(fraction), bool(flip), shape))
+        return torch.from_numpy(np.stack(images))
 
 
 def _crop(
-    domain: Domain, index: int, box: list[int], flip: bool, shape: tuple[int, int]
+    image: Image.Image, box: list[int], fraction: int, flip: bool, shape: tuple[int, int]
 ) -> npt.NDArray[np.uint8]:
+    """Cut ``box`` out of an image that was decoded at 1/``fraction`` of its size, and resize it."""
     top, left, height, width = box
-    image = _decode(domain, index).crop((left, top, left + width, top + height))
+    window = (
+        left // fraction, top // fraction, -(-(left + width) // fraction),
+        -(-(top + height) // fraction),
+    )  # fmt: skip
+    image = image.crop(window)
     if (height, width) != shape:
+        x, y = left / fraction - window[0], top / fraction - window[1]
         # Along x, then along y: which comes first in a single call depends on Pillow's version,
         # and each rounds to uint8.
-        for size in ((shape[1], height), (shape[1], shape[0])):
-            image = image.resize(size, Image.Resampling.BILINEAR)
+        image = image.resize(
+            (shape[1], image.height), Image.Resampling.BILINEAR,
+            box=(x, 0, x + width / fraction, image.height),
+        )  # fmt: skip
+        image = image.resize(
+            (shape[1], shape[0]), Image.Resampling.BILINEAR,
+            box=(0, y, shape[1], y + height / fraction),
+        )  # fmt: skip
     if flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.asarray(image)
 
 
-def _decode(domain: Domain, index: int) -> Image.Image:
+def _decode(domain: Domain, index: int, fraction: int) -> Image.Image:
+    """One whole image; a JPEG at 1/``fraction`` of its size."""
     beton, local = domain.locate(index)
     data, size = beton.data(local), (int(beton.widths[local]), int(beton.heights[local]))
     if beton.modes[local] == RAW:
@@ -103,7 +125,9 @@ def _decode(domain: Domain, index: int) -> Image.Image:
             raise BetonError(
                 f"{beton.describe(local)} is not of the size in the index; convert it again"
             )
-        return image.convert("RGB")
+        if fraction > 1:
+            image.draft("RGB", (size[0] // fraction, size[1] // fraction))
+        return image.convert("RGB")  # decodes
     except (OSError, SyntaxError) as error:
         raise BetonError(
             f"{beton.describe(local)} cannot be decoded ({error}); convert it again"

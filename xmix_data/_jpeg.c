@@ -1,0 +1,176 @@
+/* Windows of JPEG images, row by row, by libjpeg-turbo.
+
+   Its TurboJPEG interface decodes whole images only. A crop needs neither the columns beside it
+   nor the rows below it, and rows that are used while they are in the first-level cache need no
+   second trip through memory. The accurate DCT and smooth chroma upsampling are used, as by
+   Pillow: a window's pixels are bit for bit those of the whole image.
+
+   One decoder belongs to one thread at a time. Addresses are 64-bit integers, so that numba can
+   call these functions. */
+
+#include <setjmp.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <jpeglib.h>
+
+enum { OK, DAMAGED, WRONG_SIZE };
+
+/* Smooth upsampling looks at the chroma sample beside, which is up to two pixels away. */
+#define MARGIN 2
+
+typedef struct {
+    struct jpeg_decompress_struct jpeg;
+    struct jpeg_error_mgr errors;
+    jmp_buf failed;
+    int ends_well; /* the stream ends with the marker that must end it */
+    char message[JMSG_LENGTH_MAX];
+} Decoder;
+
+static void on_error(j_common_ptr jpeg)
+{
+    Decoder *decoder = jpeg->client_data;
+    jpeg->err->format_message(jpeg, decoder->message);
+    longjmp(decoder->failed, 1);
+}
+
+/* Warnings have level -1; the first is what went wrong, the others follow from it. */
+static void on_message(j_common_ptr jpeg, int level)
+{
+    Decoder *decoder = jpeg->client_data;
+    if (level == -1 && jpeg->err->num_warnings++ == 0)
+        jpeg->err->format_message(jpeg, decoder->message);
+}
+
+static void no_output(j_common_ptr jpeg) { (void)jpeg; }
+
+int64_t xmix_jpeg_new(void)
+{
+    Decoder *decoder = calloc(1, sizeof *decoder);
+    if (decoder == NULL)
+        return 0;
+    decoder->jpeg.err = jpeg_std_error(&decoder->errors);
+    decoder->errors.error_exit = on_error;
+    decoder->errors.emit_message = on_message;
+    decoder->errors.output_message = no_output;
+    decoder->jpeg.client_data = decoder;
+    if (setjmp(decoder->failed)) {
+        free(decoder);
+        return 0;
+    }
+    jpeg_create_decompress(&decoder->jpeg);
+    return (int64_t)(intptr_t)decoder;
+}
+
+void xmix_jpeg_free(int64_t handle)
+{
+    Decoder *decoder = (Decoder *)(intptr_t)handle;
+    jpeg_destroy_decompress(&decoder->jpeg);
+    free(decoder);
+}
+
+/* What went wrong in the last image, in libjpeg's words. */
+const char *xmix_jpeg_message(int64_t handle)
+{
+    return ((Decoder *)(intptr_t)handle)->message;
+}
+
+static int32_t status_of(const Decoder *decoder)
+{
+    return decoder->errors.num_warnings ? DAMAGED : OK;
+}
+
+/* Begin a window of an image: `columns` pixels from `left`, rows from `top` on, in an image that
+   is decoded at 1/`shrink` of its size (1, 2, 4 or 8).
+
+   `height` and `width` are what the image must have. `layout` receives two numbers: the bytes of
+   a decoded row, which is a little wider than the window, and where in it the window begins. */
+int32_t xmix_jpeg_open(int64_t handle, int64_t data, int64_t size, int64_t height, int64_t width,
+                       int64_t shrink, int64_t top, int64_t left, int64_t columns, int64_t layout)
+{
+    Decoder *decoder = (Decoder *)(intptr_t)handle;
+    struct jpeg_decompress_struct *jpeg = &decoder->jpeg;
+    const unsigned char *bytes = (const unsigned char *)(intptr_t)data;
+    int64_t *at = (int64_t *)(intptr_t)layout;
+
+    jpeg_abort_decompress(jpeg); /* an earlier image may have been left in the middle */
+    decoder->errors.num_warnings = 0;
+    decoder->message[0] = 0;
+    decoder->ends_well = size >= 2 && bytes[size - 2] == 0xFF && bytes[size - 1] == JPEG_EOI;
+    if (setjmp(decoder->failed)) {
+        jpeg_abort_decompress(jpeg);
+        return DAMAGED;
+    }
+    jpeg_mem_src(jpeg, bytes, (unsigned long)size);
+    jpeg_read_header(jpeg, TRUE);
+    if (jpeg->image_height != height || jpeg->image_width != width) {
+        snprintf(decoder->message, sizeof decoder->message,
+                 "the JPEG is %ux%u, the index says %dx%d", jpeg->image_width, jpeg->image_height,
+                 (int)width, (int)height);
+        jpeg_abort_decompress(jpeg);
+        return WRONG_SIZE;
+    }
+    jpeg->out_color_space = JCS_RGB;
+    jpeg->dct_method = JDCT_ISLOW;
+    jpeg->scale_num = 1;
+    jpeg->scale_denom = (unsigned)shrink;
+    jpeg_start_decompress(jpeg);
+
+    JDIMENSION from = left > MARGIN ? (JDIMENSION)left - MARGIN : 0;
+    JDIMENSION to = (JDIMENSION)(left + columns + MARGIN);
+    if (to > jpeg->output_width)
+        to = jpeg->output_width;
+    JDIMENSION span = to - from;
+    if (span < jpeg->output_width)
+        jpeg_crop_scanline(jpeg, &from, &span);
+    if (top > 0)
+        jpeg_skip_scanlines(jpeg, (JDIMENSION)top);
+    at[0] = (int64_t)jpeg->output_width * 3;
+    at[1] = (left - from) * 3;
+    return status_of(decoder);
+}
+
+/* Decode the next `count` rows to `rows`, one after the other. */
+int32_t xmix_jpeg_read(int64_t handle, int64_t rows, int64_t count)
+{
+    Decoder *decoder = (Decoder *)(intptr_t)handle;
+    struct jpeg_decompress_struct *jpeg = &decoder->jpeg;
+    size_t row_bytes = (size_t)jpeg->output_width * 3;
+    JDIMENSION first = jpeg->output_scanline;
+
+    if (setjmp(decoder->failed)) {
+        jpeg_abort_decompress(jpeg);
+        return DAMAGED;
+    }
+    while (jpeg->output_scanline - first < count) {
+        JSAMPROW row = (JSAMPROW)(intptr_t)rows + (jpeg->output_scanline - first) * row_bytes;
+        if (jpeg_read_scanlines(jpeg, &row, 1) == 0)
+            return DAMAGED;
+    }
+    return status_of(decoder);
+}
+
+/* End the image. What lies below the window is read only where the stream seems cut off, or, to
+   see how it ends, where nothing does. */
+int32_t xmix_jpeg_close(int64_t handle)
+{
+    Decoder *decoder = (Decoder *)(intptr_t)handle;
+    struct jpeg_decompress_struct *jpeg = &decoder->jpeg;
+
+    if (setjmp(decoder->failed)) {
+        jpeg_abort_decompress(jpeg);
+        return DAMAGED;
+    }
+    if (!decoder->ends_well || jpeg->output_scanline == jpeg->output_height) {
+        /* Skipping to the end would not look at what it skips. */
+        JSAMPROW row = jpeg->mem->alloc_large((j_common_ptr)jpeg, JPOOL_IMAGE,
+                                              (size_t)jpeg->output_width * 3);
+        while (jpeg->output_scanline < jpeg->output_height)
+            jpeg_read_scanlines(jpeg, &row, 1);
+        jpeg_finish_decompress(jpeg);
+    }
+    jpeg_abort_decompress(jpeg);
+    return status_of(decoder);
+}

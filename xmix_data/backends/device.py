@@ -1,0 +1,94 @@
+"""The way to a GPU: crops in pinned host memory, a copy stream of its own, then one pass over both.
+
+Comes in: uint8 crops that host threads wrote into a `Slot`. Goes out: images on the device, in
+fresh memory that belongs to the caller. Backends that decode on the host share this stage.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+
+import torch
+
+from xmix_data import mixing
+from xmix_data.backends import Spec
+from xmix_data.plan import PlanRows
+
+__all__ = ["DeviceStage", "Slot"]
+
+
+class Slot:
+    """Room for one batch on its way: the same buffers on the host, pinned, and on the device."""
+
+    def __init__(
+        self, count: int, shape: tuple[int, int], sides: int, device: torch.device
+    ) -> None:
+        crops = (sides, count, *shape, 3)
+        self.host_crops = torch.empty(crops, dtype=torch.uint8, pin_memory=True)
+        self.crops = torch.empty(crops, dtype=torch.uint8, device=device)
+        # Mirror the target, mirror the source, λ.
+        self.host_numbers = torch.empty((3, count), dtype=torch.float32, pin_memory=True)
+        self.numbers = torch.empty((3, count), dtype=torch.float32, device=device)
+        self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        """The host's buffers have been read, the device's are full."""
+        self.released = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        """The device's buffers have been read."""
+
+
+class DeviceStage:
+    """The slots of a loader on a GPU; used again and again, over passes."""
+
+    def __init__(self, spec: Spec) -> None:
+        self._spec = spec
+        self._stream = torch.cuda.Stream(spec.device)  # type: ignore[no-untyped-call]
+        self._free: deque[Slot] = deque()
+        self._lock = threading.Lock()
+        scale, shift = mixing.scale_and_shift(spec.mean, spec.std)
+        self._scale = torch.from_numpy(scale).float().to(spec.device)
+        self._shift = torch.from_numpy(shift).float().to(spec.device)
+
+    def free_slot(self, count: int) -> Slot:
+        """A slot for ``count`` images; its host buffers are free once ``copied`` has happened."""
+        with self._lock:
+            slot = self._free.popleft() if self._free else None
+        if slot is None or slot.host_crops.shape[1] < count:
+            if slot is not None:
+                slot.released.synchronize()  # before its memory is given back
+            sides = 1 if self._spec.source is None else 2
+            slot = Slot(count, self._spec.crop.shape, sides, self._spec.device)
+        return slot
+
+    def copy(self, slot: Slot, rows: PlanRows) -> None:
+        """Send a slot's filled crops on their way; called by the thread that finished them."""
+        count = len(rows)
+        slot.host_numbers[0, :count] = torch.from_numpy(rows.target_crops.flips)
+        if rows.source_crops is not None:
+            slot.host_numbers[1, :count] = torch.from_numpy(rows.source_crops.flips)
+        slot.host_numbers[2, :count] = torch.from_numpy(rows.lam)
+        with torch.cuda.device(self._spec.device), torch.cuda.stream(self._stream):
+            self._stream.wait_event(slot.released)
+            for side in range(len(slot.crops)):
+                slot.crops[side, :count].copy_(slot.host_crops[side, :count], non_blocking=True)
+            slot.numbers.copy_(slot.host_numbers, non_blocking=True)
+            slot.copied.record(self._stream)
+
+    def deliver(self, slot: Slot, count: int) -> tuple[torch.Tensor, ...]:
+        """(mixed,), (target,) or (target, source), made on the caller's current stream."""
+        consumer = torch.cuda.current_stream(self._spec.device)
+        consumer.wait_event(slot.copied)
+        crops, numbers = slot.crops[:, :count], slot.numbers[:, :count]
+        flips, lam = numbers[:2] > 0, numbers[2]
+        constants = self._scale, self._shift, self._spec.dtype
+        images: tuple[torch.Tensor, ...]
+        if self._spec.mix:
+            images = (mixing.mix(crops[0], crops[1], flips[0], flips[1], lam, *constants),)
+        else:
+            images = tuple(
+                mixing.normalise(crop, flip, *constants)
+                for crop, flip in zip(crops, flips, strict=False)
+            )
+        slot.released.record(consumer)
+        with self._lock:
+            self._free.append(slot)
+        return images

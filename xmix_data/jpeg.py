@@ -1,0 +1,102 @@
+"""Windows of JPEG images, decoded row by row: the Python side of ``_jpeg.c``.
+
+Comes in: a JPEG stream in memory, and which window of the image is wanted. Goes out: RGB rows,
+bit for bit those that Pillow decodes. Kernels call the functions by address, without Python.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xmix_data.errors import MissingDependencyError
+
+__all__ = ["DAMAGED", "OK", "WRONG_SIZE", "Decoder", "jpeg_problem", "library"]
+
+OK, DAMAGED, WRONG_SIZE = 0, 1, 2
+"""Status of an image: decoded; not decodable without a warning; not of the size in the index."""
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The compiled functions.
+
+    Raises:
+        MissingDependencyError: They were not built, or libjpeg-turbo is missing.
+    """
+    paths = sorted(Path(__file__).parent.glob("_jpeg*.so"))
+    if not paths:
+        raise MissingDependencyError(
+            "xmix_data's JPEG decoder is not built: run `pip install .` in its source folder"
+        )
+    try:
+        loaded = ctypes.CDLL(str(paths[0]))
+    except OSError as error:
+        raise MissingDependencyError(
+            f"xmix_data's JPEG decoder cannot be loaded ({error}): "
+            "`sudo apt-get install libjpeg-dev`, then install xmix_data again"
+        ) from error
+    integer, status = ctypes.c_int64, ctypes.c_int32
+    signatures: dict[str, tuple[Any, int]] = {
+        "new": (integer, 0),
+        "free": (None, 1),
+        "message": (ctypes.c_char_p, 1),
+        "open": (status, 10),
+        "read": (status, 3),
+        "close": (status, 1),
+    }
+    for name, (result, count) in signatures.items():
+        function = loaded[f"xmix_jpeg_{name}"]
+        function.restype, function.argtypes = result, [integer] * count
+        setattr(loaded, f"xmix_jpeg_{name}", function)
+    return loaded
+
+
+class Decoder:
+    """A libjpeg-turbo decompressor; one thread at a time may use it."""
+
+    def __init__(self) -> None:
+        self._free = library().xmix_jpeg_free
+        self.handle: int = library().xmix_jpeg_new()
+        if self.handle == 0:
+            raise MemoryError("no memory for a JPEG decoder")
+
+    def __del__(self) -> None:
+        if getattr(self, "handle", 0):
+            self._free(self.handle)
+
+    def message(self) -> str:
+        """What was wrong with the last image, in libjpeg's words."""
+        return str(library().xmix_jpeg_message(self.handle).decode(errors="replace"))
+
+
+_of_this_thread = threading.local()
+
+
+def jpeg_problem(data: bytes | npt.NDArray[np.uint8], height: int, width: int) -> str | None:
+    """What is wrong with a JPEG stream, or ``None`` where it decodes without a warning.
+
+    Args:
+        data: The stream.
+        height: The height it must have.
+        width: The width it must have.
+    """
+    stream = np.frombuffer(data, np.uint8)
+    if not hasattr(_of_this_thread, "decoder"):
+        _of_this_thread.decoder = Decoder()
+    decoder: Decoder = _of_this_thread.decoder
+    functions, handle = library(), decoder.handle
+    rows, layout = np.empty(height * width * 3, np.uint8), np.empty(2, np.int64)
+    window = (height, width, 1, 0, 0, width, layout.ctypes.data)
+    status = functions.xmix_jpeg_open(handle, stream.ctypes.data, stream.size, *window)
+    if status == OK:
+        status = functions.xmix_jpeg_read(handle, rows.ctypes.data, height)
+    if status == OK:
+        status = functions.xmix_jpeg_close(handle)
+    return None if status == OK else decoder.message()
