@@ -81,6 +81,7 @@ _clock_gettime: Any = types.ExternalFunction("clock_gettime", types.int32(types.
 _WILLNEED = np.int32(3)
 _CLOCK_MONOTONIC = 1
 _PAGE = mmap.PAGESIZE
+_CACHE_LINE = 64
 
 
 def image_table(
@@ -165,6 +166,22 @@ def _mirror_pixels(typing_context: Any, to: Any, at: Any) -> Any:
     return types.void(_i64, _i64), codegen
 
 
+def _prefetch_cache_line(typing_context: Any, at: Any) -> Any:
+    """Have the cache line at an address fetched, without waiting for it."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        pointer = builder.inttoptr(arguments[0], cgutils.voidptr_t)
+        reading, keep_in_all_caches, data = number(0), number(3), number(1)
+        builder.call(function, [pointer, reading, keep_in_all_caches, data])
+        return context.get_dummy_value()
+
+    return types.void(_i64), codegen
+
+
+_prefetch: Any = intrinsic(_prefetch_cache_line)
 _as_pointer: Any = intrinsic(_pointer_to_bytes)
 _stream_32: Any = intrinsic(_copy_past_the_caches)
 _mirror_16: Any = intrinsic(_mirror_pixels)
@@ -286,7 +303,7 @@ def _resample(pixels: Any, row_bytes: int, window: Any, box: Any, rows: Any, out
 @_kernel
 def _open(image: Any, height: int, width: int, work: Any) -> tuple[int, bool, int, int]:
     """Begin an image: (status, whether its rows are still to be decoded, address, bytes a row)."""
-    decoder, strip, window, rows, resized, state = work
+    decoder, strip, _, window, rows, resized, state = work
     top, left, box_h, box_w = image[_TOP], image[_LEFT], image[_BOX_H], image[_BOX_W]
     resizes = box_h != height or box_w != width
     if image[_MODE] == RAW:
@@ -331,15 +348,27 @@ def _nanoseconds(state: Any) -> Any:
 
 
 @_kernel
-def _decode_strip(streams: bool, count: int, work: Any) -> Any:
-    """Decode the next ``count`` rows of an image that is still to be decoded; returns a status."""
-    if not streams:
-        return OK
-    decoder, strip, _, _, _, state = work
-    started = _nanoseconds(state)
-    status = _jpeg_read(decoder, _address(strip), count)
-    state[_DECODING] += _nanoseconds(state) - started
-    return status
+def _strip(
+    streams: bool, at: int, row_bytes: int, y: int, count: int, flip: int, length: int, work: Any
+) -> tuple[int, int, int]:
+    """The next ``count`` rows, decoded and mirrored if need be: (status, address, bytes a row)."""
+    decoder, decoded, mirrored, _, _, _, state = work
+    status = OK
+    if streams:
+        started = _nanoseconds(state)
+        status = _jpeg_read(decoder, _address(decoded), count)
+        state[_DECODING] += _nanoseconds(state) - started
+    else:
+        at += y * row_bytes
+        # Stored rows lie in memory, a gap between each and the next: fetch the strip after this.
+        for row in range(_STRIP, 2 * _STRIP):
+            for x in range(0, length + _CACHE_LINE - 1, _CACHE_LINE):
+                _prefetch(at + row * row_bytes + x)
+    if flip == 0:
+        return status, at, row_bytes
+    for row in range(count):
+        _mirror(_address(mirrored) + row * length, at + row * row_bytes, length)
+    return status, _address(mirrored), length
 
 
 @_kernel
@@ -399,7 +428,6 @@ def crop_images(
         status: (B,) uint8: `OK`, `DAMAGED` or `WRONG_SIZE`; only `OK` images are whole.
     """
     count = width * 3
-    line = np.empty(count, np.uint8)
     for item in range(start, stop):
         image = images[item]
         state, streams, at, row_bytes = _open(image, height, width, work)
@@ -407,13 +435,12 @@ def crop_images(
         y = 0
         while y < height and state == OK:
             rows = min(_STRIP, height - y)
-            state = _decode_strip(streams, rows, work)
+            state, strip, strip_bytes = _strip(
+                streams, at, row_bytes, y, rows, image[_FLIP], count, work
+            )
             for row in range(rows):
-                pixels = at + (row if streams else y + row) * row_bytes
-                if image[_FLIP]:
-                    _mirror(_address(line), pixels, count)
-                    pixels = _address(line)
-                _stream(to + (y + row) * count, pixels, count)
+                _stream(to + row * count, strip + row * strip_bytes, count)
+            to += rows * count
             y += rows
         status[item] = _close(state, streams, work)
 
@@ -462,7 +489,6 @@ def normalise_images(
         out: Address of (B, height, width, 3) of that kind.
     """
     count = width * 3
-    line = np.empty(count, np.uint8)
     values, bits = np.empty(count, np.float32), np.empty(count, np.uint16)
     scales, shifts = np.empty(count, np.float32), np.empty(count, np.float32)
     for x in range(count):
@@ -475,23 +501,17 @@ def normalise_images(
         y = 0
         while y < height and state == OK:
             rows = min(_STRIP, height - y)
-            state = _decode_strip(streams, rows, work)
+            state, strip, strip_bytes = _strip(
+                streams, at, row_bytes, y, rows, image[_FLIP], count, work
+            )
             for row in range(rows):
-                pixels = _row(at + (row if streams else y + row) * row_bytes, image[_FLIP], line)
+                pixels = _bytes_at(strip + row * strip_bytes, count)
                 for x in range(count):
                     values[x] = scales[x] * np.float32(pixels[x]) + shifts[x]
-                _write(values, bits, kind, to + (y + row) * out_bytes)
+                _write(values, bits, kind, to + row * out_bytes)
+            to += rows * out_bytes
             y += rows
         status[item] = _close(state, streams, work)
-
-
-@_kernel
-def _row(at: int, flip: int, line: Any) -> Any:
-    """A row of pixels: where it lies, or mirrored into ``line``."""
-    if flip == 0:
-        return _bytes_at(at, len(line))
-    _mirror(_address(line), at, len(line))
-    return _bytes_at(_address(line), len(line))
 
 
 @_kernel
@@ -511,7 +531,6 @@ def mix_images(
         scale, shift, kind, out: As in `normalise_images`.
     """
     count = width * 3
-    target_line, source_line = np.empty(count, np.uint8), np.empty(count, np.uint8)
     values, bits = np.empty(count, np.float32), np.empty(count, np.uint16)
     target_scales, source_scales = np.empty(count, np.float32), np.empty(count, np.float32)
     shifts = np.empty(count, np.float32)
@@ -524,26 +543,29 @@ def mix_images(
         for x in range(count):
             target_scales[x] = weight * scale[x % 3]
             source_scales[x] = (1.0 - weight) * scale[x % 3]
-        t_state, t_streams, t_at, t_bytes = _open(target, height, width, target_work)
-        s_state, s_streams, s_at, s_bytes = _open(source, height, width, source_work)
+        t_state, t_streams, t_at, t_row_bytes = _open(target, height, width, target_work)
+        s_state, s_streams, s_at, s_row_bytes = _open(source, height, width, source_work)
         to = out + item * height * out_bytes
         y = 0
         while y < height and t_state == OK and s_state == OK:
             rows = min(_STRIP, height - y)
-            t_state = _decode_strip(t_streams, rows, target_work)
-            s_state = _decode_strip(s_streams, rows, source_work)
+            t_state, t_strip, t_bytes = _strip(
+                t_streams, t_at, t_row_bytes, y, rows, target[_FLIP], count, target_work
+            )
+            s_state, s_strip, s_bytes = _strip(
+                s_streams, s_at, s_row_bytes, y, rows, source[_FLIP], count, source_work
+            )
             for row in range(rows):
-                t_row = row if t_streams else y + row
-                s_row = row if s_streams else y + row
-                t = _row(t_at + t_row * t_bytes, target[_FLIP], target_line)
-                s = _row(s_at + s_row * s_bytes, source[_FLIP], source_line)
+                t = _bytes_at(t_strip + row * t_bytes, count)
+                s = _bytes_at(s_strip + row * s_bytes, count)
                 for x in range(count):
                     values[x] = (
                         target_scales[x] * np.float32(t[x])
                         + source_scales[x] * np.float32(s[x])
                         + shifts[x]
                     )
-                _write(values, bits, kind, to + (y + row) * out_bytes)
+                _write(values, bits, kind, to + row * out_bytes)
+            to += rows * out_bytes
             y += rows
         target_status[item] = _close(t_state, t_streams, target_work)
         source_status[item] = _close(s_state, s_streams, source_work)
@@ -568,6 +590,7 @@ class Workspace:
             (
                 decoder.handle,
                 np.empty(_STRIP * widest * 3, np.uint8),
+                np.empty(_STRIP * width * 3, np.uint8),
                 np.empty(largest * 3 if resizes else 0, np.uint8),
                 np.empty(tallest * width * 3 if resizes else 0, np.uint8),
                 np.empty((height, width * 3), np.uint8),
