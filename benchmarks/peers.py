@@ -108,8 +108,8 @@ def _mix(target: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
 
 def _ffcv_one(task: Task) -> Batches:
     """Stock FFCV on the target alone, as plain fine-tuning uses it."""
-    # https://docs.ffcv.io/parameter_tuning.html, "Small dataset"; NormalizeImage before ToTensor
-    # is the CPU's order in https://docs.ffcv.io/working_with_images.html
+    # https://docs.ffcv.io/parameter_tuning.html, "Small dataset", and the fast NormalizeImage of
+    # https://docs.ffcv.io/api/transforms.html, which is compiled where it stands before ToTensor.
     from ffcv.loader import OrderOption
     from ffcv.transforms import NormalizeImage, ToTensor, ToTorchImage
 
@@ -382,7 +382,7 @@ class _PairSampler:
 def _torch(task: Task) -> Batches:
     """torch's DataLoader with TorchCodec and torchvision's transforms in worker processes."""
     # https://docs.pytorch.org/vision/stable/transforms.html#performance-considerations: v2, tensors
-    # and uint8; https://docs.pytorch.org/vision/stable/io.html: TorchCodec decodes, which was
+    # and uint8; https://docs.pytorch.org/vision/0.29/io.html: TorchCodec decodes, which was
     # faster than Pillow by a fourth. Mixing in the main process moves a fourth of the bytes
     # between processes, and was faster.
     from torchvision.transforms import v2

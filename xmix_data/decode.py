@@ -81,7 +81,6 @@ _clock_gettime: Any = types.ExternalFunction("clock_gettime", types.int32(types.
 _WILLNEED = np.int32(3)
 _CLOCK_MONOTONIC = 1
 _PAGE = mmap.PAGESIZE
-_CACHE_LINE = 64
 
 
 def image_table(
@@ -166,22 +165,6 @@ def _mirror_pixels(typing_context: Any, to: Any, at: Any) -> Any:
     return types.void(_i64, _i64), codegen
 
 
-def _prefetch_cache_line(typing_context: Any, at: Any) -> Any:
-    """Have the cache line at an address fetched, without waiting for it."""
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        number = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, number, number, number])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-        pointer = builder.inttoptr(arguments[0], cgutils.voidptr_t)
-        reading, keep_in_all_caches, data = number(0), number(3), number(1)
-        builder.call(function, [pointer, reading, keep_in_all_caches, data])
-        return context.get_dummy_value()
-
-    return types.void(_i64), codegen
-
-
-_prefetch: Any = intrinsic(_prefetch_cache_line)
 _as_pointer: Any = intrinsic(_pointer_to_bytes)
 _stream_32: Any = intrinsic(_copy_past_the_caches)
 _mirror_16: Any = intrinsic(_mirror_pixels)
@@ -360,10 +343,6 @@ def _strip(
         state[_DECODING] += _nanoseconds(state) - started
     else:
         at += y * row_bytes
-        # Stored rows lie in memory, a gap between each and the next: fetch the strip after this.
-        for row in range(_STRIP, 2 * _STRIP):
-            for x in range(0, length + _CACHE_LINE - 1, _CACHE_LINE):
-                _prefetch(at + row * row_bytes + x)
     if flip == 0:
         return status, at, row_bytes
     for row in range(count):
