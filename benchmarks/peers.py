@@ -9,19 +9,21 @@ that was faster. A batch is (images, target labels, source labels, λ): images (
 cropped, flipped, mixed and normalised. Rows that deliver pixels are mixed by `_mix`, which was
 faster than each library's own means.
 
-Needs `pip install ffcv nvidia-dali-cuda130 spdl torchcodec` and FFmpeg's shared libraries.
+Needs `pip install 'xmix_data[bench]'` and FFmpeg's shared libraries.
 """
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 
 from xmix_data import IMAGENET_MEAN, IMAGENET_STD, Beton, Pairing, RandomCrop, RandomResizedCrop
@@ -97,7 +99,7 @@ def _mix(target: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
     lam = torch.rand(count)
     images = torch.empty(target.shape)
     # An image at a time stays in the cache, and whole rows vectorise where 3 channels would not:
-    # a fourth of the time that the same operations take on the batch.
+    # several times as fast as the same operations on the batch.
     mean, scale = MEAN.repeat(width), (1 / STD).repeat(width)
     rows = (count, height, width * channels)
     views = target.view(rows), source.view(rows), lam, images.view(rows)
@@ -345,10 +347,13 @@ def _spdl_pipeline(
 class _PairDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor, int, int]]):
     """Map-style: (target index, source index) to both images, (H, W, 3) uint8, and labels."""
 
-    def __init__(self, pairs: _Pairs, transform: Callable[[Tensor], Tensor]) -> None:
-        from torchcodec.decoders import decode_jpeg
-
-        self._pairs, self._transform, self._decode = pairs, transform, decode_jpeg
+    def __init__(
+        self,
+        pairs: _Pairs,
+        decode: Callable[[npt.NDArray[np.uint8]], Tensor],
+        transform: Callable[[Tensor], Tensor],
+    ) -> None:
+        self._pairs, self._decode, self._transform = pairs, decode, transform
 
     def __getitem__(self, indices: tuple[int, int]) -> tuple[Tensor, Tensor, int, int]:
         target, source = indices
@@ -361,8 +366,7 @@ class _PairDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor, int, int]]):
         )
 
     def _image(self, beton: Beton, index: int) -> Tensor:
-        pixels: Any = self._decode(beton.data(index).tobytes())
-        return self._transform(pixels).permute(1, 2, 0)
+        return self._transform(self._decode(beton.data(index))).permute(1, 2, 0)
 
 
 class _PairSampler:
@@ -379,12 +383,30 @@ class _PairSampler:
             yield list(zip(target.tolist(), source.tolist(), strict=True))
 
 
-def _torch(task: Task) -> Batches:
-    """torch's DataLoader with TorchCodec and torchvision's transforms in worker processes."""
+def _torch_torchcodec(task: Task) -> Batches:
+    """torch's DataLoader with the decoder that torchvision's documentation now names."""
+    from torchcodec.decoders import decode_jpeg
+
+    return _torch(task, lambda jpeg: cast(Tensor, decode_jpeg(jpeg.tobytes())))
+
+
+def _torch_pillow(task: Task) -> Batches:
+    """torch's DataLoader with Pillow, as most training scripts have it."""
+    from torchvision.transforms.v2 import functional
+
+    return _torch(
+        task,
+        lambda jpeg: functional.pil_to_tensor(
+            Image.open(io.BytesIO(jpeg.tobytes())).convert("RGB")
+        ),
+    )
+
+
+def _torch(task: Task, decode: Callable[[npt.NDArray[np.uint8]], Tensor]) -> Batches:
+    """torch's DataLoader with torchvision's transforms in worker processes."""
     # https://docs.pytorch.org/vision/stable/transforms.html#performance-considerations: v2, tensors
-    # and uint8; https://docs.pytorch.org/vision/0.29/io.html: TorchCodec decodes, which was
-    # faster than Pillow by a fourth. Mixing in the main process moves a fourth of the bytes
-    # between processes, and was faster.
+    # and uint8. https://docs.pytorch.org/vision/0.29/io.html: TorchCodec decodes. Mixing in the
+    # main process moves a fourth of the bytes between processes, and was faster.
     from torchvision.transforms import v2
 
     torch.set_num_threads(1)  # more would take the workers' cores
@@ -393,7 +415,7 @@ def _torch(task: Task) -> Batches:
         v2.RandomResizedCrop(task.size, SCALE, RATIO) if task.resized else v2.RandomCrop(task.size)
     )
     loader = torch.utils.data.DataLoader(
-        _PairDataset(pairs, v2.Compose([crop, v2.RandomHorizontalFlip()])),
+        _PairDataset(pairs, decode, v2.Compose([crop, v2.RandomHorizontalFlip()])),
         batch_sampler=_PairSampler(pairs),
         num_workers=task.threads,
         persistent_workers=True,
@@ -415,7 +437,8 @@ BATCHES: dict[str, Callable[[Task], Batches]] = {
     "DALI, CPU": _dali,
     "SPDL": _spdl,
     "SPDL, TorchCodec": _spdl_torchcodec,
-    "torch DataLoader": _torch,
+    "torch DataLoader, TorchCodec": _torch_torchcodec,
+    "torch DataLoader, Pillow": _torch_pillow,
 }
 """For each loader what begins an epoch of batches; of the first, (images, labels)."""
 

@@ -37,7 +37,9 @@ __all__ = [
     "FLOAT32",
     "ImageTable",
     "Workspace",
+    "copy_crops",
     "crop_images",
+    "decode_whole",
     "image_table",
     "mix_images",
     "normalise_images",
@@ -422,6 +424,35 @@ def crop_images(
             to += rows * count
             y += rows
         status[item] = _close(state, streams, work)
+
+
+@_kernel
+def decode_whole(start: int, stop: int, images: Any, work: Any) -> None:
+    """Decode whole images into the window's buffer, one over the other: what a benchmark calls
+    the decode limit. Arguments as of `crop_images`."""
+    decoder, _, _, window, _, _, state = work
+    for item in range(start, stop):
+        image = images[item]
+        height, width = image[_HEIGHT], image[_WIDTH]
+        _jpeg_open(
+            decoder, image[_ADDRESS], image[BYTES], height, width, 1, 0, 0, width, _address(state)
+        )
+        _jpeg_read(decoder, _address(window), height)
+        _jpeg_close(decoder)
+
+
+@_kernel
+def copy_crops(start: int, stop: int, images: Any, height: int, width: int, out: int) -> None:
+    """Copy the rows of raw crops, and nothing else: what a benchmark calls the copy limit.
+
+    Arguments as of `crop_images`."""
+    count = width * 3
+    for item in range(start, stop):
+        image = images[item]
+        row_bytes = image[_WIDTH] * 3
+        at = image[_ADDRESS] + image[_TOP] * row_bytes + image[_LEFT] * 3
+        for row in range(height):
+            _memcpy(out + (item * height + row) * count, at + row * row_bytes, count)
 
 
 @_kernel

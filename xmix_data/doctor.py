@@ -33,6 +33,7 @@ def examine() -> list[Check]:
         _tried("faiss", _faiss),
         _tried("kernels", _kernels),
         _tried("cuda", _cuda, optional=True),
+        _tried("mixing kernel", _mixing_kernel, optional=True),
         _package("matplotlib", optional=True, extra="demo"),
         _package("scikit-learn", optional=True, extra="demo"),
     ]
@@ -81,3 +82,16 @@ def _cuda() -> str:
     if not torch.cuda.is_available():
         raise RuntimeError("no GPU that torch can use; batches arrive on the CPU")
     return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+
+
+def _mixing_kernel() -> str:
+    import torch
+
+    from xmix_data.mixing import device_stage
+
+    if not torch.cuda.is_available():
+        return "compiled by numba, on the CPU"
+    _, reason = device_stage(torch.device("cuda"))
+    if reason is not None:
+        raise RuntimeError(f"Triton's cannot run ({reason}); plain torch operations mix instead")
+    return "compiled by Triton, on the GPU"

@@ -1,17 +1,32 @@
-"""The device stage: mirror, normalise and mix uint8 crops in plain torch operations.
+"""The device stage: mirror, normalise and mix uint8 crops.
 
 Comes in: crops (B, H, W, 3) uint8 on any device. Goes out: images (B, 3, H, W), channels_last.
+`mix` and `normalise` are plain torch operations; `device_stage` finds what is faster on a GPU.
 """
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Sequence
+from functools import cache
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "mix", "normalise", "scale_and_shift"]
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "device_stage",
+    "mix",
+    "normalise",
+    "scale_and_shift",
+]
+
+_log = logging.getLogger("xmix_data")
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 """Per-channel mean in 0..1 units, that torchvision's weights were trained with."""
@@ -34,6 +49,39 @@ def scale_and_shift(
     return 1 / (255 * std_3), -np.asarray(mean, np.float64) / std_3
 
 
+@cache
+def device_stage(device: torch.device) -> tuple[Any, str | None]:
+    """What mixes on a device: a module with ``mix`` and ``normalise``, and why it is not Triton's.
+
+    Args:
+        device: A CUDA device.
+
+    Returns:
+        `xmix_data.mixing_triton` and ``None``, or this module and one line.
+    """
+    try:
+        from xmix_data import mixing_triton
+
+        _try(mixing_triton, device)
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        _log.warning("mixing by plain torch operations, Triton's kernel cannot run: %s", reason)
+        return sys.modules[__name__], reason
+    return mixing_triton, None
+
+
+def _try(module: ModuleType, device: torch.device) -> None:
+    """Compile and run both functions once, and compare them with the plain ones."""
+    crops = torch.arange(24, device=device).reshape(2, 2, 2, 3).to(torch.uint8)
+    flips = torch.tensor([False, True], device=device)
+    lam = torch.tensor([0.25, 0.75], device=device)
+    scale, shift = torch.ones(3, device=device), torch.zeros(3, device=device)
+    mixing = (crops, crops.flip(0), flips, ~flips, lam, scale, shift, torch.float32)
+    torch.testing.assert_close(module.mix(*mixing), mix(*mixing))
+    alone = (crops, flips, scale, shift, torch.float32)
+    torch.testing.assert_close(module.normalise(*alone), normalise(*alone))
+
+
 def normalise(
     crops: torch.Tensor,
     flips: torch.Tensor,
@@ -45,17 +93,15 @@ def normalise(
 
     Args:
         crops: (B, H, W, 3) uint8.
-        flips: (B,) bool.
+        flips: (B,), true or not 0 where an image is mirrored.
         scale, shift: (3,) float32.
-        dtype: Of the result; ``torch.uint8`` leaves the pixels as they are.
+        dtype: Of the result; for ``torch.uint8`` give scale 1 and shift 0.
 
     Returns:
         (B, 3, H, W), channels_last.
     """
-    images = _mirrored(crops, flips)
-    if dtype != torch.uint8:
-        images = torch.addcmul(shift, images.float(), scale).to(dtype)
-    return images.permute(0, 3, 1, 2)
+    images = torch.addcmul(shift, _mirrored(crops, flips).float(), scale)
+    return images.to(dtype).permute(0, 3, 1, 2)
 
 
 def mix(
@@ -72,7 +118,7 @@ def mix(
 
     Args:
         target, source: (B, H, W, 3) uint8.
-        target_flips, source_flips: (B,) bool.
+        target_flips, source_flips: (B,), true or not 0 where an image is mirrored.
         lam: (B,) float32, the weight of the target image.
         scale, shift: (3,) float32.
         dtype: Of the result, floating point.
@@ -87,4 +133,4 @@ def mix(
 
 
 def _mirrored(crops: torch.Tensor, flips: torch.Tensor) -> torch.Tensor:
-    return torch.where(flips[:, None, None, None], crops.flip(2), crops)
+    return torch.where(flips.bool()[:, None, None, None], crops.flip(2), crops)

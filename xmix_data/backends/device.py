@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 
+import numpy as np
 import torch
 
 from xmix_data import mixing
@@ -42,9 +43,13 @@ class DeviceStage:
     def __init__(self, spec: Spec) -> None:
         self._spec = spec
         self._stream = torch.cuda.Stream(spec.device)  # type: ignore[no-untyped-call]
+        self._slots: list[Slot] = []
         self._free: deque[Slot] = deque()
         self._lock = threading.Lock()
+        self._mixing, _ = mixing.device_stage(spec.device)
         scale, shift = mixing.scale_and_shift(spec.mean, spec.std)
+        if spec.dtype == torch.uint8:  # the crops as they are
+            scale, shift = np.ones(3), np.zeros(3)
         self._scale = torch.from_numpy(scale).float().to(spec.device)
         self._shift = torch.from_numpy(shift).float().to(spec.device)
 
@@ -52,12 +57,21 @@ class DeviceStage:
         """A slot for ``count`` images; its host buffers are free once ``copied`` has happened."""
         with self._lock:
             slot = self._free.popleft() if self._free else None
-        if slot is None or slot.host_crops.shape[1] < count:
-            if slot is not None:
-                slot.released.synchronize()  # before its memory is given back
-            sides = 1 if self._spec.source is None else 2
-            slot = Slot(count, self._spec.crop.shape, sides, self._spec.device)
+        if slot is not None and slot.host_crops.shape[1] >= count:
+            return slot
+        if slot is not None:
+            slot.released.synchronize()  # before its memory is given back
+            self._slots.remove(slot)
+        sides = 1 if self._spec.source is None else 2
+        slot = Slot(count, self._spec.crop.shape, sides, self._spec.device)
+        self._slots.append(slot)
         return slot
+
+    def recover(self) -> None:
+        """Take back the slots of batches that a pass made and did not deliver."""
+        self._stream.synchronize()
+        with self._lock:
+            self._free = deque(self._slots)
 
     def copy(self, slot: Slot, rows: PlanRows) -> None:
         """Send a slot's filled crops on their way; called by the thread that finished them."""
@@ -78,14 +92,14 @@ class DeviceStage:
         consumer = torch.cuda.current_stream(self._spec.device)
         consumer.wait_event(slot.copied)
         crops, numbers = slot.crops[:, :count], slot.numbers[:, :count]
-        flips, lam = numbers[:2] > 0, numbers[2]
+        flips, lam = numbers[:2], numbers[2]
         constants = self._scale, self._shift, self._spec.dtype
         images: tuple[torch.Tensor, ...]
         if self._spec.mix:
-            images = (mixing.mix(crops[0], crops[1], flips[0], flips[1], lam, *constants),)
+            images = (self._mixing.mix(crops[0], crops[1], flips[0], flips[1], lam, *constants),)
         else:
             images = tuple(
-                mixing.normalise(crop, flip, *constants)
+                self._mixing.normalise(crop, flip, *constants)
                 for crop, flip in zip(crops, flips, strict=False)
             )
         slot.released.record(consumer)

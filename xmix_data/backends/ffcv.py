@@ -30,6 +30,7 @@ from xmix_data import decode, jpeg
 from xmix_data.backends import Spec
 from xmix_data.backends.device import DeviceStage, Slot
 from xmix_data.beton import Domain
+from xmix_data.encoding import RAW
 from xmix_data.errors import BetonError
 from xmix_data.mixing import scale_and_shift
 from xmix_data.plan import Crops, PlanRows
@@ -39,7 +40,9 @@ __all__ = ["FfcvBackend"]
 _log = logging.getLogger("xmix_data")
 
 _STRIPE = 8
-"""Images (pairs) that a thread takes at a time."""
+"""Images (pairs) that a thread takes at a time: a millisecond or two of work."""
+_STRIPE_OF_RAW = 32
+"""The same where nothing is decoded."""
 _READ_AHEAD_BATCHES = 4
 """How many batches, beyond those that are being decoded, the kernel is asked to read."""
 _SLOW_COMPILATION_S = 1.0
@@ -159,6 +162,9 @@ class FfcvBackend:
         self.spec = spec
         self.domains = [spec.target] if spec.source is None else [spec.target, spec.source]
         self._scale, self._shift = scale_and_shift(spec.mean, spec.std)
+        self.asked = [np.zeros(len(domain), bool) for domain in self.domains]
+        raw = all(bool((domain.modes == RAW).all()) for domain in self.domains)
+        self.stripe = _STRIPE_OF_RAW if raw else _STRIPE
         self._recycler = _Recycler(2 * (spec.prefetch + 2))
         self.device_stage = DeviceStage(spec) if spec.device.type == "cuda" else None
         self._compile()
@@ -213,7 +219,7 @@ class FfcvBackend:
             sides.append(
                 _Side.of(self.spec.source, rows.source, rows.source_crops, shape, flip=flip)
             )
-        return _Job(rows, sides, outs, slot, -(-len(rows) // _STRIPE), done=False)
+        return _Job(rows, sides, outs, slot, -(-len(rows) // self.stripe), done=False)
 
     def work(self, job: _Job, workspace: decode.Workspace, start: int, stop: int) -> None:
         """Make images ``start .. stop - 1`` of a batch; runs without the GIL."""
@@ -270,11 +276,22 @@ class _ReadAhead:
     """Hands out the rows of batches, and has a thread ask the kernel for later batches' bytes.
 
     A page that is not in memory stops a decoding thread for as long as the disk takes; the plan
-    knows early which pages it will be.
+    knows early which pages it will be. Asking costs time as well, so nothing is asked for twice,
+    until a thread had to wait for the disk: then the memory does not hold it all.
+
+    Args:
+        rows: Of the batches, in order.
+        domains: Target, and source if there is one.
+        asked: For each domain (N,) bool, which samples have been asked for; changed here.
     """
 
-    def __init__(self, rows: Iterator[PlanRows], domains: Sequence[Domain]) -> None:
-        self._rows, self._domains = rows, domains
+    def __init__(
+        self,
+        rows: Iterator[PlanRows],
+        domains: Sequence[Domain],
+        asked: Sequence[npt.NDArray[np.bool_]],
+    ) -> None:
+        self._rows, self._domains, self._asked = rows, domains, asked
         self._ahead: deque[PlanRows] = deque()
         self._wanted: SimpleQueue[PlanRows | None] = SimpleQueue()
         self._stopped = False
@@ -293,9 +310,17 @@ class _ReadAhead:
     def run(self) -> None:
         """The thread."""
         while (rows := self._wanted.get()) is not None and not self._stopped:
-            for domain, indices in zip(self._domains, (rows.target, rows.source), strict=False):
-                assert indices is not None
-                decode.read_ahead(domain.addresses(indices), domain.sizes[indices])
+            indices = (rows.target, rows.source)
+            for domain, asked, wanted in zip(self._domains, self._asked, indices, strict=False):
+                assert wanted is not None
+                new = wanted[~asked[wanted]]
+                asked[new] = True
+                decode.read_ahead(domain.addresses(new), domain.sizes[new])
+
+    def disk_was_waited_for(self) -> None:
+        """What was asked for may be gone again."""
+        for asked in self._asked:
+            asked.fill(False)
 
     def stop(self) -> None:
         """End the thread."""
@@ -319,9 +344,15 @@ class _Queue:
     """Open batches in order, and the stripes of them that no thread has taken yet."""
 
     def __init__(
-        self, rows: _ReadAhead, open_job: Callable[[PlanRows], _Job], prefetch: int
+        self,
+        rows: _ReadAhead,
+        open_job: Callable[[PlanRows], _Job],
+        *,
+        prefetch: int,
+        stripe: int,
     ) -> None:
-        self.read_ahead, self._open_job, self._prefetch = rows, open_job, prefetch
+        self.read_ahead, self._open_job = rows, open_job
+        self._prefetch, self._stripe = prefetch, stripe
         self._changed = threading.Condition()
         self._jobs: deque[_Job] = deque()
         self._stripes: deque[tuple[_Job, int, int]] = deque()
@@ -355,10 +386,8 @@ class _Queue:
             self._error, self._exhausted = error, True
         else:
             self._jobs.append(job)
-            count = len(job.rows)
-            self._stripes.extend(
-                (job, i, min(i + _STRIPE, count)) for i in range(0, count, _STRIPE)
-            )
+            count, size = len(job.rows), self._stripe
+            self._stripes.extend((job, i, min(i + size, count)) for i in range(0, count, size))
         self._changed.notify_all()
 
     def stripe_done(self, job: _Job, times: _Times, error: BaseException | None) -> bool:
@@ -368,6 +397,8 @@ class _Queue:
             job.stripes_left -= 1
             for name, value in vars(times).items():
                 setattr(self.times, name, getattr(self.times, name) + value)
+            if times.major_faults:
+                self.read_ahead.disk_was_waited_for()
             return job.stripes_left == 0
 
     def job_done(self, job: _Job, error: BaseException | None) -> None:
@@ -433,12 +464,19 @@ def _run(queue: _Queue, backend: FfcvBackend) -> None:
             queue.job_done(job, error)
 
 
-def _end(queue: _Queue, threads: Sequence[threading.Thread], process: int) -> None:
+def _end(
+    queue: _Queue,
+    threads: Sequence[threading.Thread],
+    device_stage: DeviceStage | None,
+    process: int,
+) -> None:
     if os.getpid() != process:
         return  # a forked child has none of the threads, and perhaps a lock that stays held
     queue.stop()
     for thread in threads:
         thread.join()
+    if device_stage is not None:
+        device_stage.recover()
 
 
 class FfcvStream:
@@ -446,8 +484,10 @@ class FfcvStream:
 
     def __init__(self, backend: FfcvBackend, rows: Iterator[PlanRows]) -> None:
         self._backend = backend
-        ahead = _ReadAhead(rows, backend.domains)
-        self._queue = _Queue(ahead, backend.open, backend.spec.prefetch)
+        ahead = _ReadAhead(rows, backend.domains, backend.asked)
+        self._queue = _Queue(
+            ahead, backend.open, prefetch=backend.spec.prefetch, stripe=backend.stripe
+        )
         self._threads = [
             threading.Thread(target=ahead.run, name="xmix-read-ahead", daemon=True),
             *(
@@ -459,7 +499,9 @@ class FfcvStream:
         ]
         for thread in self._threads:
             thread.start()
-        self._end = weakref.finalize(self, _end, self._queue, self._threads, os.getpid())
+        self._end = weakref.finalize(
+            self, _end, self._queue, self._threads, backend.device_stage, os.getpid()
+        )
 
     def __next__(self) -> tuple[PlanRows, tuple[torch.Tensor, ...]]:
         job = self._queue.next_job()
