@@ -17,7 +17,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import machine
 import torch
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
@@ -31,6 +30,7 @@ from xmix_data import (
     Pairing,
     RandomCrop,
     XMixLoader,
+    machine,
     write_beton,
 )
 

@@ -51,7 +51,7 @@ class Task:
     threads: int = 2
 
 
-class _Pairs:
+class Pairs:
     """The betons of a task, and which of their images an epoch puts together."""
 
     def __init__(self, task: Task) -> None:
@@ -134,7 +134,7 @@ def _ffcv_zipped(task: Task) -> Batches:
     from ffcv.loader import OrderOption
     from ffcv.transforms import ToTensor
 
-    pairs = _Pairs(task)
+    pairs = Pairs(task)
     # Half of the threads each was as fast as all of them each, or faster. Pixels that `_mix`
     # normalises were faster than a NormalizeImage in each loader.
     target, source = (
@@ -194,7 +194,7 @@ def _ffcv_loader(task: Task, path: str, then: list[Any], **options: Any) -> Any:
 class _JpegSource:
     """An epoch of encoded pairs and their labels, each time it is iterated."""
 
-    def __init__(self, pairs: _Pairs) -> None:
+    def __init__(self, pairs: Pairs) -> None:
         self._pairs = pairs
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
@@ -236,7 +236,7 @@ def _dali(task: Task) -> Batches:
     @pipeline_def(batch_size=task.batch_size, num_threads=task.threads, device_id=None)
     def pipeline() -> Any:
         target, source, target_labels, source_labels = fn.external_source(
-            _JpegSource(_Pairs(task)),
+            _JpegSource(Pairs(task)),
             num_outputs=4,
             dtype=[types.UINT8, types.UINT8, types.INT64, types.INT64],
             cycle="raise",
@@ -308,7 +308,7 @@ def _spdl_pipeline(
     from spdl.pipeline import PipelineBuilder
 
     torch.set_num_threads(1)  # the pipeline's threads are the parallelism
-    pairs = _Pairs(task)
+    pairs = Pairs(task)
     crop = RandomResizedCrop(task.size, SCALE, RATIO) if task.resized else RandomCrop(task.size)
 
     def images(beton: Beton, indices: npt.NDArray[np.int64]) -> Tensor:
@@ -344,35 +344,36 @@ def _spdl_pipeline(
     return epoch
 
 
-class _PairDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor, int, int]]):
-    """Map-style: (target index, source index) to both images, (H, W, 3) uint8, and labels."""
+class PairDataset(torch.utils.data.Dataset[tuple[Any, Any, int, int]]):
+    """Map-style: (target index, source index) to both images, as `image` makes them, and labels."""
 
-    def __init__(
-        self,
-        pairs: _Pairs,
-        decode: Callable[[npt.NDArray[np.uint8]], Tensor],
-        transform: Callable[[Tensor], Tensor],
-    ) -> None:
-        self._pairs, self._decode, self._transform = pairs, decode, transform
+    def __init__(self, pairs: Pairs, image: Callable[[npt.NDArray[np.uint8]], Tensor]) -> None:
+        self._pairs, self._image = pairs, image
 
     def __getitem__(self, indices: tuple[int, int]) -> tuple[Tensor, Tensor, int, int]:
         target, source = indices
         pairs = self._pairs
         return (
-            self._image(pairs.target, target),
-            self._image(pairs.source, source),
+            self._image(pairs.target.data(target)),
+            self._image(pairs.source.data(source)),
             int(pairs.target.labels[target]),
             int(pairs.source.labels[source]),
         )
 
-    def _image(self, beton: Beton, index: int) -> Tensor:
-        return self._transform(self._decode(beton.data(index))).permute(1, 2, 0)
+
+class MixedDataset(PairDataset):
+    """The same with the pair mixed: images, λ and labels."""
+
+    def __getitem__(self, indices: tuple[int, int]) -> tuple[Any, Any, int, int]:
+        target, source, *labels = super().__getitem__(indices)
+        lam = torch.rand(())
+        return torch.lerp(source, target, lam), lam, labels[0], labels[1]
 
 
-class _PairSampler:
+class PairSampler:
     """Batches of index pairs, drawn anew each epoch."""
 
-    def __init__(self, pairs: _Pairs) -> None:
+    def __init__(self, pairs: Pairs) -> None:
         self._pairs = pairs
 
     def __len__(self) -> int:
@@ -384,44 +385,19 @@ class _PairSampler:
 
 
 def _torch_torchcodec(task: Task) -> Batches:
-    """torch's DataLoader with the decoder that torchvision's documentation now names."""
+    """torch's DataLoader with the decoder that torchvision names now, tuned as far as we know."""
+    # https://docs.pytorch.org/vision/0.29/io.html: TorchCodec decodes. uint8 goes to the main
+    # process, a fourth of the bytes, and `_mix` does there what is left.
     from torchcodec.decoders import decode_jpeg
 
-    return _torch(task, lambda jpeg: cast(Tensor, decode_jpeg(jpeg.tobytes())))
+    cut = torch_cut(task)
 
+    def image(jpeg: npt.NDArray[np.uint8]) -> Tensor:
+        pixels: Any = decode_jpeg(jpeg.tobytes())
+        return cast(Tensor, cut(pixels)).permute(1, 2, 0)
 
-def _torch_pillow(task: Task) -> Batches:
-    """torch's DataLoader with Pillow, as most training scripts have it."""
-    from torchvision.transforms.v2 import functional
-
-    return _torch(
-        task,
-        lambda jpeg: functional.pil_to_tensor(
-            Image.open(io.BytesIO(jpeg.tobytes())).convert("RGB")
-        ),
-    )
-
-
-def _torch(task: Task, decode: Callable[[npt.NDArray[np.uint8]], Tensor]) -> Batches:
-    """torch's DataLoader with torchvision's transforms in worker processes."""
-    # https://docs.pytorch.org/vision/stable/transforms.html#performance-considerations: v2, tensors
-    # and uint8. https://docs.pytorch.org/vision/0.29/io.html: TorchCodec decodes. Mixing in the
-    # main process moves a fourth of the bytes between processes, and was faster.
-    from torchvision.transforms import v2
-
-    torch.set_num_threads(1)  # more would take the workers' cores
-    pairs = _Pairs(task)
-    crop = (
-        v2.RandomResizedCrop(task.size, SCALE, RATIO) if task.resized else v2.RandomCrop(task.size)
-    )
-    loader = torch.utils.data.DataLoader(
-        _PairDataset(pairs, decode, v2.Compose([crop, v2.RandomHorizontalFlip()])),
-        batch_sampler=_PairSampler(pairs),
-        num_workers=task.threads,
-        persistent_workers=True,
-        prefetch_factor=4,
-        multiprocessing_context="fork",  # the workers share the mapped betons
-    )
+    pairs = Pairs(task)
+    loader = torch_loader(task, pairs, PairDataset(pairs, image))
 
     def epoch() -> Iterator[tuple[Tensor, ...]]:
         for target, source, target_labels, source_labels in loader:
@@ -429,6 +405,58 @@ def _torch(task: Task, decode: Callable[[npt.NDArray[np.uint8]], Tensor]) -> Bat
             yield images, target_labels, source_labels, lam
 
     return epoch
+
+
+def _torch_pillow(task: Task) -> Batches:
+    """torch's DataLoader with Pillow and the transforms of torchvision's documentation."""
+    # https://docs.pytorch.org/vision/stable/transforms.html, the classification example: uint8
+    # until the last two steps. Mixing in the workers was faster than in the main process.
+    pairs = Pairs(task)
+    loader = torch_loader(task, pairs, MixedDataset(pairs, pillow_decoder(torch_cut(task))))
+
+    def epoch() -> Iterator[tuple[Tensor, ...]]:
+        for images, lam, target_labels, source_labels in loader:
+            yield images, target_labels, source_labels, lam
+
+    return epoch
+
+
+def pillow_decoder(cut: Any) -> Callable[[npt.NDArray[np.uint8]], Tensor]:
+    """From a JPEG to a normalised image, cropped and flipped by ``cut``."""
+    from torchvision.transforms import v2
+
+    to_image, to_floats = v2.ToImage(), v2.Compose([
+        v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+    ])  # fmt: skip
+
+    def image(jpeg: npt.NDArray[np.uint8]) -> Tensor:
+        picture = Image.open(io.BytesIO(jpeg.tobytes())).convert("RGB")
+        return cast(Tensor, to_floats(cut(to_image(picture))).as_subclass(Tensor))
+
+    return image
+
+
+def torch_cut(task: Task) -> Any:
+    """Random crop and flip."""
+    from torchvision.transforms import v2
+
+    crop = (
+        v2.RandomResizedCrop(task.size, SCALE, RATIO) if task.resized else v2.RandomCrop(task.size)
+    )
+    return v2.Compose([crop, v2.RandomHorizontalFlip()])
+
+
+def torch_loader(task: Task, pairs: Pairs, dataset: PairDataset) -> Any:
+    """The DataLoader, in processes that share the mapped betons."""
+    torch.set_num_threads(1)  # more would take the workers' cores
+    return torch.utils.data.DataLoader(
+        dataset,
+        batch_sampler=PairSampler(pairs),
+        num_workers=task.threads,
+        persistent_workers=True,
+        prefetch_factor=4,
+        multiprocessing_context="fork",  # the workers share the mapped betons
+    )
 
 
 BATCHES: dict[str, Callable[[Task], Batches]] = {

@@ -17,13 +17,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from xmix_data import decode
+from xmix_data import decode, machine
 from xmix_data.augment import Crop, RandomCrop
 from xmix_data.beton import Beton, Domain, open_domain, write_beton
 from xmix_data.loader import ImageLoader, XMixLoader
@@ -32,12 +32,14 @@ from xmix_data.pairing import PairedClass, Pairing
 from xmix_data.plan import PlanRows
 from xmix_data.progress import Progress
 
-__all__ = ["Bench", "Photographs", "explain", "interleave", "ratio"]
+__all__ = ["TARGETS", "Bench", "Photographs", "explain", "interleave", "ratio", "report"]
 
 Row = Callable[[], tuple[int, float]]
 """Runs once; returns how many samples (pairs) it made, and in how many seconds."""
 
 _STRIPE = 8
+_LEAST_SAMPLES = 2000
+"""Of a row in one round: a few tenths of a second."""
 _RING = 5
 """Batches of memory that the limits write to in turn, as a loader with prefetch does."""
 
@@ -68,13 +70,42 @@ class Photographs:
         frequencies = np.hypot(
             np.fft.fftfreq(self._size)[:, None], np.fft.rfftfreq(self._size)[None, :]
         )
-        amplitudes = 1 / np.maximum(frequencies, 1 / self._size) ** 1.05
+        amplitudes = 1 / np.maximum(frequencies, 1 / self._size) ** 1.5
         noise = random.standard_normal((3, 2, *amplitudes.shape))
         planes = np.fft.irfft2((noise[:, 0] + 1j * noise[:, 1]) * amplitudes, s=(self._size,) * 2)
         planes /= planes.std(axis=(1, 2), keepdims=True)
         grey, *colour = planes * np.array([55.0, 14.0, 14.0])[:, None, None]
         rgb = np.stack([grey + colour[0], grey - colour[0] / 2, grey + colour[1]], axis=-1)
         return np.clip(rgb + 118, 0, 255).astype(np.uint8), self.targets[index]
+
+
+DECODE, COPY, MIX = "decode limit", "copy limit", "mix alone"
+
+
+class Target(NamedTuple):
+    """A row, what it is held against, and the share of it that it should reach."""
+
+    row: str
+    against: str
+    expected: Callable[[Mapping[str, float]], float]
+    """From one round's rates by row to the rate that the limits allow."""
+    share: float
+
+
+def _predicted(decoded: int) -> Callable[[Mapping[str, float]], float]:
+    return lambda rates: 1 / (decoded / rates[DECODE] + 2 / rates[COPY] + 1 / rates[MIX])
+
+
+_SUM = "decode, copy and mix alone, added up"
+TARGETS = (
+    Target("jpg + jpg, uint8 pairs", "decode limit / 2", lambda rates: rates[DECODE] / 2, 0.95),
+    Target("raw + jpg, uint8 pairs", "decode limit", lambda rates: rates[DECODE], 0.85),
+    Target("raw + raw, uint8 pairs", "copy limit / 2", lambda rates: rates[COPY] / 2, 0.8),
+    Target("jpg + jpg, mixed", _SUM, _predicted(2), 0.95),
+    Target("raw + jpg, mixed", _SUM, _predicted(1), 0.95),
+    Target("raw + raw, mixed", _SUM, _predicted(0), 0.95),
+)
+"""What the design asks of the loader on a CPU."""
 
 
 @dataclass
@@ -119,12 +150,25 @@ class Bench:
             )
             yield Bench(jpg, raw, **options)
 
+    def configuration(self, rounds: int) -> dict[str, Any]:
+        """What a figure must say beside its machine."""
+        return {
+            "images": self.jpg.num_samples,
+            "image_size": self.jpg.image_size,
+            "jpg_bytes_per_image": int(self.jpg.sizes.sum()) // self.jpg.num_samples,
+            "crop": repr(self.crop),
+            "batch_size": self.batch_size,
+            "threads": self.threads,
+            "passes": self.passes,
+            "rounds": rounds,
+        }
+
     def rows(self) -> dict[str, Row]:
         """What `xmix bench` measures, limits first."""
         return {
-            "decode limit": self.decode_limit(),
-            "copy limit": self.copy_limit(),
-            "mix alone": self.mix_alone(),
+            DECODE: self.decode_limit(),
+            COPY: self.copy_limit(),
+            MIX: self.mix_alone(),
             "jpg + jpg, uint8 pairs": self.paired(self.jpg, self.jpg, mix=False),
             "raw + jpg, uint8 pairs": self.paired(self.raw, self.jpg, mix=False),
             "raw + raw, uint8 pairs": self.paired(self.raw, self.raw, mix=False),
@@ -177,10 +221,10 @@ class Bench:
             )
             for rows in self._plan_rows(RandomCrop(self.crop.size))
         ]  # fmt: skip
-        ring = np.zeros((_RING, self.batch_size, height, width, 3), np.uint8)
+        ring = np.zeros((2 * _RING, self.batch_size, height, width, 3), np.uint8)  # two a pair
 
         def work(workspace: None, batch: int, start: int, stop: int) -> None:
-            out = int(ring[batch % _RING].ctypes.data)
+            out = int(ring[batch % len(ring)].ctypes.data)
             decode.copy_crops(start, stop, tables[batch], height, width, out)
 
         return self._on_threads(work, lambda: None)
@@ -313,6 +357,51 @@ def ratio(
     """
     rounds = [dict(zip(rates, values, strict=True)) for values in zip(*rates.values(), strict=True)]
     return float(statistics.median(r[of] / expected(r) for r in rounds))
+
+
+def report(
+    data: Path | None = None, *, crop: int = 224, rounds: int = 5
+) -> tuple[dict[str, Any], str]:
+    """What `xmix bench` does.
+
+    Args:
+        data: A class folder; ``None`` makes pictures up.
+        crop: Side of the random crop in pixels.
+        rounds: How often all rows are run.
+
+    Returns:
+        The result (machine, configuration, rates, ratios), and the same as text.
+    """
+    if rounds < 1:
+        raise ValueError(f"rounds is {rounds}; it must be at least 1")
+    with Bench.of(data, crop=RandomCrop(crop)) as bench:
+        bench.passes = max(1, -(-_LEAST_SAMPLES // bench.jpg.num_samples))
+        rates = interleave(bench.rows(), rounds)
+        with XMixLoader(
+            bench.raw, bench.jpg, bench.pairing, batch_size=bench.batch_size, crop=bench.crop
+        ) as loader:
+            _consume(loader, bench.passes)
+            words = explain(loader.stats())
+        ratios = {t.row: ratio(rates, t.row, t.expected) for t in TARGETS}
+        result = {
+            "benchmark": "xmix bench",
+            "machine": machine.describe(),
+            "configuration": bench.configuration(rounds),
+            "rates": rates,
+            "ratios": ratios,
+        }
+    width = max(map(len, rates))
+    lines = [f"{'':{width}}  samples/s (range of {rounds})"]
+    for name, values in rates.items():
+        spread = f"({min(values):.0f}-{max(values):.0f})"
+        lines.append(f"{name:{width}}  {statistics.median(values):9.0f} {spread}")
+    lines.append("")
+    for target in TARGETS:
+        reached = ratios[target.row]
+        mark = "" if reached >= target.share else f"  (below {target.share:.2f})"
+        lines.append(f"{target.row:{width}}  {reached:9.2f} x {target.against}{mark}")
+    lines += ["", f"A consumer that does nothing, raw + jpg: {words}."]
+    return result, "\n".join(lines)
 
 
 def explain(stats: Mapping[str, float]) -> str:

@@ -1,4 +1,4 @@
-"""The ``xmix`` command: convert, pair, inspect, doctor, demo.
+"""The ``xmix`` command: convert, pair, inspect, doctor, bench, demo.
 
 An error is one line that says what, where and what to do, with exit status 2; ``--debug`` gives
 the traceback. Work is imported when a command needs it, so that ``--help`` answers at once.
@@ -142,6 +142,17 @@ def _parser() -> argparse.ArgumentParser:
 
     doctor = command("doctor", _doctor, "say what is installed, found and missing", "xmix doctor")
     doctor.add_argument("--json", action="store_true", help="print JSON")
+
+    bench = command(
+        "bench", _bench, "measure the loader against this machine's own limits",
+        "xmix bench --data flowers/train",
+    )  # fmt: skip
+    bench.add_argument("--data", type=Path, metavar="FOLDER",
+        help="a class folder of photographs (default: pictures are made up)")  # fmt: skip
+    bench.add_argument("--crop", type=int, default=224, metavar="PIXELS",
+        help="random crop, of images stored with 256 (default: 224)")  # fmt: skip
+    bench.add_argument("--rounds", type=int, default=5, help="of all rows in turn (default: 5)")
+    bench.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
 
     demo = command(
         "demo", _demo, "do the whole job in a minute, on data that packages ship", "xmix demo"
@@ -311,6 +322,16 @@ def _doctor(options: argparse.Namespace) -> None:
             print(f"{mark}  {check.name:<{width}}  {check.found}")
     if not all(check.ok or check.optional for check in checks):
         raise XMixError("something that xmix_data needs is missing; see the list")
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from xmix_data.bench import report
+
+    logging.getLogger("xmix_data").setLevel(logging.WARNING)  # its loaders are not the user's
+    result, text = report(options.data, crop=options.crop, rounds=options.rounds)
+    print(text)
+    if options.json is not None:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def _demo(options: argparse.Namespace) -> None:

@@ -8,28 +8,34 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ["xmix_data", "torch", "torchvision", "numpy", "numba", "ffcv", "pillow", "faiss-gpu"]
+__all__ = ["describe"]
+
+_PACKAGES = (
+    "xmix_data", "torch", "torchvision", "numpy", "numba", "ffcv", "pillow", "faiss-gpu",
+    "nvidia-dali-cuda130", "spdl", "torchcodec",
+)  # fmt: skip
+_FLAGS = ("sse4_2", "avx", "avx2", "avx512f", "avx512bw", "avx512_vbmi", "asimd")
+"""What decides how fast pixels are moved."""
 
 
 def describe() -> dict[str, Any]:
     """CPU, cores, memory, GPU and versions; nothing that names the host."""
     return {
-        "cpu": _cpu(),
+        "cpu": _of_cpu("model name") or platform.machine(),
+        "cpu_flags": [flag for flag in _FLAGS if flag in _of_cpu("flags").split()],
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30),
         "gpu": _gpu(),
         "system": f"Linux, Python {platform.python_version()}",
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: _version(name) for name in _PACKAGES},
     }
 
 
-def _cpu() -> str:
-    names = [
-        line.split(":", 1)[1].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    return names[0] if names else platform.machine()
+def _of_cpu(key: str) -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith(key):
+            return line.split(":", 1)[1].strip()
+    return ""
 
 
 def _gpu() -> str | None:
