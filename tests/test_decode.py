@@ -175,7 +175,8 @@ def test_device_stage_agrees_with_the_reference(betons: Betons, dtype: torch.dty
     unmixed = next(iter(XMixLoader(*domains, **{**options, "mix": False})))
     error = (alone.float() - unmixed.target_images).abs()
     assert (error <= step * unmixed.target_images.abs() + 1e-6).all()
-    as_decoded = mixing.normalise(target, target_flips, scale, shift, torch.uint8)
+    as_it_is = torch.ones(3), torch.zeros(3)
+    as_decoded = mixing.normalise(target, target_flips, *as_it_is, torch.uint8)
     assert torch.equal(as_decoded[~target_flips], crops.target_images[~target_flips])
 
 

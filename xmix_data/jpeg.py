@@ -92,10 +92,11 @@ def jpeg_problem(data: bytes | npt.NDArray[np.uint8], height: int, width: int) -
         _of_this_thread.decoder = Decoder()
     decoder: Decoder = _of_this_thread.decoder
     functions, handle = library(), decoder.handle
-    rows, layout = np.empty(height * width * 3, np.uint8), np.empty(2, np.int64)
+    height, width, layout = int(height), int(width), np.empty(2, np.int64)
     window = (height, width, 1, 0, 0, width, layout.ctypes.data)
     status = functions.xmix_jpeg_open(handle, stream.ctypes.data, stream.size, *window)
     if status == OK:
+        rows = np.empty(height * width * 3, np.uint8)
         status = functions.xmix_jpeg_read(handle, rows.ctypes.data, height)
     if status == OK:
         status = functions.xmix_jpeg_close(handle)

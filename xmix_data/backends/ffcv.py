@@ -314,8 +314,9 @@ class _ReadAhead:
             for domain, asked, wanted in zip(self._domains, self._asked, indices, strict=False):
                 assert wanted is not None
                 new = wanted[~asked[wanted]]
-                asked[new] = True
-                decode.read_ahead(domain.addresses(new), domain.sizes[new])
+                if len(new):
+                    asked[new] = True
+                    decode.read_ahead(domain.addresses(new), domain.sizes[new])
 
     def disk_was_waited_for(self) -> None:
         """What was asked for may be gone again."""

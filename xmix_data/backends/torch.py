@@ -76,11 +76,12 @@ class TorchStream:
         for index, box, fraction, flip in zip(
             indices, crops.boxes, fractions, crops.flips, strict=True
         ):
-            if domain.modes[index] == RAW:
-                fraction = 1
+            raw = domain.modes[index] == RAW
+            fraction = 1 if raw else fraction
             started = time.perf_counter()
             image = _decode(domain, int(index), int(fraction))
-            self._stats["decode_s"] += time.perf_counter() - started
+            if not raw:
+                self._stats["decode_s"] += time.perf_counter() - started
             self._stats["bytes_read"] += int(domain.sizes[index])
             images.append(_crop(image, box.tolist(), int(fraction), bool(flip), shape))
         return torch.from_numpy(np.stack(images))
