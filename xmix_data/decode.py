@@ -150,26 +150,32 @@ _MIRRORED = 16
 """Pixels that are mirrored at a time."""
 
 
-def _mirror_pixels(typing_context: Any, to: Any, at: Any) -> Any:
-    """Copy `_MIRRORED` pixels of three bytes in reverse order."""
+def _mirror_pixels(past_the_caches: bool) -> Any:
+    """An intrinsic that copies `_MIRRORED` pixels of three bytes in reverse order."""
 
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        count = 3 * _MIRRORED
-        kind = ir.VectorType(ir.IntType(8), count)
-        target, source = (builder.inttoptr(x, kind.as_pointer()) for x in arguments)
-        pixels = builder.load(source, align=1)
-        order = [count - 3 - x + 2 * (x % 3) for x in range(count)]
-        mask = ir.Constant(ir.VectorType(ir.IntType(32), count), order)
-        mirrored = builder.shuffle_vector(pixels, ir.Constant(kind, ir.Undefined), mask)
-        builder.store(mirrored, target, align=1)
-        return context.get_dummy_value()
+    def copy(typing_context: Any, to: Any, at: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            count = 3 * _MIRRORED
+            kind = ir.VectorType(ir.IntType(8), count)
+            target, source = (builder.inttoptr(x, kind.as_pointer()) for x in arguments)
+            pixels = builder.load(source, align=1)
+            order = [count - 3 - x + 2 * (x % 3) for x in range(count)]
+            mask = ir.Constant(ir.VectorType(ir.IntType(32), count), order)
+            mirrored = builder.shuffle_vector(pixels, ir.Constant(kind, ir.Undefined), mask)
+            store = builder.store(mirrored, target, align=_MIRRORED if past_the_caches else 1)
+            if past_the_caches:
+                store.set_metadata("nontemporal", builder.module.add_metadata([ir.IntType(32)(1)]))
+            return context.get_dummy_value()
 
-    return types.void(_i64, _i64), codegen
+        return types.void(_i64, _i64), codegen
+
+    return intrinsic(copy)
 
 
+_mirror_16: Any = _mirror_pixels(past_the_caches=False)
+_stream_mirrored_16: Any = _mirror_pixels(past_the_caches=True)
 _as_pointer: Any = intrinsic(_pointer_to_bytes)
 _stream_32: Any = intrinsic(_copy_past_the_caches)
-_mirror_16: Any = intrinsic(_mirror_pixels)
 _carray: Any = numba.carray  # type: ignore[attr-defined]
 
 
@@ -348,7 +354,7 @@ def _strip(
     if flip == 0:
         return status, at, row_bytes
     for row in range(count):
-        _mirror(_address(mirrored) + row * length, at + row * row_bytes, length)
+        _mirror(_address(mirrored) + row * length, at + row * row_bytes, length, False)
     return status, _address(mirrored), length
 
 
@@ -382,12 +388,16 @@ def _stream(to: int, at: int, count: int) -> None:
 
 
 @_kernel
-def _mirror(to: int, at: int, count: int) -> None:
-    """Copy a row of ``count`` bytes, mirrored pixel by pixel."""
+def _mirror(to: int, at: int, count: int, stream: bool) -> None:
+    """Copy a row of ``count`` bytes, mirrored pixel by pixel; past the caches if ``stream``."""
     block = 3 * _MIRRORED
     done = count - count % block
-    for x in range(0, done, block):
-        _mirror_16(to + x, at + count - block - x)
+    if stream and to % _MIRRORED == 0:
+        for x in range(0, done, block):
+            _stream_mirrored_16(to + x, at + count - block - x)
+    else:
+        for x in range(0, done, block):
+            _mirror_16(to + x, at + count - block - x)
     row, mirrored = _bytes_at(to, count), _bytes_at(at, count)
     for x in range(done, count, 3):
         for channel in range(3):
@@ -416,11 +426,12 @@ def crop_images(
         y = 0
         while y < height and state == OK:
             rows = min(_STRIP, height - y)
-            state, strip, strip_bytes = _strip(
-                streams, at, row_bytes, y, rows, image[_FLIP], count, work
-            )
+            state, strip, strip_bytes = _strip(streams, at, row_bytes, y, rows, 0, count, work)
             for row in range(rows):
-                _stream(to + row * count, strip + row * strip_bytes, count)
+                if image[_FLIP]:
+                    _mirror(to + row * count, strip + row * strip_bytes, count, True)
+                else:
+                    _stream(to + row * count, strip + row * strip_bytes, count)
             to += rows * count
             y += rows
         status[item] = _close(state, streams, work)
