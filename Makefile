@@ -15,8 +15,8 @@ help:
 	@echo "make test    all checks: ruff, mypy, import rules, pytest"
 	@echo "make check   the same without pytest"
 	@echo "make format  put the code into ruff's format"
-	@echo "make bench DATA=FOLDER  measure conversion and loading on a class folder of photographs"
-	@echo "make tables  redraw the tables of README.md from benchmarks/results"
+	@echo "make bench DATA=FOLDER  all measurements, on a class folder of photographs: half an hour"
+	@echo "make tables  redraw the tables and plots of README.md and docs from benchmarks/results"
 	@echo "make clean   remove the environment and what was built"
 
 demo: $(READY)
@@ -37,12 +37,14 @@ format: $(READY)
 
 bench: $(READY)
 	@test -n "$(DATA)" || { echo "give a class folder of photographs: make bench DATA=FOLDER"; exit 2; }
-	$(BIN)/python benchmarks/first_steps.py $(DATA)
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	for name in conversion loader_throughput cold_cache growth step_cost; do \
+	    $(BIN)/python benchmarks/$$name.py $(DATA) || exit 1; done
 
 tables: $(READY)
 	$(BIN)/python benchmarks/tables.py
 
-$(READY): setup.py pyproject.toml .ci/system-packages
+$(READY): setup.py pyproject.toml xmix_data/_jpeg.c .ci/system-packages
 	@.ci/system-packages $(PYTHON)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip

@@ -19,13 +19,20 @@ REQUIRES = [
     "scipy>=1.11",  # optimal assignment, quantiles of the Beta distribution
     "pillow>=10.2",  # scalable default font, and what conversion and its tests call
     "tqdm>=4.60",  # progress on a terminal
-    "ffcv>=1.0.2,<2",  # the beton format, version 2, and libffcv with its libjpeg-turbo
+    "ffcv>=1.0.2,<2",  # the beton format, version 2: its own loader reads what we write
     # One wheel that runs with a GPU and without (Linux x86-64 only); the CPU wheel elsewhere.
     "faiss-gpu>=1.12; platform_system == 'Linux' and platform_machine == 'x86_64'",
     "faiss-cpu>=1.9; platform_system != 'Linux' or platform_machine != 'x86_64'",
 ]
 
 EXTRAS = {
+    # The loaders that benchmarks/loader_throughput.py compares with; spdl needs Debian's ffmpeg.
+    "bench": [
+        "matplotlib>=3.8",
+        "nvidia-dali-cuda130>=2.4",
+        "spdl>=0.8",
+        "torchcodec>=0.17",
+    ],
     "demo": ["matplotlib>=3.8", "scikit-learn>=1.3"],  # fonts and digits of `xmix demo`
     "test": [
         "hypothesis>=6.100",
@@ -39,31 +46,31 @@ EXTRAS = {
 }
 
 
-def require_ffcv_libraries():
-    """Say in one line what FFCV's build would fail on in a hundred.
+def require_system_libraries():
+    """Say in one line what this package's build, or FFCV's, would fail on in a hundred.
 
     Set XMIX_SKIP_SYSTEM_CHECK=1 to build this package where ffcv is not going to be installed.
     """
-    installed = any(
-        (Path(sysconfig.get_path(kind)) / "ffcv").is_dir() for kind in ("platlib", "purelib")
-    )
-    if installed or os.environ.get("XMIX_SKIP_SYSTEM_CHECK") or sys.platform != "linux":
+    if os.environ.get("XMIX_SKIP_SYSTEM_CHECK") or sys.platform != "linux":
         return
-    missing = [tool for tool in ("pkg-config", "gcc", "g++") if shutil.which(tool) is None]
+    tools, libraries = ["pkg-config", "gcc"], ["libjpeg"]
+    if not any((Path(sysconfig.get_path(k)) / "ffcv").is_dir() for k in ("platlib", "purelib")):
+        tools, libraries = [*tools, "g++"], [*libraries, "opencv4", "libturbojpeg"]
+    missing = [tool for tool in tools if shutil.which(tool) is None]
     if "pkg-config" not in missing:
         missing += [
             library
-            for library in ("opencv4", "libturbojpeg")
+            for library in libraries
             if subprocess.run(["pkg-config", "--exists", library]).returncode
         ]
     if missing:
         sys.exit(
-            f"xmix_data: FFCV cannot be built here, missing: {', '.join(missing)}. Install them: "
-            "sudo apt-get install g++ pkg-config libopencv-dev libturbojpeg0-dev"
+            f"xmix_data: it cannot be built here, missing: {', '.join(missing)}. Install them: "
+            "sudo apt-get install g++ pkg-config libjpeg-dev libopencv-dev libturbojpeg0-dev"
         )
 
 
-require_ffcv_libraries()
+require_system_libraries()
 
 setup(
     name="xmix_data",

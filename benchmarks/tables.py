@@ -1,13 +1,19 @@
-"""Redraw every table in README.md from the committed results; ``--check`` says where they differ.
+"""Redraw every table and plot of README.md and docs from the committed results.
 
-A table stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``.
+    python benchmarks/tables.py [--check]
+
+A table stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``. A plot is an SVG in
+docs/figures that names the hash of its result file. ``--check`` says what differs and redraws
+nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +21,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+FIGURES = ROOT / "docs" / "figures"
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.S)
 
 
@@ -26,43 +33,215 @@ def result(name: str) -> dict[str, Any]:
 
 def machine_line(document: dict[str, Any], measured: str) -> str:
     """The machine, versions and n under a table."""
-    machine, setup = document["machine"], document["configuration"]
+    machine = document["machine"]
     versions = machine["versions"]
     packages = ", ".join(
         f"{name} {versions[name]}"
-        for name in ("torch", "ffcv", "numba", "pillow")
-        if versions[name]
-    )
+        for name in (
+            "torch", "ffcv", "numba", "pillow", "nvidia-dali-cuda130", "spdl", "torchcodec",
+        )
+        if versions.get(name)
+    )  # fmt: skip
+    gpu = machine["gpu"] or "no GPU"
     return (
-        f"{machine['cpu']}, {machine['cores']} cores, no GPU used; {setup['images']} photographs, "
-        f"{measured}; {machine['system']}, {packages}."
+        f"{machine['cpu']}, {machine['cores']} cores, {gpu}; {measured}; {machine['system']}, "
+        f"{packages}."
     )
+
+
+def table(head: list[str], rows: list[list[str]], line: str) -> str:
+    """Markdown, with the line that says where the figures come from."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + f"\n\n{line}\n"
+
+
+def spread(values: list[float]) -> str:
+    """Median and range."""
+    return f"{statistics.median(values):,.0f} ({min(values):,.0f}-{max(values):,.0f})"
 
 
 def conversion() -> str:
     """Encodings of a beton: size and time."""
-    document = result("first_steps")
-    lines = ["| encoding | KB an image | images/s converted |", "|---|---|---|"]
-    for name, row in document["conversion"].items():
-        kilobytes = row["bytes_per_image"] / 1000
-        lines.append(f"| `{name}` | {kilobytes:.1f} | {row['images_per_s']:.0f} |")
-    line = machine_line(document, "each encoding once, the start of its workers included")
-    return "\n".join(lines) + f"\n\n{line}\n"
+    document = result("conversion")
+    rows = [
+        [f"`{name}`", f"{row['bytes_per_image'] / 1000:.1f}", f"{row['images_per_s']:.0f}"]
+        for name, row in document["encodings"].items()
+    ]
+    images = document["configuration"]["images"]
+    measured = f"{images} photographs, each encoding once, the start of its workers included"
+    head = ["encoding", "KB an image", "images/s converted"]
+    return table(head, rows, machine_line(document, measured))
 
 
-def loading() -> str:
-    """What mixing costs the loader on the CPU."""
-    document = result("first_steps")
-    lines = ["| loader | samples/s, median | times plain loading |", "|---|---|---|"]
-    for name, row in document["rates"].items():
-        spread = f"{min(row['samples_per_s']):.0f}-{max(row['samples_per_s']):.0f}"
-        lines.append(f"| {name} | {row['median']:.0f} ({spread}) | {row['ratio_to_base']:.2f} |")
-    rounds = document["configuration"]["rounds"]
-    line = machine_line(document, f"median and range of n = {rounds} interleaved rounds")
-    return "\n".join(lines) + f"\n\n{line}\n"
+OURS = {
+    "jpg + jpg, mixed": "**XMixLoader**, jpg target + jpg source",
+    "raw + jpg, mixed": "**XMixLoader**, raw target + jpg source",
+    "raw + raw, mixed": "**XMixLoader**, raw target + raw source",
+    "ImageLoader, jpg": "**ImageLoader**, one domain, nothing mixed",
+}
+PEERS = {
+    "FFCV, one domain": "FFCV, one domain, nothing mixed",
+    "FFCV, two zipped": "FFCV, two loaders zipped",
+    "DALI, CPU": "DALI on the CPU",
+    "SPDL": "SPDL, its own decoder",
+    "SPDL, TorchCodec": "SPDL around TorchCodec",
+    "torch DataLoader, TorchCodec": "torch DataLoader, TorchCodec, tuned",
+    "torch DataLoader, Pillow": "torch DataLoader, Pillow",
+}
 
 
-TABLES: dict[str, Callable[[], str]] = {"conversion": conversion, "loading": loading}
+def measured_rounds(document: dict[str, Any]) -> str:
+    setup = document["configuration"]
+    return (
+        f"{setup['images']} JPEGs of {setup['jpg_bytes_per_image'] / 1000:.0f} KB, "
+        f"{setup['image_size']} px, batch {setup['batch_size']}, {setup['threads']} threads, "
+        f"median and range of n = {setup['rounds']} interleaved rounds"
+    )
+
+
+def loaders() -> str:
+    """What users would install, side by side."""
+    document = result("loader_throughput")
+    crops = document["crops"]
+    rows = [
+        [label, *(spread(crop["rates"][name]) for crop in crops.values())]
+        for name, label in {**OURS, **PEERS}.items()
+    ]
+    head = ["samples/s, normalised float32 on the CPU", *(f"`{name}`" for name in crops)]
+    return table(head, rows, machine_line(document, measured_rounds(document)))
+
+
+def compared() -> str:
+    """The ratios that the design asks for."""
+    document = result("loader_throughput")
+    names: dict[str, None] = {}
+    for crop in document["crops"].values():
+        names.update(dict.fromkeys(crop["ratios"]))
+    rows = [
+        [name, *(f"{c['ratios'][name]:.2f}" if name in c["ratios"] else ""
+                 for c in document["crops"].values())]
+        for name in names
+    ]  # fmt: skip
+    head = ["row / what it is held against", *(f"`{name}`" for name in document["crops"])]
+    return table(head, rows, machine_line(document, measured_rounds(document)))
+
+
+def limits() -> str:
+    """The machine's limits, and the host stage beside them."""
+    document = result("loader_throughput")
+    rates = document["crops"]["RandomCrop(224)"]["rates"]
+    names = [name for name in rates if name not in OURS and name not in PEERS]
+    rows = [[name, spread(rates[name])] for name in names]
+    return table(["row", "samples/s"], rows, machine_line(document, measured_rounds(document)))
+
+
+def cold_cache() -> str:
+    """Epochs over data that are not in memory."""
+    document = result("cold_cache")
+    setup = document["configuration"]
+    rows = [
+        [name, spread([run["pairs_per_s"] for run in runs]),
+         f"{statistics.median(run['disk_waits'] for run in runs):,.0f}"]
+        for name, runs in document["cases"].items()
+    ]  # fmt: skip
+    measured = (
+        f"raw + raw uint8 pairs, {setup['images']} images in {setup['file_mb']} MB, memory limited "
+        f"to {setup['memory_limit_mb']} MB where half fits, n = {setup['rounds']}, interleaved"
+    )
+    head = ["epoch", "pairs/s", "waits for the disk"]
+    return table(head, rows, machine_line(document, measured))
+
+
+def step_cost() -> str:
+    """Training steps by method and feed."""
+    document = result("step_cost")
+    setup, times = document["configuration"], document["seconds_per_step"]
+    methods, feeds = (list(dict.fromkeys(name.split(", ")[i] for name in times)) for i in (0, 1))
+    plain = times["plain, xmix_data"]
+    rows = []
+    for method in methods:
+        cells = []
+        for fed_by in feeds:
+            values = times[f"{method}, {fed_by}"]
+            share = statistics.median(v / p for v, p in zip(values, plain, strict=True))
+            cells.append(f"{1000 * statistics.median(values):.0f} ms, {share:.2f}")
+        rows.append([method, *cells])
+    cores = setup["threads"]
+    measured = (
+        f"{setup['model']}, {setup['dtype']}, {setup['crop']} px, batch {setup['batch_size']}, "
+        f"{cores['training']} thread(s) training and {cores['loading']} loading, median of n = "
+        f"{setup['rounds']} interleaved rounds of {setup['steps']} steps"
+    )
+    head = ["a step, and times plain fed by xmix_data", *(f"fed by {feed}" for feed in feeds)]
+    return table(head, rows, machine_line(document, measured))
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "conversion": conversion,
+    "loaders": loaders,
+    "compared": compared,
+    "limits": limits,
+    "cold_cache": cold_cache,
+    "step_cost": step_cost,
+}
+
+GROWTH = {
+    "threads": ("decoding threads", "pairs/s"),
+    "batch size": ("pairs of a batch", "pairs/s"),
+    "image size": ("stored side in pixels, crop 7/8 of it", "pairs/s"),
+    "JPEG quality": ("JPEG quality", "pairs/s"),
+    "epochs": ("epochs", "MB that no file backs"),
+    "samples": ("samples of the beton", "MB that no file backs"),
+}
+
+
+def plot_names() -> dict[str, str]:
+    """File of each plot and what it shows."""
+    return {f"growth-{what.lower().replace(' ', '-')}.svg": what for what in GROWTH}
+
+
+def digest(name: str) -> str:
+    """The hash of a result file, which its plots name."""
+    return hashlib.sha256((RESULTS / f"{name}.json").read_bytes()).hexdigest()
+
+
+def draw(what: str, path: Path) -> None:
+    """One plot of how cost grows."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    document = result("growth")
+    if what == "epochs":
+        values = {i + 1: [v] for i, v in enumerate(document["memory_mb_by_epoch"])}
+    elif what == "samples":
+        values = {int(k): [v] for k, v in document["memory_mb_by_samples"].items()}
+    else:
+        values = {int(k): v for k, v in document["pairs_per_s"][what].items()}
+    places = list(values)
+    medians = [statistics.median(v) for v in values.values()]
+    across, up = GROWTH[what]
+    with pyplot.rc_context({"svg.hashsalt": what, "svg.fonttype": "none", "font.size": 11}):
+        figure, axes = pyplot.subplots(figsize=(5, 3.2), layout="constrained")
+        axes.plot(places, medians, "o-" if len(places) < 20 else "-", color="#1f6feb")
+        if what in document["pairs_per_s"]:
+            lows, highs = ([f(v) for v in values.values()] for f in (min, max))
+            axes.fill_between(places, lows, highs, color="#1f6feb", alpha=0.2, linewidth=0)
+        if what == "samples":
+            axes.set_xscale("log")
+        elif len(places) < 20:
+            axes.set_xticks(places)
+        axes.set_ylim(0, 1.15 * max(max(v) for v in values.values()))
+        axes.set_xlabel(across)
+        axes.set_ylabel(up)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        description = (
+            f"{machine_line(document, 'see docs/benchmarks.md')} result {digest('growth')}"
+        )
+        figure.savefig(path, metadata={"Date": None, "Description": description})
+        pyplot.close(figure)
 
 
 def redrawn(text: str) -> str:
@@ -82,8 +261,15 @@ def main() -> int:
             stale.append(path.name)
             if not check:
                 path.write_text(redrawn(text), encoding="utf-8")
+    for name, what in plot_names().items():
+        path = FIGURES / name
+        if not path.exists() or digest("growth") not in path.read_text(encoding="utf-8"):
+            stale.append(name)
+            if not check:
+                FIGURES.mkdir(parents=True, exist_ok=True)
+                draw(what, path)
     if check and stale:
-        print(f"{', '.join(stale)}: tables differ from the results; run `make tables`")
+        print(f"{', '.join(stale)}: not what the results say; run `make tables`")
     return int(check and bool(stale))
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import test_mixing
 import torch
 from conftest import Betons
 
-from xmix_data import RandomCrop, RandomResizedCrop, XMixLoader
+from xmix_data import RandomCrop, RandomResizedCrop, XMixLoader, mixing
 
 pytestmark = [
     pytest.mark.gpu,
@@ -65,3 +66,41 @@ def test_consumers_stream_waits_for_the_copy(betons: Betons) -> None:
         sums = [batch.images.sum() for batch in loader(betons, device="cuda")]
     torch.cuda.synchronize()
     assert [s.item() for s in sums] == pytest.approx(expected, rel=1e-4)
+
+
+def test_slow_copies_are_waited_for(betons: Betons) -> None:
+    """The copy stream falls behind the consumer, who asks for the next batch at once."""
+    ours = loader(betons, mix=False, dtype=torch.uint8, device="cuda", prefetch=3)
+    expected = list(loader(betons, mix=False, dtype=torch.uint8, backend="torch"))
+    copies = ours._backend.device_stage._stream
+    for _ in range(5):
+        ours.set_epoch(0)
+        kept = []
+        for batch in ours:
+            with torch.cuda.stream(copies):
+                torch.cuda._sleep(20_000_000)
+            kept.append(batch)
+        for one, other in zip(kept, expected, strict=True):
+            assert torch.equal(one.target_images.cpu(), other.target_images)
+            assert torch.equal(one.source_images.cpu(), other.source_images)
+
+
+def test_a_pass_left_early_gives_its_slots_back(betons: Betons) -> None:
+    ours = loader(betons, device="cuda")
+    for _ in range(10):
+        next(iter(ours))
+    stage = ours._backend.device_stage
+    ours.close()
+    assert len(stage._free) == len(stage._slots) <= ours._spec.prefetch + 3
+
+
+def test_the_mixing_kernel_is_tritons() -> None:
+    """And makes what plain operations make, on crops of a usual size."""
+    module, reason = mixing.device_stage(torch.device("cuda"))
+    assert reason is None and module.__name__ == "xmix_data.mixing_triton"
+    made = test_mixing.case((48, 224, 224), 0)
+    target, source = (crops.cuda() for crops in made["crops"])
+    numbers = [x.cuda() for x in (*made["flips"], made["lam"], *made["scaling"])]
+    for dtype in test_mixing.DTYPES:
+        both = target, source, *numbers, dtype
+        assert test_mixing.close(module.mix(*both), mixing.mix(*both))

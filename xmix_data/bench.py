@@ -335,7 +335,7 @@ def interleave(
         Samples a second, by row and round.
     """
     rates: dict[str, list[float]] = {name: [] for name in rows}
-    with Progress("bench", (rounds + 1) * len(rows), enabled=progress) as bar:
+    with Progress("bench", (rounds + 1) * len(rows), unit="rows", enabled=progress) as bar:
         for number in range(rounds + 1):
             for name, row in rows.items():
                 samples, seconds = row()
@@ -375,6 +375,7 @@ def report(
     if rounds < 1:
         raise ValueError(f"rounds is {rounds}; it must be at least 1")
     with Bench.of(data, crop=RandomCrop(crop)) as bench:
+        bench.batch_size = min(bench.batch_size, bench.jpg.num_samples)
         bench.passes = max(1, -(-_LEAST_SAMPLES // bench.jpg.num_samples))
         rates = interleave(bench.rows(), rounds)
         with XMixLoader(

@@ -106,6 +106,13 @@ class _Loader(Generic[B]):
     def _batch(self, rows: PlanRows, images: tuple[torch.Tensor, ...]) -> B:
         raise NotImplementedError
 
+    def _on_device(self, array: npt.NDArray[Any]) -> torch.Tensor:
+        tensor = torch.from_numpy(array)
+        if self.device.type == "cpu":
+            return tensor
+        # From memory that is not pinned the copy would wait for all that the device has to do.
+        return tensor.pin_memory().to(self.device, non_blocking=True)
+
     def __len__(self) -> int:
         """Batches that each process gets in an epoch."""
         step = self.batch_size * self.world_size
@@ -467,9 +474,6 @@ class XMixLoader(_Loader[Any]):
             return batch.images, labels
         return batch
 
-    def _on_device(self, array: npt.NDArray[Any]) -> torch.Tensor:
-        return torch.from_numpy(array).to(self.device)
-
 
 class ImageLoader(_Loader[tuple[torch.Tensor, torch.Tensor]]):
     """Images of one domain with their labels: for evaluation, features and plain fine-tuning.
@@ -538,8 +542,7 @@ class ImageLoader(_Loader[tuple[torch.Tensor, torch.Tensor]]):
     def _batch(
         self, rows: PlanRows, images: tuple[torch.Tensor, ...]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        labels = np.asarray(self._target.labels[rows.target])
-        return images[0], torch.from_numpy(labels).to(self.device)
+        return images[0], self._on_device(self._target.labels[rows.target])
 
 
 def _at_least_one(name: str, value: int) -> int:

@@ -17,18 +17,21 @@ class Progress:
     Args:
         label: What is being done, e.g. ``"convert"``.
         total: How many items there are.
+        unit: What they are.
         enabled: ``False`` prints nothing.
     """
 
-    def __init__(self, label: str, total: int, *, enabled: bool = True) -> None:
-        self._label, self._total, self._done = label, total, 0
+    def __init__(
+        self, label: str, total: int, *, unit: str = "images", enabled: bool = True
+    ) -> None:
+        self._label, self._total, self._unit, self._done = label, total, unit, 0
         self._enabled, self._said = enabled, -1
         self._bar = None
         self._started = self._printed = time.monotonic()
         if enabled and sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, desc=label, unit="img", dynamic_ncols=True)
+            self._bar = tqdm(total=total, desc=label, unit=f" {unit}", dynamic_ncols=True)
 
     def advance(self, count: int = 1) -> None:
         """Count ``count`` more items as finished."""
@@ -43,7 +46,7 @@ class Progress:
         rate = self._done / max(self._printed - self._started, 1e-9)
         share = 100 * self._done // max(self._total, 1)
         print(
-            f"{self._label}: {self._done}/{self._total} ({share} %), {rate:.0f} images/s",
+            f"{self._label}: {self._done}/{self._total} ({share} %), {rate:.0f} {self._unit}/s",
             file=sys.stderr,
             flush=True,
         )

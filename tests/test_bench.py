@@ -1,0 +1,189 @@
+"""Measuring: rows in turn, ratios within a round, and words for what was measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numba
+import numpy as np
+import pytest
+import torch
+from conftest import Betons, Images
+from PIL import Image
+
+from xmix_data import RandomCrop, XMixLoader, bench, cli, decode
+from xmix_data.encoding import encode_image
+
+
+def test_rows_run_in_turn_and_the_first_round_is_not_counted() -> None:
+    calls = []
+
+    def row(name: str, seconds: float) -> bench.Row:
+        def run() -> tuple[int, float]:
+            calls.append(name)
+            return 10, seconds
+
+        return run
+
+    rates = bench.interleave({"a": row("a", 1.0), "b": row("b", 2.0)}, 3, progress=False)
+    assert calls == ["a", "b"] * 4
+    assert rates == {"a": [10.0] * 3, "b": [5.0] * 3}
+
+
+def test_a_ratio_is_taken_within_a_round() -> None:
+    """The second round ran at half speed: medians of the rows alone would give another figure."""
+    rates = {"ours": [100.0, 50.0, 90.0], "limit": [200.0, 100.0, 100.0]}
+    assert bench.ratio(rates, "ours", lambda r: r["limit"]) == 0.5
+
+
+def test_predictions_add_up_times() -> None:
+    rates = {bench.DECODE: 100.0, bench.COPY: 200.0, bench.MIX: 50.0}
+    expected = {t.row: t.expected(rates) for t in bench.TARGETS}
+    assert expected["jpg + jpg, uint8 pairs"] == 50
+    assert expected["raw + jpg, mixed"] == pytest.approx(1 / (1 / 100 + 2 / 200 + 1 / 50))
+    assert expected["raw + raw, mixed"] == pytest.approx(1 / (2 / 200 + 1 / 50))
+
+
+@pytest.mark.parametrize(
+    ("stats", "words"),
+    [
+        ({"batches": 0}, "no batch"),
+        ({"loader_waited_s": 9.0}, "the consumer is the bottleneck"),
+        ({"consumer_waited_s": 9.0, "decode_s": 8.0}, "80% of its threads' time is JPEG decoding"),
+        ({"consumer_waited_s": 9.0, "copy_s": 6.0}, "75% of its threads' time is copying"),
+        ({"consumer_waited_s": 9.0, "disk_waits": 99}, "waited for the disk"),
+    ],
+)
+def test_who_waits_is_said_in_words(stats: dict[str, float], words: str) -> None:
+    usual = {
+        "batches": 3, "samples": 24, "consumer_waited_s": 1.0, "loader_waited_s": 0.5,
+        "decode_s": 2.0, "copy_s": 2.0, "bytes_read": 1e6, "disk_waits": 0,
+    }  # fmt: skip
+    assert words in bench.explain({**usual, **stats})
+
+
+def test_explain_takes_what_a_loader_says(betons: Betons) -> None:
+    loader = XMixLoader(
+        betons.target_jpg, betons.source_jpg, betons.pairing, batch_size=9, crop=RandomCrop(32)
+    )
+    assert bench.explain(loader.stats()) == "no batch has been delivered yet"
+    list(loader)
+    assert "is the bottleneck" in bench.explain(loader.stats())
+
+
+def test_made_up_pictures_are_as_hard_as_photographs() -> None:
+    """Photographs of 256 pixels take about 22 KB at quality 90."""
+    pictures = bench.Photographs(classes=2, per_class=4)
+    assert len(pictures) == 8 and pictures.targets == [0] * 4 + [1] * 4
+    sizes = [
+        len(
+            encode_image(pictures[i][0], encoding="jpg", image_size=None, crop="none", quality=90)[
+                3
+            ]
+        )
+        for i in range(8)
+    ]
+    assert 17_000 < np.mean(sizes) < 27_000
+    assert np.array_equal(pictures[3][0], bench.Photographs(classes=2, per_class=4)[3][0])
+    assert not np.array_equal(pictures[3][0], pictures[4][0])
+
+
+def test_bench_measures_a_class_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = Images([12, 12], "c", size=(64, 64))
+    for index in range(len(images)):
+        pixels, label = images[index]
+        folder = tmp_path / "data" / images.classes[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    result = tmp_path / "bench.json"
+    options = ["--data", str(tmp_path / "data"), "--rounds", "1", "--json", str(result)]
+    assert cli.main(["bench", *options]) == 0
+    printed = capsys.readouterr().out
+    document = json.loads(result.read_text())
+    assert set(document["ratios"]) == {t.row for t in bench.TARGETS}
+    for row, rates in document["rates"].items():
+        assert len(rates) == 1 and rates[0] > 0 and row in printed
+    assert document["machine"]["versions"]["numba"] and document["configuration"]["images"] == 24
+    assert "bottleneck" in printed
+    assert cli.main(["bench", "--rounds", "0"]) == 2
+    assert "at least 1" in capsys.readouterr().err
+
+
+def resident(path: Path) -> int:
+    """Pages of a file that are in memory."""
+    code = (
+        "import ctypes, mmap, os, sys\n"
+        "f = open(sys.argv[1], 'rb'); size = os.path.getsize(sys.argv[1])\n"
+        "m = mmap.mmap(f.fileno(), size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)\n"
+        "at = ctypes.addressof(ctypes.c_char.from_buffer(m))\n"
+        "pages = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "assert libc.mincore(ctypes.c_void_p(at), ctypes.c_size_t(size), pages) == 0\n"
+        "print(sum(p & 1 for p in pages))\n"
+    )
+    return int(subprocess.check_output([sys.executable, "-c", code, str(path)]))
+
+
+def test_read_ahead_brings_pages_into_memory(tmp_path: Path) -> None:
+    path = tmp_path / "pages"
+    path.write_bytes(os.urandom(1 << 22))
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if resident(path) > 0:
+        pytest.skip("this file system keeps its files in memory")
+    mapped = np.memmap(path, np.uint8, "r")
+    starts = np.array([1 << 20, 3 << 20], np.uint64)
+    decode.read_ahead(
+        np.uint64(mapped.ctypes.data) + starts, np.array([300_000, 300_000], np.uint64)
+    )
+    for _ in range(100):
+        if resident(path) >= 2 * 300_000 // 4096:
+            return
+    raise AssertionError(f"only {resident(path)} pages were read")
+
+
+def test_every_sample_is_asked_for_once_until_the_disk_was_waited_for(betons: Betons) -> None:
+    loader = XMixLoader(
+        betons.target_raw, betons.source_raw, betons.pairing, batch_size=9, crop=RandomCrop(32)
+    )
+    asked = loader._backend.asked
+    assert sum(1 for _ in loader) == 3
+    assert asked[0].all() and asked[1].any()
+    iterator = iter(loader)
+    iterator._stream._queue.read_ahead.disk_was_waited_for()
+    assert sum(1 for _ in iterator) == 3
+    assert asked[0].sum() >= 9
+
+
+def test_loading_leaves_other_libraries_settings_alone(betons: Betons) -> None:
+    before = torch.get_num_threads(), numba.get_num_threads(), torch.get_num_interop_threads()
+    loader = XMixLoader(
+        betons.target_jpg, betons.source_jpg, betons.pairing, batch_size=9, crop=RandomCrop(32)
+    )
+    list(loader)
+    after = torch.get_num_threads(), numba.get_num_threads(), torch.get_num_interop_threads()
+    assert after == before
+
+
+def test_the_one_time_compilation_says_so(betons: Betons, tmp_path: Path) -> None:
+    """In the first process; the second one finds the kernels and is silent."""
+    code = (
+        "from xmix_data import ImageLoader, CenterCrop\n"
+        f"next(iter(ImageLoader({str(betons.target_jpg.path)!r}, batch_size=4,\n"
+        "                      crop=CenterCrop(8))))\n"
+    )
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+        )
+        for _ in range(2)
+    ]
+    assert [run.returncode for run in runs] == [0, 0], runs
+    assert runs[0].stderr.count("compiling the decoding kernels") == 1
+    assert "compiling" not in runs[1].stderr
