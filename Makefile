@@ -40,6 +40,7 @@ bench: $(READY)
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	for name in conversion loader_throughput cold_cache growth step_cost; do \
 	    $(BIN)/python benchmarks/$$name.py $(DATA) || exit 1; done
+	$(BIN)/python benchmarks/startup.py
 
 tables: $(READY)
 	$(BIN)/python benchmarks/tables.py

@@ -446,7 +446,9 @@ def torch_cut(task: Task) -> Any:
     return v2.Compose([crop, v2.RandomHorizontalFlip()])
 
 
-def torch_loader(task: Task, pairs: Pairs, dataset: PairDataset) -> Any:
+def torch_loader(
+    task: Task, pairs: Pairs, dataset: PairDataset, *, pin_memory: bool = False
+) -> Any:
     """The DataLoader, in processes that share the mapped betons."""
     torch.set_num_threads(1)  # more would take the workers' cores
     return torch.utils.data.DataLoader(
@@ -455,6 +457,7 @@ def torch_loader(task: Task, pairs: Pairs, dataset: PairDataset) -> Any:
         num_workers=task.threads,
         persistent_workers=True,
         prefetch_factor=4,
+        pin_memory=pin_memory,
         multiprocessing_context="fork",  # the workers share the mapped betons
     )
 

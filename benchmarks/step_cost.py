@@ -217,9 +217,8 @@ def from_torch(
     )  # fmt: skip
     pairs, image = Pairs(task), pillow_decoder(torch_cut(task))
     kind = MixedDataset if method == "XMixup" else PairDataset
-    loader = torch_loader(task, pairs, kind(pairs, image))
-    if method == "plain":
-        loader = torch_loader(task, pairs, TargetsOnly(pairs, image))
+    dataset = TargetsOnly(pairs, image) if method == "plain" else kind(pairs, image)
+    loader = torch_loader(task, pairs, dataset, pin_memory=options.device != "cpu")
     torch.set_num_threads(threads(options.device)["training"])
     while True:
         for batch in loader:

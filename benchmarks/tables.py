@@ -176,12 +176,43 @@ def step_cost() -> str:
     return table(head, rows, machine_line(document, measured))
 
 
+def startup() -> str:
+    """Seconds until something is there."""
+    document = result("startup")
+    setup, seconds = document["configuration"], document["seconds"]
+
+    def beyond(name: str, base: str) -> str:
+        values = [a - b for a, b in zip(seconds[name], seconds[base], strict=True)]
+        return f"{statistics.median(values):.2f} s ({min(values):.2f}-{max(values):.2f})"
+
+    def median(values: list[float], unit: str) -> str:
+        return f"{statistics.median(values):,.2f} {unit} ({min(values):,.2f}-{max(values):,.2f})"
+
+    opened = document["large_beton"]
+    rows = [
+        ["`import xmix_data`, beyond `import numpy`", beyond("import xmix_data", "import numpy")],
+        ["from process start to the first batch, beyond `import torch`",
+         beyond("first batch", "import torch")],
+        ["the same without compiled kernels, process included",
+         median(document["first_batch_without_cache_s"], "s")],
+        [f"open a beton of {setup['samples']:,} samples",
+         median([o["open_s"] for o in opened], "s")],
+        ["its memory that no file backs", median([o["open_mb"] for o in opened], "MB")],
+        ["its XMixLoader, with itself as source", median([o["loader_s"] for o in opened], "s")],
+        ["its first batch (the epoch's order is drawn)",
+         median([o["first_batch_s"] for o in opened], "s")],
+    ]  # fmt: skip
+    measured = f"n = {setup['rounds']} interleaved processes, n = 3 for compilation and large beton"
+    return table(["what", "median and range"], rows, machine_line(document, measured))
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "conversion": conversion,
     "loaders": loaders,
     "compared": compared,
     "limits": limits,
     "cold_cache": cold_cache,
+    "startup": startup,
     "step_cost": step_cost,
 }
 
