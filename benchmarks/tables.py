@@ -262,7 +262,10 @@ def draw(what: str, path: Path) -> None:
         if what == "samples":
             axes.set_xscale("log")
         elif len(places) < 20:
-            axes.set_xticks(places)
+            if what in ("threads", "batch size"):
+                axes.set_xscale("log", base=2)
+            axes.set_xticks(places, [str(place) for place in places])
+            axes.minorticks_off()
         axes.set_ylim(0, 1.15 * max(max(v) for v in values.values()))
         axes.set_xlabel(across)
         axes.set_ylabel(up)

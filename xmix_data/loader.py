@@ -587,6 +587,8 @@ def _usable_device(device: str | torch.device) -> torch.device:
                 f"device is {device!r}, and torch finds {count} CUDA devices; "
                 "use another one, or install a torch with CUDA"
             )
+        if found.index is None:  # which one that is differs between threads
+            return torch.device("cuda", torch.cuda.current_device())
     return found
 
 

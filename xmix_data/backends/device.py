@@ -63,7 +63,8 @@ class DeviceStage:
             slot.released.synchronize()  # before its memory is given back
             self._slots.remove(slot)
         sides = 1 if self._spec.source is None else 2
-        slot = Slot(count, self._spec.crop.shape, sides, self._spec.device)
+        with torch.cuda.device(self._spec.device):  # a new thread would begin on the first one
+            slot = Slot(count, self._spec.crop.shape, sides, self._spec.device)
         self._slots.append(slot)
         return slot
 
@@ -89,20 +90,21 @@ class DeviceStage:
 
     def deliver(self, slot: Slot, count: int) -> tuple[torch.Tensor, ...]:
         """(mixed,), (target,) or (target, source), made on the caller's current stream."""
-        consumer = torch.cuda.current_stream(self._spec.device)
-        consumer.wait_event(slot.copied)
-        crops, numbers = slot.crops[:, :count], slot.numbers[:, :count]
-        flips, lam = numbers[:2], numbers[2]
-        constants = self._scale, self._shift, self._spec.dtype
-        images: tuple[torch.Tensor, ...]
-        if self._spec.mix:
-            images = (self._mixing.mix(crops[0], crops[1], flips[0], flips[1], lam, *constants),)
-        else:
-            images = tuple(
-                self._mixing.normalise(crop, flip, *constants)
-                for crop, flip in zip(crops, flips, strict=False)
-            )
-        slot.released.record(consumer)
+        with torch.cuda.device(self._spec.device):  # Triton launches on the current one
+            consumer = torch.cuda.current_stream()
+            consumer.wait_event(slot.copied)
+            images = self._mixed(slot.crops[:, :count], slot.numbers[:, :count])
+            slot.released.record(consumer)
         with self._lock:
             self._free.append(slot)
         return images
+
+    def _mixed(self, crops: torch.Tensor, numbers: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        flips, lam = numbers[:2], numbers[2]
+        constants = self._scale, self._shift, self._spec.dtype
+        if self._spec.mix:
+            return (self._mixing.mix(crops[0], crops[1], flips[0], flips[1], lam, *constants),)
+        return tuple(
+            self._mixing.normalise(crop, flip, *constants)
+            for crop, flip in zip(crops, flips, strict=False)
+        )
