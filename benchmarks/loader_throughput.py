@@ -4,7 +4,9 @@
 
 FOLDER is a class folder of photographs. Every peer has a process of its own, told by this one to
 run an epoch while all others wait: rounds are interleaved, and no row changes another's settings.
-Peers need `pip install 'xmix_data[bench]'`; one that cannot be set up is said and left out.
+Peers need `pip install 'xmix_data[bench]'`; one that cannot be set up is said and left out. With
+``--append`` the rounds are added to those of an earlier run on the same machine: a machine that
+others use as well takes more than one run to be seen.
 """
 
 from __future__ import annotations
@@ -33,14 +35,14 @@ LEAST_IMAGES = 2000
 CROPS = {"RandomCrop(224)": RandomCrop(SIZE), "RandomResizedCrop(224)": RandomResizedCrop(SIZE)}
 JPG_JPG, RAW_JPG = "jpg + jpg, mixed", "raw + jpg, mixed"
 COMPARED = (
-    (RAW_JPG, "FFCV, one domain", 1.0),
-    (JPG_JPG, "FFCV, two zipped", 1.4),
-    (JPG_JPG, "DALI, CPU", 1.3),
-    (JPG_JPG, "SPDL, TorchCodec", 1.0),
-    (JPG_JPG, "torch DataLoader, TorchCodec", 1.0),
-    (JPG_JPG, "torch DataLoader, Pillow", 3.0),
+    (RAW_JPG, "FFCV, one domain"),
+    (JPG_JPG, "FFCV, two zipped"),
+    (JPG_JPG, "DALI, CPU"),
+    (JPG_JPG, "SPDL, TorchCodec"),
+    (JPG_JPG, "torch DataLoader, TorchCodec"),
+    (JPG_JPG, "torch DataLoader, Pillow"),
 )
-"""Our row, a peer's, and how many times as fast ours should be."""
+"""Our row and a peer's."""
 
 
 class Repeated:
@@ -67,6 +69,7 @@ def main() -> None:
     parser.add_argument(
         "--json", type=Path, default=Path("benchmarks/results/loader_throughput.json")
     )
+    parser.add_argument("--append", action="store_true", help="keep the rounds of the JSON file")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         paths = prepare(options.folder, Path(scratch))
@@ -79,6 +82,10 @@ def main() -> None:
         "configuration": configuration,
         "crops": crops,
     }
+    if options.append:
+        add(result, json.loads(options.json.read_text()))
+    for name, crop in crops.items():
+        crop["ratios"] = ratios(name, crop["rates"])
     options.json.write_text(json.dumps(result, indent=1) + "\n")
     for name, crop in crops.items():
         print(f"\n{name}")
@@ -107,7 +114,7 @@ def make_bench(crop: str, paths: dict[str, str]) -> Bench:
 
 
 def measure(crop: str, paths: dict[str, str], rounds: int) -> dict[str, Any]:
-    """Rates of all rows, and the ratios that matter."""
+    """Rates of all rows, limits first."""
     peers = {}
     for name in PEERS:
         peer = Peer(name, crop, paths)
@@ -124,15 +131,32 @@ def measure(crop: str, paths: dict[str, str], rounds: int) -> dict[str, Any]:
     finally:
         for peer in peers.values():
             peer.stop()
+    return {"rates": rates}
+
+
+def add(result: dict[str, Any], earlier: dict[str, Any]) -> None:
+    """Put the rounds of an earlier run before those of this one."""
+    if earlier["machine"] != result["machine"]:
+        raise SystemExit("the earlier run was made on another machine or with other versions")
+    for name, crop in result["crops"].items():
+        before = earlier["crops"][name]["rates"]
+        if before.keys() != crop["rates"].keys():
+            raise SystemExit("the earlier run has other rows")
+        for row, values in crop["rates"].items():
+            values[:0] = before[row]
+    result["configuration"]["rounds"] += earlier["configuration"]["rounds"]
+
+
+def ratios(crop: str, rates: dict[str, list[float]]) -> dict[str, float]:
+    """What the design asks for, within each round."""
     targets = TARGETS if crop == "RandomCrop(224)" else ()  # limits are of unscaled crops
-    ratios = {f"{t.row} / {t.against}": ratio(rates, t.row, t.expected) for t in targets}
-    for ours, peer_name, _ in COMPARED:
-        if peer_name in rates:
-            expected = at(peer_name)
-            ratios[f"{ours} / {peer_name}"] = ratio(rates, ours, expected)
+    found = {f"{t.row} / {t.against}": ratio(rates, t.row, t.expected) for t in targets}
+    for ours, peer in COMPARED:
+        if peer in rates:
+            found[f"{ours} / {peer}"] = ratio(rates, ours, at(peer))
     if targets:
-        ratios["a decode / a mix"] = ratio(rates, "mix alone", at("decode limit"))
-    return {"rates": rates, "ratios": ratios}
+        found["a decode / a mix"] = ratio(rates, "mix alone", at("decode limit"))
+    return found
 
 
 def at(row: str) -> Callable[[Any], float]:
