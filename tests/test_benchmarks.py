@@ -29,14 +29,30 @@ def test_results_name_machine_versions_and_rounds() -> None:
 
 def test_tables_notice_a_changed_figure(tmp_path: Path) -> None:
     copy = tmp_path / "project"
-    (copy / "docs").mkdir(parents=True)
-    for part in ("README.md", "benchmarks"):
+    copy.mkdir()
+    for part in ("README.md", "benchmarks", "docs"):
         subprocess.run(["cp", "-r", str(ROOT / part), str(copy / part)], check=True)
-    path = copy / "benchmarks" / "results" / "first_steps.json"
+    path = copy / "benchmarks" / "results" / "conversion.json"
     document = json.loads(path.read_text())
-    document["conversion"]["jpg"]["bytes_per_image"] *= 2
+    document["encodings"]["jpg"]["bytes_per_image"] *= 2
     path.write_text(json.dumps(document))
     command = [sys.executable, str(copy / "benchmarks" / "tables.py")]
     assert subprocess.run([*command, "--check"], stdout=subprocess.DEVNULL).returncode == 1
+    subprocess.run(command, check=True)
+    assert subprocess.run([*command, "--check"]).returncode == 0
+
+
+def test_plots_notice_changed_results(tmp_path: Path) -> None:
+    copy = tmp_path / "project"
+    copy.mkdir()
+    for part in ("README.md", "benchmarks", "docs"):
+        subprocess.run(["cp", "-r", str(ROOT / part), str(copy / part)], check=True)
+    path = copy / "benchmarks" / "results" / "growth.json"
+    document = json.loads(path.read_text())
+    document["memory_mb_by_epoch"][-1] *= 2
+    path.write_text(json.dumps(document))
+    command = [sys.executable, str(copy / "benchmarks" / "tables.py")]
+    done = subprocess.run([*command, "--check"], capture_output=True, text=True)
+    assert done.returncode == 1 and "growth-epochs.svg" in done.stdout
     subprocess.run(command, check=True)
     assert subprocess.run([*command, "--check"]).returncode == 0
