@@ -24,13 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from loader_throughput import Repeated
 
 from xmix_data import Beton, RandomCrop, XMixLoader, decode, machine, write_beton
-from xmix_data.bench import Bench
+from xmix_data.bench import Bench, Repeated
 
 BATCH = 48
-PROCESS_MB = 700
+PROCESS_MB = 450
 """What torch, the libraries and the batches take in the process of an epoch."""
 
 

@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from loader_throughput import Repeated
 
 from xmix_data import Beton, RandomCrop, XMixLoader, machine, write_beton
-from xmix_data.bench import Bench, Row, interleave
+from xmix_data.bench import Bench, Repeated, Row, interleave
 
 EPOCHS = 50
 SAMPLES = (1_000, 10_000, 100_000, 1_000_000)

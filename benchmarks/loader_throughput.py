@@ -4,9 +4,7 @@
 
 FOLDER is a class folder of photographs. Every peer has a process of its own, told by this one to
 run an epoch while all others wait: rounds are interleaved, and no row changes another's settings.
-Peers need `pip install 'xmix_data[bench]'`; one that cannot be set up is said and left out. With
-``--append`` the rounds are added to those of an earlier run on the same machine: a machine that
-others use as well takes more than one run to be seen.
+Peers need `pip install 'xmix_data[bench]'`; one that cannot be set up is said and left out.
 """
 
 from __future__ import annotations
@@ -15,24 +13,23 @@ import argparse
 import json
 import multiprocessing
 import statistics
-import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from peers import PEERS, Task
 
-from xmix_data import Beton, RandomCrop, RandomResizedCrop, machine, write_beton
+from xmix_data import RandomCrop, RandomResizedCrop, machine
 from xmix_data.bench import TARGETS, Bench, Row, interleave, ratio
 
 SIZE = 224
-LEAST_IMAGES = 2000
-"""Of an epoch: starting and ending one should weigh as little as with a real target set."""
 CROPS = {"RandomCrop(224)": RandomCrop(SIZE), "RandomResizedCrop(224)": RandomResizedCrop(SIZE)}
+PASSES = 3
+"""Epochs of our rows in a round; a peer's is longer."""
 JPG_JPG, RAW_JPG = "jpg + jpg, mixed", "raw + jpg, mixed"
 COMPARED = (
     (RAW_JPG, "FFCV, one domain"),
@@ -45,36 +42,19 @@ COMPARED = (
 """Our row and a peer's."""
 
 
-class Repeated:
-    """A map-style dataset: the images of a beton, several times over."""
-
-    def __init__(self, beton: Beton, times: int) -> None:
-        labels = np.tile(beton.labels, times)
-        self._beton, self._order = beton, np.argsort(labels, kind="stable")
-        self.classes, self.targets = beton.class_names, labels[self._order].tolist()
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, index: int) -> tuple[bytes, int]:
-        data = self._beton.data(int(self._order[index]) % self._beton.num_samples)
-        return data.tobytes(), self.targets[index]
-
-
 def main() -> None:
     """Measure and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument(
         "--json", type=Path, default=Path("benchmarks/results/loader_throughput.json")
     )
-    parser.add_argument("--append", action="store_true", help="keep the rounds of the JSON file")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        paths = prepare(options.folder, Path(scratch))
-        crops = {name: measure(name, paths, options.rounds) for name in CROPS}
-        configuration = make_bench("RandomCrop(224)", paths).configuration(options.rounds)
+    with Bench.of(options.folder, passes=PASSES) as bench:
+        bench.pairing.save(bench.jpg.path.with_name("pairing.json"))
+        crops = {name: measure(name, bench, options.rounds) for name in CROPS}
+        configuration = bench.configuration(options.rounds)
     del configuration["crop"]
     result = {
         "benchmark": "loader_throughput",
@@ -82,8 +62,6 @@ def main() -> None:
         "configuration": configuration,
         "crops": crops,
     }
-    if options.append:
-        add(result, json.loads(options.json.read_text()))
     for name, crop in crops.items():
         crop["ratios"] = ratios(name, crop["rates"])
     options.json.write_text(json.dumps(result, indent=1) + "\n")
@@ -96,34 +74,17 @@ def main() -> None:
             print(f"{value:6.2f}  {what}")
 
 
-def prepare(folder: Path, scratch: Path) -> dict[str, str]:
-    """Betons of the same JPEGs and their pixels, and a pairing."""
-    photographs = write_beton(folder, scratch / "photographs.beton")
-    repeated = Repeated(photographs, -(-LEAST_IMAGES // photographs.num_samples))
-    paths = {encoding: str(scratch / f"{encoding}.beton") for encoding in ("keep", "raw")}
-    for encoding, path in paths.items():
-        write_beton(repeated, path, encoding=encoding)
-    paths["pairing"] = str(scratch / "pairing.json")
-    make_bench("RandomCrop(224)", paths).pairing.save(paths["pairing"])
-    return paths
-
-
-def make_bench(crop: str, paths: dict[str, str]) -> Bench:
-    """What measures our own rows."""
-    return Bench(Beton(paths["keep"]), Beton(paths["raw"]), crop=CROPS[crop])
-
-
-def measure(crop: str, paths: dict[str, str], rounds: int) -> dict[str, Any]:
+def measure(crop: str, bench: Bench, rounds: int) -> dict[str, Any]:
     """Rates of all rows, limits first."""
     peers = {}
     for name in PEERS:
-        peer = Peer(name, crop, paths)
+        peer = Peer(name, crop, bench)
         if peer.problem is None:
             peers[name] = peer
         else:
             print(f"{name} is left out: {peer.problem}")
     rows: dict[str, Row] = {
-        **make_bench(crop, paths).rows(),
+        **replace(bench, crop=CROPS[crop]).rows(),
         **{n: p.run for n, p in peers.items()},
     }
     try:
@@ -132,19 +93,6 @@ def measure(crop: str, paths: dict[str, str], rounds: int) -> dict[str, Any]:
         for peer in peers.values():
             peer.stop()
     return {"rates": rates}
-
-
-def add(result: dict[str, Any], earlier: dict[str, Any]) -> None:
-    """Put the rounds of an earlier run before those of this one."""
-    if earlier["machine"] != result["machine"]:
-        raise SystemExit("the earlier run was made on another machine or with other versions")
-    for name, crop in result["crops"].items():
-        before = earlier["crops"][name]["rates"]
-        if before.keys() != crop["rates"].keys():
-            raise SystemExit("the earlier run has other rows")
-        for row, values in crop["rates"].items():
-            values[:0] = before[row]
-    result["configuration"]["rounds"] += earlier["configuration"]["rounds"]
 
 
 def ratios(crop: str, rates: dict[str, list[float]]) -> dict[str, float]:
@@ -167,10 +115,15 @@ def at(row: str) -> Callable[[Any], float]:
 class Peer:
     """A process that runs epochs of one peer when it is told to."""
 
-    def __init__(self, name: str, crop: str, paths: dict[str, str]) -> None:
+    def __init__(self, name: str, crop: str, bench: Bench) -> None:
+        task = Task(
+            str(bench.jpg.path), str(bench.jpg.path), str(bench.jpg.path.with_name("pairing.json")),
+            batch_size=bench.batch_size, size=SIZE, resized=CROPS[crop].resizes,
+            threads=bench.threads,
+        )  # fmt: skip
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(theirs, name, crop, paths))
+        self._process = context.Process(target=serve, args=(theirs, name, task))
         self._process.start()
         theirs.close()
         try:
@@ -190,12 +143,8 @@ class Peer:
         self._process.join()
 
 
-def serve(pipe: Connection, name: str, crop: str, paths: dict[str, str]) -> None:
+def serve(pipe: Connection, name: str, task: Task) -> None:
     """Set a peer up, then run an epoch whenever one is asked for."""
-    task = Task(
-        paths["keep"], paths["keep"], paths["pairing"], size=SIZE,
-        resized=CROPS[crop].resizes, threads=machine.describe()["cores"],
-    )  # fmt: skip
     try:
         epoch = PEERS[name](task)
         epoch()

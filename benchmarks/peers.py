@@ -456,7 +456,7 @@ def torch_loader(
         batch_sampler=PairSampler(pairs),
         num_workers=task.threads,
         persistent_workers=True,
-        prefetch_factor=4,
+        prefetch_factor=2,  # the default; 4 was no faster
         pin_memory=pin_memory,
         multiprocessing_context="fork",  # the workers share the mapped betons
     )

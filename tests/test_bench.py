@@ -108,7 +108,9 @@ def test_bench_measures_a_class_folder(tmp_path: Path, capsys: pytest.CaptureFix
     assert set(document["ratios"]) == {t.row for t in bench.TARGETS}
     for row, rates in document["rates"].items():
         assert len(rates) == 1 and rates[0] > 0 and row in printed
-    assert document["machine"]["versions"]["numba"] and document["configuration"]["images"] == 24
+    assert (
+        document["machine"]["versions"]["numba"] and document["configuration"]["images"] == 24 * 84
+    )
     assert "bottleneck" in printed
     assert cli.main(["bench", "--rounds", "0"]) == 2
     assert "at least 1" in capsys.readouterr().err

@@ -16,6 +16,10 @@
 
 #include <jpeglib.h>
 
+#ifndef LIBJPEG_TURBO_VERSION
+#error "this libjpeg decodes whole images only: libjpeg-turbo is needed"
+#endif
+
 enum { OK, DAMAGED, WRONG_SIZE };
 
 /* Smooth upsampling looks at the chroma sample beside, which is up to two pixels away. */

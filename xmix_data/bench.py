@@ -25,21 +25,33 @@ import torch
 
 from xmix_data import decode, machine
 from xmix_data.augment import Crop, RandomCrop
-from xmix_data.beton import Beton, Domain, open_domain, write_beton
+from xmix_data.beton import Beton, Domain, open_domain, open_images, write_beton
+from xmix_data.images import select
 from xmix_data.loader import ImageLoader, XMixLoader
 from xmix_data.mixing import IMAGENET_MEAN, IMAGENET_STD, scale_and_shift
 from xmix_data.pairing import PairedClass, Pairing
 from xmix_data.plan import PlanRows
 from xmix_data.progress import Progress
 
-__all__ = ["TARGETS", "Bench", "Photographs", "explain", "interleave", "ratio", "report"]
+__all__ = [
+    "TARGETS",
+    "Bench",
+    "Photographs",
+    "Repeated",
+    "explain",
+    "interleave",
+    "ratio",
+    "report",
+]
 
 Row = Callable[[], tuple[int, float]]
 """Runs once; returns how many samples (pairs) it made, and in how many seconds."""
 
 _STRIPE = 8
-_LEAST_SAMPLES = 2000
-"""Of a row in one round: a few tenths of a second."""
+_LEAST_IMAGES = 2000
+"""Of an epoch: starting and ending one should weigh as little as with a real target set."""
+_MANY_WAITS = 0.01
+"""Waits for the disk a sample, from which on the disk is to blame: one brings many pages."""
 _RING = 5
 """Batches of memory that the limits write to in turn, as a loader with prefetch does."""
 
@@ -77,6 +89,22 @@ class Photographs:
         grey, *colour = planes * np.array([55.0, 14.0, 14.0])[:, None, None]
         rgb = np.stack([grey + colour[0], grey - colour[0] / 2, grey + colour[1]], axis=-1)
         return np.clip(rgb + 118, 0, 255).astype(np.uint8), self.targets[index]
+
+
+class Repeated:
+    """A map-style dataset: the images of a beton, several times over."""
+
+    def __init__(self, beton: Beton, times: int) -> None:
+        labels = np.tile(beton.labels, times)
+        self._beton, self._order = beton, np.argsort(labels, kind="stable")
+        self.classes, self.targets = beton.class_names, labels[self._order].tolist()
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[bytes, int]:
+        data = self._beton.data(int(self._order[index]) % self._beton.num_samples)
+        return data.tobytes(), self.targets[index]
 
 
 DECODE, COPY, MIX = "decode limit", "copy limit", "mix alone"
@@ -138,15 +166,19 @@ class Bench:
     @staticmethod
     @contextmanager
     def of(data: Any = None, **options: Any) -> Iterator[Bench]:
-        """Write the betons of a class folder, a dataset, or made-up pictures, for a while."""
-        with tempfile.TemporaryDirectory(prefix="xmix-bench-") as folder:
+        """Write betons of a class folder, a dataset, or made-up pictures, for a while.
+
+        Of many images a sample is taken, few are repeated: about 2,000 make an epoch.
+        """
+        with tempfile.TemporaryDirectory(prefix="xmix-bench-") as name:
+            folder = Path(name)
+            source = open_images(Photographs() if data is None else data)
+            some = max(1, _LEAST_IMAGES // (int(source.labels().max(initial=0)) + 1))
+            once = write_beton(select(source, per_class=some), folder / "once.beton")
+            repeated = Repeated(once, -(-_LEAST_IMAGES // once.num_samples))
             jpg, raw = (
-                write_beton(
-                    Photographs() if data is None else data,
-                    Path(folder) / f"{encoding}.beton",
-                    encoding=encoding,
-                )
-                for encoding in ("jpg", "raw")
+                write_beton(repeated, folder / f"{encoding}.beton", encoding=encoding)
+                for encoding in ("keep", "raw")
             )
             yield Bench(jpg, raw, **options)
 
@@ -283,14 +315,15 @@ class Bench:
             stripes = -(-self.batch_size // _STRIPE)
             barrier = threading.Barrier(self.threads + 1)
 
-            def thread() -> None:
-                mine = workspace()
+            spaces = [workspace() for _ in range(self.threads)]
+
+            def thread(mine: Any) -> None:
                 barrier.wait()
                 while (number := next(numbers)) < batches * stripes * self.passes:
                     batch, start = number // stripes % batches, number % stripes * _STRIPE
                     work(mine, batch, start, min(start + _STRIPE, self.batch_size))
 
-            threads = [threading.Thread(target=thread) for _ in range(self.threads)]
+            threads = [threading.Thread(target=thread, args=(space,)) for space in spaces]
             for one in threads:
                 one.start()
             barrier.wait()
@@ -375,8 +408,6 @@ def report(
     if rounds < 1:
         raise ValueError(f"rounds is {rounds}; it must be at least 1")
     with Bench.of(data, crop=RandomCrop(crop)) as bench:
-        bench.batch_size = min(bench.batch_size, bench.jpg.num_samples)
-        bench.passes = max(1, -(-_LEAST_SAMPLES // bench.jpg.num_samples))
         rates = interleave(bench.rows(), rounds)
         with XMixLoader(
             bench.raw, bench.jpg, bench.pairing, batch_size=bench.batch_size, crop=bench.crop
@@ -423,6 +454,6 @@ def explain(stats: Mapping[str, float]) -> str:
         if decoding > 0.5
         else f"{1 - decoding:.0%} of its threads' time is copying and mixing in memory"
     )
-    if stats["disk_waits"] > stats["samples"]:
+    if stats["disk_waits"] > _MANY_WAITS * stats["samples"]:
         where = "its threads waited for the disk: the data are not in memory"
     return f"the loader is the bottleneck: the consumer waited {waited:.1f} s for it; {where}"

@@ -325,6 +325,8 @@ def _doctor(options: argparse.Namespace) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
+    if options.json is not None and not options.json.parent.is_dir():
+        raise FileNotFoundError(f"{options.json.parent}: no such folder; create it first")
     from xmix_data.bench import report
 
     logging.getLogger("xmix_data").setLevel(logging.WARNING)  # its loaders are not the user's

@@ -55,8 +55,9 @@ def _tried(name: str, probe: Callable[[], str], *, optional: bool = False) -> Ch
 
 
 def _libjpeg() -> str:
-    from xmix_data.jpeg import library
+    from xmix_data.jpeg import Decoder, library
 
+    Decoder()  # refuses a libjpeg of another version than the one it was built with
     return f"through {Path(library()._name).name}"
 
 

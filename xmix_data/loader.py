@@ -106,8 +106,7 @@ class _Loader(Generic[B]):
     def _batch(self, rows: PlanRows, images: tuple[torch.Tensor, ...]) -> B:
         raise NotImplementedError
 
-    def _on_device(self, array: npt.NDArray[Any]) -> torch.Tensor:
-        tensor = torch.from_numpy(array)
+    def _on_device(self, tensor: torch.Tensor) -> torch.Tensor:
         if self.device.type == "cpu":
             return tensor
         # From memory that is not pinned the copy would wait for all that the device has to do.
@@ -333,11 +332,11 @@ class _Pass(Iterator[B]):
         return {} if self._stream is None else self._stream.stats()
 
     def close(self) -> None:
-        if self._stream is not None:
-            self._stream.close()
-            for key, value in self._stream.stats().items():
+        stream, self._stream = self._stream, None  # another thread may close it as well
+        if stream is not None:
+            stream.close()
+            for key, value in stream.stats().items():
                 self._loader._stats[key] += value
-            self._stream = None
 
     def __del__(self) -> None:
         if hasattr(self, "_stream"):
@@ -462,17 +461,19 @@ class XMixLoader(_Loader[Any]):
 
     def _batch(self, rows: PlanRows, images: tuple[torch.Tensor, ...]) -> Any:
         assert self._source is not None and rows.source is not None
-        target_labels = self._on_device(self._target.labels[rows.target])
         source_ids = self._source.labels[rows.source]
-        source_labels, lam = self._on_device(source_ids), self._on_device(rows.lam)
-        if not self._mix:
-            domains = self._on_device(self._source.domain_of_class(source_ids))
-            return PairedBatch(images[0], images[1], target_labels, source_labels, domains, lam)
-        batch = MixedBatch(images[0], target_labels, source_labels, lam)
+        numbers = [
+            torch.from_numpy(x) for x in (self._target.labels[rows.target], source_ids, rows.lam)
+        ]
         if self._soft:
+            batch = MixedBatch(images[0], *numbers)
             labels = batch.soft_labels(self.num_target_classes, self.num_source_classes)
-            return batch.images, labels
-        return batch
+            return images[0], self._on_device(labels)
+        target_labels, source_labels, lam = map(self._on_device, numbers)
+        if self._mix:
+            return MixedBatch(images[0], target_labels, source_labels, lam)
+        domains = self._on_device(torch.from_numpy(self._source.domain_of_class(source_ids)))
+        return PairedBatch(images[0], images[1], target_labels, source_labels, domains, lam)
 
 
 class ImageLoader(_Loader[tuple[torch.Tensor, torch.Tensor]]):
@@ -542,7 +543,7 @@ class ImageLoader(_Loader[tuple[torch.Tensor, torch.Tensor]]):
     def _batch(
         self, rows: PlanRows, images: tuple[torch.Tensor, ...]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        return images[0], self._on_device(self._target.labels[rows.target])
+        return images[0], self._on_device(torch.from_numpy(self._target.labels[rows.target]))
 
 
 def _at_least_one(name: str, value: int) -> int:

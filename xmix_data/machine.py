@@ -20,9 +20,10 @@ _FLAGS = ("sse4_2", "avx", "avx2", "avx512f", "avx512bw", "avx512_vbmi", "asimd"
 
 def describe() -> dict[str, Any]:
     """CPU, cores, memory, GPU and versions; nothing that names the host."""
+    known = (_of_cpu("flags") or _of_cpu("Features")).split()  # x86 and ARM
     return {
         "cpu": _of_cpu("model name") or platform.machine(),
-        "cpu_flags": [flag for flag in _FLAGS if flag in _of_cpu("flags").split()],
+        "cpu_flags": [flag for flag in _FLAGS if flag in known],
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30),
         "gpu": _gpu(),

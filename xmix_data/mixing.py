@@ -72,14 +72,16 @@ def device_stage(device: torch.device) -> tuple[Any, str | None]:
 
 def _try(module: ModuleType, device: torch.device) -> None:
     """Compile and run both functions once, and compare them with the plain ones."""
-    crops = torch.arange(24, device=device).reshape(2, 2, 2, 3).to(torch.uint8)
-    flips = torch.tensor([False, True], device=device)
+    crops = torch.arange(192, device=device).reshape(2, 2, 16, 3).to(torch.uint8)
+    flips = torch.tensor([0.0, 1.0], device=device)
     lam = torch.tensor([0.25, 0.75], device=device)
     scale, shift = torch.ones(3, device=device), torch.zeros(3, device=device)
-    mixing = (crops, crops.flip(0), flips, ~flips, lam, scale, shift, torch.float32)
-    torch.testing.assert_close(module.mix(*mixing), mix(*mixing))
+    both = (crops, crops.flip(0), flips, 1 - flips, lam, scale, shift, torch.float32)
     alone = (crops, flips, scale, shift, torch.float32)
-    torch.testing.assert_close(module.normalise(*alone), normalise(*alone))
+    # Triton launches on the current device.
+    with torch.cuda.device(device if device.type == "cuda" else -1):
+        torch.testing.assert_close(module.mix(*both), mix(*both))
+        torch.testing.assert_close(module.normalise(*alone), normalise(*alone))
 
 
 def normalise(

@@ -31,7 +31,7 @@ class Slot:
         # Mirror the target, mirror the source, λ.
         self.host_numbers = torch.empty((3, count), dtype=torch.float32, pin_memory=True)
         self.numbers = torch.empty((3, count), dtype=torch.float32, device=device)
-        self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self.copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         """The host's buffers have been read, the device's are full."""
         self.released = torch.cuda.Event()  # type: ignore[no-untyped-call]
         """The device's buffers have been read."""
@@ -63,7 +63,9 @@ class DeviceStage:
             slot.released.synchronize()  # before its memory is given back
             self._slots.remove(slot)
         sides = 1 if self._spec.source is None else 2
-        with torch.cuda.device(self._spec.device):  # a new thread would begin on the first one
+        # A new thread would begin on the first device; and memory belongs to the stream that it
+        # was asked for on, which is the first to write it.
+        with torch.cuda.device(self._spec.device), torch.cuda.stream(self._stream):
             slot = Slot(count, self._spec.crop.shape, sides, self._spec.device)
         self._slots.append(slot)
         return slot
@@ -95,6 +97,8 @@ class DeviceStage:
             consumer.wait_event(slot.copied)
             images = self._mixed(slot.crops[:, :count], slot.numbers[:, :count])
             slot.released.record(consumer)
+            slot.crops.record_stream(consumer)
+            slot.numbers.record_stream(consumer)
         with self._lock:
             self._free.append(slot)
         return images

@@ -40,7 +40,7 @@ __all__ = ["FfcvBackend"]
 _log = logging.getLogger("xmix_data")
 
 _STRIPE = 8
-"""Images (pairs) that a thread takes at a time: a millisecond or two of work."""
+"""The most images (pairs) that a thread takes at a time: a millisecond or two of work."""
 _STRIPE_OF_RAW = 32
 """The same where nothing is decoded."""
 _READ_AHEAD_BATCHES = 4
@@ -111,6 +111,8 @@ class _Job:
     outs: list[torch.Tensor]
     """(B, H, W, 3) each, on the host."""
     slot: Slot | None
+    stripe: int
+    """Images (pairs) that a thread takes at a time."""
     stripes_left: int
     """Stripes that are not made yet."""
     done: bool
@@ -164,8 +166,9 @@ class FfcvBackend:
         self._scale, self._shift = scale_and_shift(spec.mean, spec.std)
         self.asked = [np.zeros(len(domain), bool) for domain in self.domains]
         raw = all(bool((domain.modes == RAW).all()) for domain in self.domains)
-        self.stripe = _STRIPE_OF_RAW if raw else _STRIPE
-        self._recycler = _Recycler(2 * (spec.prefetch + 2))
+        self._largest_stripe = _STRIPE_OF_RAW if raw else _STRIPE
+        self._outs_needed = 1 if spec.mix else len(self.domains)
+        self._recycler = _Recycler(self._outs_needed * (spec.prefetch + 2))
         self.device_stage = DeviceStage(spec) if spec.device.type == "cuda" else None
         self._compile()
 
@@ -205,8 +208,8 @@ class FfcvBackend:
     def open(self, rows: PlanRows) -> _Job:
         """Reserve what the batch needs."""
         if self.device_stage is None:
-            outs_needed = 1 if self.spec.mix else len(self.domains)
-            return self._job(rows, [self._empty(len(rows)) for _ in range(outs_needed)], None)
+            outs = [self._empty(len(rows)) for _ in range(self._outs_needed)]
+            return self._job(rows, outs, None)
         slot = self.device_stage.free_slot(len(rows))
         return self._job(rows, [crops[: len(rows)] for crops in slot.host_crops], slot)
 
@@ -219,12 +222,13 @@ class FfcvBackend:
             sides.append(
                 _Side.of(self.spec.source, rows.source, rows.source_crops, shape, flip=flip)
             )
-        return _Job(rows, sides, outs, slot, -(-len(rows) // self.stripe), done=False)
+        # Twice as many stripes in the open batches as there are threads, so that all have work.
+        share = self.spec.prefetch * len(rows) // (2 * self.spec.num_workers)
+        stripe = max(1, min(self._largest_stripe, share))
+        return _Job(rows, sides, outs, slot, stripe, -(-len(rows) // stripe), done=False)
 
     def work(self, job: _Job, workspace: decode.Workspace, start: int, stop: int) -> None:
         """Make images ``start .. stop - 1`` of a batch; runs without the GIL."""
-        if job.slot is not None:
-            job.slot.copied.synchronize()  # what the slot held before has left it
         height, width = self.spec.crop.shape
         kind = _KINDS.get(job.outs[0].dtype)
         if self.spec.mix and self.device_stage is None:
@@ -348,12 +352,9 @@ class _Queue:
         self,
         rows: _ReadAhead,
         open_job: Callable[[PlanRows], _Job],
-        *,
         prefetch: int,
-        stripe: int,
     ) -> None:
-        self.read_ahead, self._open_job = rows, open_job
-        self._prefetch, self._stripe = prefetch, stripe
+        self.read_ahead, self._open_job, self._prefetch = rows, open_job, prefetch
         self._changed = threading.Condition()
         self._jobs: deque[_Job] = deque()
         self._stripes: deque[tuple[_Job, int, int]] = deque()
@@ -387,7 +388,7 @@ class _Queue:
             self._error, self._exhausted = error, True
         else:
             self._jobs.append(job)
-            count, size = len(job.rows), self._stripe
+            count, size = len(job.rows), job.stripe
             self._stripes.extend((job, i, min(i + size, count)) for i in range(0, count, size))
         self._changed.notify_all()
 
@@ -401,6 +402,14 @@ class _Queue:
             if times.major_faults:
                 self.read_ahead.disk_was_waited_for()
             return job.stripes_left == 0
+
+    def fail(self, error: BaseException) -> None:
+        """For a thread: it cannot work; the consumer hears of it."""
+        with self._changed:
+            self._error, self._exhausted = error, True
+            self._jobs.clear()
+            self._stripes.clear()
+            self._changed.notify_all()
 
     def job_done(self, job: _Job, error: BaseException | None) -> None:
         """For a thread: the batch may be delivered."""
@@ -441,18 +450,26 @@ class _Queue:
 
 def _run(queue: _Queue, backend: FfcvBackend) -> None:
     """A decoding thread."""
-    workspace = backend.workspace()
+    try:
+        workspace = backend.workspace()
+    except BaseException as caught:
+        queue.fail(caught)
+        return
     while (stripe := queue.take()) is not None:
         job, start, stop = stripe
         error: BaseException | None = None
         decoding, faults = workspace.decoding_s, getrusage(RUSAGE_THREAD).ru_majflt
-        started = time.perf_counter()
+        asked = started = time.perf_counter()
         try:
+            if job.slot is not None:
+                job.slot.copied.synchronize()  # what the slot held before has left it
+            started = time.perf_counter()
             backend.work(job, workspace, start, stop)
         except BaseException as caught:
             error = caught
         times = _Times(
             working=time.perf_counter() - started,
+            waiting=started - asked,
             decoding=workspace.decoding_s - decoding,
             major_faults=getrusage(RUSAGE_THREAD).ru_majflt - faults,
             bytes_read=sum(side.bytes_between(start, stop) for side in job.sides),
@@ -474,8 +491,11 @@ def _end(
     if os.getpid() != process:
         return  # a forked child has none of the threads, and perhaps a lock that stays held
     queue.stop()
+    if threading.current_thread() in threads:
+        return  # the garbage collector runs anywhere; a thread cannot wait for itself
     for thread in threads:
-        thread.join()
+        if thread.ident is not None:  # it may not have started
+            thread.join()
     if device_stage is not None:
         device_stage.recover()
 
@@ -486,9 +506,7 @@ class FfcvStream:
     def __init__(self, backend: FfcvBackend, rows: Iterator[PlanRows]) -> None:
         self._backend = backend
         ahead = _ReadAhead(rows, backend.domains, backend.asked)
-        self._queue = _Queue(
-            ahead, backend.open, prefetch=backend.spec.prefetch, stripe=backend.stripe
-        )
+        self._queue = _Queue(ahead, backend.open, backend.spec.prefetch)
         self._threads = [
             threading.Thread(target=ahead.run, name="xmix-read-ahead", daemon=True),
             *(
@@ -498,13 +516,16 @@ class FfcvStream:
                 for i in range(backend.spec.num_workers)
             ),
         ]
+        self._process = os.getpid()
+        self._end = weakref.finalize(
+            self, _end, self._queue, self._threads, backend.device_stage, self._process
+        )
         for thread in self._threads:
             thread.start()
-        self._end = weakref.finalize(
-            self, _end, self._queue, self._threads, backend.device_stage, os.getpid()
-        )
 
     def __next__(self) -> tuple[PlanRows, tuple[torch.Tensor, ...]]:
+        if os.getpid() != self._process:
+            raise RuntimeError("this pass belongs to the process that forked; begin a new one")
         job = self._queue.next_job()
         if job.error is not None:
             raise RuntimeError("a decoding thread failed") from job.error
