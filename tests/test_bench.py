@@ -38,7 +38,7 @@ def test_rows_run_in_turn_and_the_first_round_is_not_counted() -> None:
 def test_a_ratio_is_taken_within_a_round() -> None:
     """The second round ran at half speed: medians of the rows alone would give another figure."""
     rates = {"ours": [100.0, 50.0, 90.0], "limit": [200.0, 100.0, 100.0]}
-    assert bench.ratio(rates, "ours", lambda r: r["limit"]) == 0.5
+    assert bench.ratios(rates, "ours", lambda r: r["limit"]) == [0.5, 0.5, 0.9]
 
 
 def test_predictions_add_up_times() -> None:

@@ -6,14 +6,16 @@ import gc
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import Betons, NumberedBetons
 from PIL import Image
 
-from xmix_data import ImageLoader, RandomCrop, XMixLoader
+from xmix_data import ImageLoader, RandomCrop, XMixLoader, beton
 
 
 def make(numbered: NumberedBetons, **options: Any) -> XMixLoader:
@@ -183,3 +185,56 @@ def test_memory_is_reused_only_when_nobody_holds_the_batch(betons: Betons) -> No
     assert len(reused) < batches / 2
     kept, batches = addresses(hold=True)
     assert len(kept) == batches
+
+
+def test_a_pass_in_a_reference_cycle_ends_wherever_the_garbage_collector_runs(
+    betons: Betons,
+) -> None:
+    """Also in one of the pass's own threads, which cannot wait for itself."""
+    code = (
+        "import gc, sys, threading, time\n"
+        "from xmix_data import ImageLoader, CenterCrop\n"
+        "loader = ImageLoader(sys.argv[1], batch_size=2, crop=CenterCrop(32), num_workers=3)\n"
+        "list(loader); gc.collect(); gc.freeze()\n"
+        "def drop():\n"
+        "    cycle = {'pass': iter(loader)}; cycle['self'] = cycle\n"
+        "for _ in range(60):\n"
+        "    gc.disable(); drop(); gc.set_threshold(5); gc.enable(); time.sleep(0.01)\n"
+        "gc.collect()\n"
+        "for _ in range(200):\n"
+        "    left = [t.name for t in threading.enumerate() if t.name.startswith('xmix')]\n"
+        "    if not left: break\n"
+        "    time.sleep(0.02); gc.collect()\n"
+        "print(left, len(list(loader)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(betons.target_jpg.path)],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[] 14\n" and "Exception ignored" not in done.stderr
+
+
+def test_a_thread_without_memory_is_heard_of(betons: Betons, tmp_path: Path) -> None:
+    """The index says 65,535 x 65,535 pixels, and the process may not have so much memory."""
+    path = tmp_path / "huge.beton"
+    path.write_bytes(betons.target_jpg.path.read_bytes())
+    start = beton._HEADER.itemsize + 2 * beton._FIELD.itemsize
+    samples = np.memmap(path, beton._SAMPLE, "r+", offset=start, shape=(1,))
+    samples["f0"]["width"] = samples["f0"]["height"] = 65_535
+    samples.flush()
+    code = (
+        "import resource, sys\n"
+        "from xmix_data import ImageLoader, RandomResizedCrop\n"
+        "loader = ImageLoader(sys.argv[1], batch_size=4, crop=RandomResizedCrop(16))\n"
+        "size = int(open('/proc/self/statm').read().split()[0]) * 4096\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (size + (2 << 30),) * 2)\n"
+        "try:\n"
+        "    next(iter(loader))\n"
+        "except MemoryError as error:\n"
+        "    print('heard')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "heard\n", done.stderr
