@@ -5,7 +5,7 @@
 FOLDER is a class folder of photographs, stored raw several times over. Before each epoch the
 system is told to drop the file's pages (posix_fadvise), and the epoch runs in a process of its own,
 whose mapping of the file is new. For the second part that process lives in a memory control group
-that holds half of the file; this needs the right to make one (Linux, root).
+that cannot hold all of the file; this needs the right to make one (Linux, root).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def main() -> None:
                 for mode in ("on", "off"):
                     run = cold(beton.path, mode, limit if limited else None)
                     if run is not None:
-                        where = "half fits into memory" if limited else "not in memory"
+                        where = "memory limited" if limited else "not in memory"
                         cases.setdefault(f"{where}, read-ahead {mode}", []).append(run)
             print(f"{sum(map(len, cases.values()))} epochs")
     result = {
