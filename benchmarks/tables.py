@@ -152,7 +152,7 @@ def cold_cache() -> str:
         rows.append(cells)
     measured = (
         f"raw + raw uint8 pairs, {setup['images']} images in {setup['file_mb']} MB, memory limited "
-        f"to {setup['memory_limit_mb']} MB, process included,, n = {setup['rounds']}, interleaved"
+        f"to {setup['memory_limit_mb']} MB, process included, n = {setup['rounds']}, interleaved"
     )
     head = ["data", "first epoch, pairs/s", "waits for the disk", "second epoch", "waits"]
     return table(head, rows, machine_line(document, measured))
