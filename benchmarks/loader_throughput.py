@@ -1,6 +1,6 @@
 """XMixLoader beside this machine's limits and the loaders that people use, in one table.
 
-    python benchmarks/loader_throughput.py FOLDER [--rounds 9] [--json FILE]
+    python benchmarks/loader_throughput.py FOLDER [--rounds 7] [--json FILE]
 
 FOLDER is a class folder of photographs. Every peer has a process of its own, told by this one to
 run an epoch while all others wait: rounds are interleaved, and no row changes another's settings.

@@ -58,7 +58,10 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="train with torch.compile")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument(
-        "--steps", type=int, default=32, help="of a row in a round: many more than are prefetched"
+        "--steps",
+        type=int,
+        default=32,
+        help="of a row in a round; take several times what the loaders prefetch",
     )
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/step_cost.json"))
     options = parser.parse_args()

@@ -30,7 +30,6 @@ from xmix_data.images import select
 from xmix_data.loader import ImageLoader, XMixLoader
 from xmix_data.mixing import IMAGENET_MEAN, IMAGENET_STD, scale_and_shift
 from xmix_data.pairing import PairedClass, Pairing
-from xmix_data.plan import PlanRows
 from xmix_data.progress import Progress
 
 __all__ = [
@@ -229,7 +228,7 @@ class Bench:
     def decode_limit(self) -> Row:
         """Images a second of libjpeg-turbo alone: whole images into memory that stays in cache."""
         domain = open_domain(self.jpg)
-        tables = [_whole(domain, rows.target) for rows in self._plan_rows()]
+        tables = self._tables(domain)
         height, width = int(domain.heights.max()), int(domain.widths.max())
 
         def work(workspace: decode.Workspace, batch: int, start: int, stop: int) -> None:
@@ -244,15 +243,7 @@ class Bench:
         """Images a second of copying raw crops row by row into memory of batches."""
         domain = open_domain(self.raw)
         height, width = self.crop.shape
-        tables = [
-            decode.image_table(
-                domain.addresses(rows.target), domain.sizes[rows.target],
-                domain.modes[rows.target], domain.heights[rows.target],
-                domain.widths[rows.target], rows.target_crops.boxes, rows.target_crops.flips,
-                self.crop.shape,
-            )
-            for rows in self._plan_rows(RandomCrop(self.crop.size))
-        ]  # fmt: skip
+        tables = self._tables(domain)
         ring = np.zeros((2 * _RING, self.batch_size, height, width, 3), np.uint8)  # two a pair
 
         def work(workspace: None, batch: int, start: int, stop: int) -> None:
@@ -295,14 +286,23 @@ class Bench:
         row = self._on_threads(work, workspace)
         return lambda: (row(), crops)[0]  # the tables know addresses only
 
-    def _plan_rows(self, crop: Crop | None = None) -> list[PlanRows]:
-        """An epoch's batches, in the order that the loaders have."""
+    def _tables(self, domain: Domain) -> list[decode.ImageTable]:
+        """An epoch's batches, in a loader's order; crops of fixed size, as a copy is of one."""
+        shape = self.crop.shape
         loader = ImageLoader(
-            self.jpg, batch_size=self.batch_size, crop=crop or self.crop, flip=True, shuffle=True
+            self.jpg, batch_size=self.batch_size, crop=RandomCrop(shape), shuffle=True
         )
         plan = loader._plan.epoch(0)
-        batches = len(plan) // self.batch_size
-        return [plan.rows(i * self.batch_size, (i + 1) * self.batch_size) for i in range(batches)]
+        starts = range(0, len(plan) - self.batch_size + 1, self.batch_size)
+        return [
+            decode.image_table(
+                domain.addresses(rows.target), domain.sizes[rows.target],
+                domain.modes[rows.target], domain.heights[rows.target],
+                domain.widths[rows.target], rows.target_crops.boxes, rows.target_crops.flips,
+                shape,
+            )
+            for rows in (plan.rows(start, start + self.batch_size) for start in starts)
+        ]  # fmt: skip
 
     def _on_threads(
         self, work: Callable[[Any, int, int, int], None], workspace: Callable[[], Any]
@@ -314,7 +314,6 @@ class Bench:
             numbers = itertools.count()
             stripes = -(-self.batch_size // _STRIPE)
             barrier = threading.Barrier(self.threads + 1)
-
             spaces = [workspace() for _ in range(self.threads)]
 
             def thread(mine: Any) -> None:
@@ -333,16 +332,6 @@ class Bench:
             return batches * self.batch_size * self.passes, time.perf_counter() - started
 
         return run
-
-
-def _whole(domain: Domain, indices: npt.NDArray[np.int64]) -> decode.ImageTable:
-    heights, widths = domain.heights[indices], domain.widths[indices]
-    boxes = np.stack([0 * heights, 0 * widths, heights, widths], axis=1).astype(np.int32)
-    flips = np.zeros(len(indices), bool)
-    return decode.image_table(
-        domain.addresses(indices), domain.sizes[indices], domain.modes[indices], heights, widths,
-        boxes, flips, (1 << 15, 1 << 15),
-    )  # fmt: skip
 
 
 def _consume(loader: Any, passes: int) -> tuple[int, float]:
@@ -404,6 +393,11 @@ def report(
 
     Returns:
         The result (machine, configuration, rates, ratios), and the same as text.
+
+    Raises:
+        FileNotFoundError: The folder does not exist.
+        ImageError: An image cannot be read; names it.
+        ValueError: ``rounds`` is below 1, or the crop does not fit into the stored images.
     """
     if rounds < 1:
         raise ValueError(f"rounds is {rounds}; it must be at least 1")
