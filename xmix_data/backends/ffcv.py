@@ -490,9 +490,13 @@ def _end(
 ) -> None:
     if os.getpid() != process:
         return  # a forked child has none of the threads, and perhaps a lock that stays held
-    queue.stop()
     if threading.current_thread() in threads:
-        return  # the garbage collector runs anywhere; a thread cannot wait for itself
+        # The garbage collector runs anywhere, also where one of these threads is about to wait: it
+        # can neither wake itself nor wait for its own end.
+        rest = (queue, threads, device_stage, process)
+        threading.Thread(target=_end, args=rest, name="xmix-end", daemon=True).start()
+        return
+    queue.stop()
     for thread in threads:
         if thread.ident is not None:  # it may not have started
             thread.join()
