@@ -35,6 +35,8 @@ _log = logging.getLogger("xmix_data")
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.uint8)
 _STATE_VERSION = 1
+_PLANNED_AT_ONCE = 512
+"""Positions of an epoch; the last batch may reach beyond."""
 
 B = TypeVar("B")
 
@@ -300,7 +302,7 @@ class _Pass(Iterator[B]):
         self._loader = loader
         self._ends = (end for _, _, end in _spans(loader, len(plan), position))
         self._stream: ImageStream | None = loader._backend.stream(
-            plan.rows(start, stop) for start, stop, _ in _spans(loader, len(plan), position)
+            _planned(plan, _spans(loader, len(plan), position))
         )
         self._exhausted = False
 
@@ -354,6 +356,23 @@ def _spans(loader: _Loader[Any], samples: int, position: int) -> Iterator[tuple[
         start = position + loader.rank * share
         position += count
         yield start, start + share, position
+
+
+def _planned(plan: EpochPlan, spans: Iterator[tuple[int, int, int]]) -> Iterator[PlanRows]:
+    """The rows of each batch; planned for several at once, as a call costs more than its rows."""
+    ahead: list[tuple[int, int]] = []
+    while True:
+        for start, stop, _ in spans:
+            ahead.append((start, stop))
+            if stop - ahead[0][0] >= _PLANNED_AT_ONCE:
+                break
+        if not ahead:
+            return
+        first = ahead[0][0]
+        rows = plan.rows(first, ahead[-1][1])
+        for start, stop in ahead:
+            yield rows.part(start - first, stop - first)
+        ahead.clear()
 
 
 class XMixLoader(_Loader[Any]):

@@ -47,6 +47,10 @@ class Crops:
     flips: npt.NDArray[np.bool_]
     """(B,)"""
 
+    def part(self, start: int, stop: int) -> Crops:
+        """Those of images ``start .. stop - 1``."""
+        return Crops(self.boxes[start:stop], self.flips[start:stop])
+
 
 @dataclass(frozen=True)
 class PlanRows:
@@ -63,6 +67,16 @@ class PlanRows:
 
     def __len__(self) -> int:
         return len(self.target)
+
+    def part(self, start: int, stop: int) -> PlanRows:
+        """Rows ``start .. stop - 1`` of these."""
+        return PlanRows(
+            self.target[start:stop],
+            self.target_crops.part(start, stop),
+            self.lam[start:stop],
+            None if self.source is None else self.source[start:stop],
+            None if self.source_crops is None else self.source_crops.part(start, stop),
+        )
 
 
 class SourcePool:

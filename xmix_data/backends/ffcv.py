@@ -306,7 +306,8 @@ class _ReadAhead:
             if rows is None:
                 break
             self._ahead.append(rows)
-            self._wanted.put(rows)
+            if any(len(new) for _, new in self._not_asked(rows)):
+                self._wanted.put(rows)
         if not self._ahead:
             raise StopIteration
         return self._ahead.popleft()
@@ -314,13 +315,17 @@ class _ReadAhead:
     def run(self) -> None:
         """The thread."""
         while (rows := self._wanted.get()) is not None and not self._stopped:
-            indices = (rows.target, rows.source)
-            for domain, asked, wanted in zip(self._domains, self._asked, indices, strict=False):
-                assert wanted is not None
-                new = wanted[~asked[wanted]]
-                if len(new):
-                    asked[new] = True
-                    decode.read_ahead(domain.addresses(new), domain.sizes[new])
+            for number, new in self._not_asked(rows):
+                self._asked[number][new] = True
+                domain = self._domains[number]
+                decode.read_ahead(domain.addresses(new), domain.sizes[new])
+
+    def _not_asked(self, rows: PlanRows) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+        """For each domain its number, and the samples that have not been asked for."""
+        for number, asked in enumerate(self._asked):
+            wanted = rows.target if number == 0 else rows.source
+            assert wanted is not None
+            yield number, wanted[~asked[wanted]]
 
     def disk_was_waited_for(self) -> None:
         """What was asked for may be gone again."""
@@ -355,7 +360,11 @@ class _Queue:
         prefetch: int,
     ) -> None:
         self.read_ahead, self._open_job, self._prefetch = rows, open_job, prefetch
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._has_room = threading.Condition(self._lock)
+        """Threads wait for it: a batch may be opened."""
+        self._has_batch = threading.Condition(self._lock)
+        """The consumer waits for it: a batch is made, or there will be none."""
         self._jobs: deque[_Job] = deque()
         self._stripes: deque[tuple[_Job, int, int]] = deque()
         self._exhausted = self._stopped = False
@@ -365,7 +374,7 @@ class _Queue:
 
     def take(self) -> tuple[_Job, int, int] | None:
         """For a thread: a stripe to work on, or ``None`` when there will be no more."""
-        with self._changed:
+        with self._lock:
             while not self._stopped:
                 if self._stripes:
                     return self._stripes.popleft()
@@ -375,7 +384,7 @@ class _Queue:
                     self._open_next()
                 else:
                     started = time.perf_counter()
-                    self._changed.wait()
+                    self._has_room.wait()
                     self.times.waiting += time.perf_counter() - started
             return None
 
@@ -383,18 +392,26 @@ class _Queue:
         try:
             job = self._open_job(next(self.read_ahead))
         except StopIteration:
-            self._exhausted = True
+            self._exhaust(None)
         except BaseException as error:
-            self._error, self._exhausted = error, True
+            self._exhaust(error)
         else:
             self._jobs.append(job)
             count, size = len(job.rows), job.stripe
             self._stripes.extend((job, i, min(i + size, count)) for i in range(0, count, size))
-        self._changed.notify_all()
+
+    def _exhaust(self, error: BaseException | None) -> None:
+        """No more batches will be opened; all who wait hear of it."""
+        self._error, self._exhausted = error, True
+        self._wake_all()
+
+    def _wake_all(self) -> None:
+        self._has_room.notify_all()
+        self._has_batch.notify_all()
 
     def stripe_done(self, job: _Job, times: _Times, error: BaseException | None) -> bool:
         """For a thread: a stripe is made, or has failed. Says whether the batch is complete."""
-        with self._changed:
+        with self._lock:
             job.error = job.error or error
             job.stripes_left -= 1
             for name, value in vars(times).items():
@@ -405,18 +422,17 @@ class _Queue:
 
     def fail(self, error: BaseException) -> None:
         """For a thread: it cannot work; the consumer hears of it."""
-        with self._changed:
-            self._error, self._exhausted = error, True
+        with self._lock:
             self._jobs.clear()
             self._stripes.clear()
-            self._changed.notify_all()
+            self._exhaust(error)
 
     def job_done(self, job: _Job, error: BaseException | None) -> None:
         """For a thread: the batch may be delivered."""
-        with self._changed:
+        with self._lock:
             job.error = job.error or error
             job.done = True
-            self._changed.notify_all()
+            self._has_batch.notify_all()
 
     def next_job(self) -> _Job:
         """For the consumer: wait for the next batch.
@@ -425,7 +441,7 @@ class _Queue:
             StopIteration: All batches were delivered.
         """
         started = time.perf_counter()
-        with self._changed:
+        with self._lock:
             while not (self._jobs and self._jobs[0].done):
                 if self._stopped:
                     raise RuntimeError("this pass over the loader is closed; begin a new one")
@@ -433,19 +449,19 @@ class _Queue:
                     if self._error is not None:
                         raise self._error
                     raise StopIteration
-                self._changed.wait()
+                self._has_batch.wait()
             job = self._jobs.popleft()
-            self._changed.notify_all()
+            self._has_room.notify_all()
         self.consumer_waited += time.perf_counter() - started
         return job
 
     def stop(self) -> None:
         self.read_ahead.stop()
-        with self._changed:
+        with self._lock:
             self._stopped = True
             self._jobs.clear()
             self._stripes.clear()
-            self._changed.notify_all()
+            self._wake_all()
 
 
 def _run(queue: _Queue, backend: FfcvBackend) -> None:
