@@ -41,7 +41,9 @@ EXTRAS = {
         "mypy>=1.15",
         "pytest>=8.2",
         "ruff>=0.9",
+        "playwright>=1.40",  # drives the system's chromium; brings no browser of its own
         "scikit-learn>=1.3",
+        "timm>=1.0",
     ],
 }
 
@@ -81,7 +83,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["xmix_data", "xmix_data.*"]),
-    package_data={"xmix_data": ["py.typed"]},
+    package_data={
+        "xmix_data": ["py.typed", "report.html"],
+        "xmix_data.methods": ["imagenet_wnids.txt"],
+    },
     ext_modules=[
         Extension(
             "xmix_data._jpeg",

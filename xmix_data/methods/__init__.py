@@ -1,5 +1,42 @@
 """Transfer learning methods: each knows batches, never loaders or files."""
 
-from xmix_data.methods.xmixup import xmixup_loss
+from __future__ import annotations
 
-__all__ = ["xmixup_loss"]
+from collections.abc import Mapping
+
+from xmix_data.methods.base import Method, Phase, Step
+from xmix_data.methods.bss import BSS
+from xmix_data.methods.cotrain import CoTrain
+from xmix_data.methods.finetune import FineTune
+from xmix_data.methods.gradmix import GradMix
+from xmix_data.methods.l2sp import L2SP
+from xmix_data.methods.mixup import Mixup
+from xmix_data.methods.network import Outputs, TransferNetwork, source_head, split_classifier
+from xmix_data.methods.seqtrain import SeqTrain
+from xmix_data.methods.xmixup import XMixup, xmixup_loss
+
+__all__ = [
+    "BSS",
+    "L2SP",
+    "METHODS",
+    "CoTrain",
+    "FineTune",
+    "GradMix",
+    "Method",
+    "Mixup",
+    "Outputs",
+    "Phase",
+    "SeqTrain",
+    "Step",
+    "TransferNetwork",
+    "XMixup",
+    "source_head",
+    "split_classifier",
+    "xmixup_loss",
+]
+
+METHODS: Mapping[str, type[Method]] = {
+    method.name: method
+    for method in (FineTune, L2SP, BSS, SeqTrain, CoTrain, Mixup, XMixup, GradMix)
+}
+"""By the name on the command line."""

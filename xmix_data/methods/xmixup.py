@@ -2,12 +2,85 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
 import torch
 from torch.nn.functional import cross_entropy
 
-from xmix_data.batch import MixedBatch
+from xmix_data.batch import MixedBatch, PairedBatch
+from xmix_data.methods.base import (
+    Method,
+    Network,
+    Phase,
+    batch_of,
+    cross_entropies,
+    fitting_logits,
+    one_of,
+)
 
-__all__ = ["xmixup_loss"]
+__all__ = ["XMixup", "xmixup_loss"]
+
+
+@dataclass(eq=False)
+class XMixup(Method):
+    """Mixed images, and the loss of both their labels (Eq. 4).
+
+    Args:
+        heads: ``"two"``: a head for each label set, see `xmixup_loss`. ``"joint"``: one softmax
+            over both label sets, with lam on the target class and 1 - lam on the source class.
+            (The paper leaves the heads open; two are our choice.)
+        lam: ``"sample"``: each pair has its own, mixed by the loader. ``"batch"``: all pairs of a
+            batch are mixed, on the device, with the lam of its first pair.
+        source_labels: ``False`` drops the source term of the loss, and needs no source head: the
+            paper's ablation "w/o Label" (Table 4).
+
+    Raises:
+        ValueError: An option is unknown, or a joint head is to do without source labels.
+    """
+
+    name: ClassVar[str] = "xmixup"
+    heads: str = "two"
+    lam: str = "sample"
+    source_labels: bool = True
+
+    def __post_init__(self) -> None:
+        one_of("heads", self.heads, ("two", "joint"))
+        one_of("lam", self.lam, ("sample", "batch"))
+        if self.heads == "joint" and not self.source_labels:
+            raise ValueError("a joint head needs source labels; choose heads='two'")
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        heads = ("joint",) if self.heads == "joint" else ("target", "source")
+        batches = "mixed" if self.lam == "sample" else "paired"
+        return (Phase(batches, heads if self.source_labels else ("target",)),)
+
+    def loss(self, network: Network, batch: Any, *, step: int) -> torch.Tensor:
+        if self.lam == "sample":
+            mixed = batch_of(MixedBatch, batch)
+        else:
+            mixed = _mixed_alike(batch_of(PairedBatch, batch))
+        outputs = network(mixed.images)
+        if not self.source_labels:
+            losses = cross_entropies(outputs, "target", mixed.target_labels, step)
+            return (mixed.lam.to(losses.dtype) * losses).mean()
+        target = fitting_logits(outputs, "target", mixed.target_labels, step)
+        source = fitting_logits(outputs, "source", mixed.source_labels, step)
+        if self.heads == "two":
+            return xmixup_loss(target, source, mixed)
+        both = torch.cat([target, source], 1)
+        return xmixup_loss(
+            both, both, mixed._replace(source_labels=target.shape[1] + mixed.source_labels)
+        )
+
+
+def _mixed_alike(batch: PairedBatch) -> MixedBatch:
+    """All pairs mixed with the first one's lam."""
+    lam = batch.lam[0]
+    weight = lam.to(batch.target_images.dtype)
+    images = weight * batch.target_images + (1 - weight) * batch.source_images
+    return MixedBatch(images, batch.target_labels, batch.source_labels, lam.expand(len(batch.lam)))
 
 
 def xmixup_loss(

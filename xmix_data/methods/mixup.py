@@ -1,0 +1,62 @@
+"""Mixup inside the target domain (Zhang et al., ICLR 2018, arXiv 1710.09412)."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import distributed
+
+from xmix_data.batch import MixedBatch
+from xmix_data.methods.base import Method, Network, fitting_logits, images_and_labels, positive
+from xmix_data.methods.xmixup import xmixup_loss
+
+__all__ = ["Mixup"]
+
+
+@dataclass(eq=False)
+class Mixup(Method):
+    """Target images mixed with each other: XMixup without a source (its ablation, Table 4).
+
+    ``lam * x_i + (1 - lam) * x_j`` with lam ~ Beta(alpha, alpha), labels likewise. The partner j is
+    the image before i in the batch, whose order is random already. As in the paper's formula, and
+    in XMixup, each pair has its own lam; the paper's code draws one for a batch.
+
+    Args:
+        alpha: Of the Beta distribution.
+        seed: 0 .. 2**64 - 1. Seed, step and process decide every lam, so that a resumed training
+            goes on as if it had not stopped.
+
+    Raises:
+        ValueError: An option is impossible.
+    """
+
+    name: ClassVar[str] = "mixup"
+    alpha: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        positive("alpha", self.alpha)
+        if not 0 <= operator.index(self.seed) < 1 << 64:
+            raise ValueError(f"seed is {self.seed}; it must be in 0 .. 2**64 - 1")
+
+    def loss(self, network: Network, batch: Any, *, step: int) -> torch.Tensor:
+        images, labels = images_and_labels(batch)
+        lam = self._lam(len(images), step).to(images.dtype)
+        if images.is_cuda:
+            lam = lam.pin_memory().to(images.device, non_blocking=True)
+        weight = lam[:, None, None, None]
+        mixed = weight * images + (1 - weight) * images.roll(1, 0)
+        logits = fitting_logits(network(mixed), "target", labels, step)
+        return xmixup_loss(logits, logits, MixedBatch(mixed, labels, labels.roll(1, 0), lam))
+
+    def _lam(self, count: int, step: int) -> torch.Tensor:
+        """(count,) float64."""
+        parallel = distributed.is_available() and distributed.is_initialized()
+        rank = distributed.get_rank() if parallel else 0
+        key, counter = np.array([self.seed, step], np.uint64), np.array([0, 0, 0, rank], np.uint64)
+        random = np.random.Generator(np.random.Philox(key=key, counter=counter))
+        return torch.from_numpy(random.beta(self.alpha, self.alpha, count))

@@ -1,0 +1,268 @@
+"""The networks that methods train: a pre-trained backbone and a linear head for each label set.
+
+Comes in: images (B, 3, H, W). Goes out: `Outputs`. Every model that ends in a linear classifier
+becomes a backbone by `split_classifier`; its rows can start a source head.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
+from functools import cache
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+__all__ = ["Outputs", "TransferNetwork", "imagenet_wnids", "source_head", "split_classifier"]
+
+_log = logging.getLogger("xmix_data")
+
+_WNID = re.compile(r"n\d{8}(?!\d)")
+_AUXILIARY = ("AuxLogits", "aux1", "aux2")
+"""Second classifiers of Inception v3 and GoogLeNet, used in training mode only."""
+
+
+class Outputs(NamedTuple):
+    """What a network says about B images."""
+
+    features: torch.Tensor
+    """(B, D) pooled features, the input of the heads."""
+    target_logits: torch.Tensor | None
+    """(B, n); ``None`` where the network has no target head."""
+    source_logits: torch.Tensor | None
+    """(B, m); ``None`` where the network has no source head."""
+
+
+class TransferNetwork(nn.Module):
+    """A backbone with a target head, a source head, or both; images (B, 3, H, W) -> `Outputs`.
+
+    The class of an image is the arg max of its target logits, whatever the heads.
+
+    Args:
+        backbone: Images -> features (B, D).
+        target_head: D -> n, or ``None``.
+        source_head: D -> m, or ``None``; see the function `source_head`.
+        joint: Put both heads' rows, the target's first, into one linear layer D -> n + m. Its
+            logits come out in two blocks; what makes it joint is a loss with one softmax over both.
+
+    Raises:
+        ValueError: The heads are missing or do not fit each other; on a call: the backbone's
+            features are not (B, D).
+    """
+
+    target_head: nn.Linear | None
+    source_head: nn.Linear | None
+    joint_head: nn.Linear | None
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        target_head: nn.Linear | None = None,
+        source_head: nn.Linear | None = None,
+        *,
+        joint: bool = False,
+    ) -> None:
+        super().__init__()
+        widths = [h.in_features for h in (target_head, source_head) if h is not None]
+        if not widths:
+            raise ValueError("a network needs a head; give target_head, source_head, or both")
+        if min(widths) != max(widths):
+            raise ValueError(
+                f"the target head takes {widths[0]} features and the source head {widths[1]}; "
+                "give both the backbone's number"
+            )
+        self.backbone = backbone
+        self.features = widths[0]
+        """D."""
+        self.target_head = self.source_head = self.joint_head = None
+        if not joint:
+            self.target_head, self.source_head = target_head, source_head
+        elif target_head is not None and source_head is not None:
+            self.joint_head = _one_layer(target_head, source_head)
+            self._blocks = [target_head.out_features, source_head.out_features]
+        else:
+            raise ValueError("a joint head is made of both heads; give target_head and source_head")
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Which of ``"target"``, ``"source"``, or ``("joint",)``."""
+        names = ("target", "source", "joint")
+        return tuple(name for name in names if getattr(self, f"{name}_head") is not None)
+
+    def train_heads(self, names: Iterable[str]) -> None:
+        """Let these heads learn and no others: no optimiser or DDP waits for an unused head.
+
+        Raises:
+            ValueError: The network has no such head.
+        """
+        names = tuple(names)
+        for name in names:
+            if name not in self.heads:
+                raise ValueError(
+                    f"the method trains a {name} head, and the network has only "
+                    f"{' and '.join(self.heads)}; build it with the heads that the phase names"
+                )
+        for name in self.heads:
+            getattr(self, f"{name}_head").requires_grad_(name in names)
+
+    def forward(self, images: torch.Tensor) -> Outputs:
+        features = self.backbone(images)
+        if features.ndim != 2 or features.shape[1] != self.features:
+            raise ValueError(
+                f"the backbone makes features of shape {tuple(features.shape)}, and the heads take "
+                f"(B, {self.features}); pool and flatten them in the backbone, or change the heads"
+            )
+        if self.joint_head is not None:
+            target, source = self.joint_head(features).split(self._blocks, dim=1)
+            return Outputs(features, target, source)
+        return Outputs(
+            features,
+            None if self.target_head is None else self.target_head(features),
+            None if self.source_head is None else self.source_head(features),
+        )
+
+
+@torch.no_grad()
+def _one_layer(first: nn.Linear, second: nn.Linear) -> nn.Linear:
+    joint = nn.Linear(
+        first.in_features,
+        first.out_features + second.out_features,
+        bias=first.bias is not None or second.bias is not None,
+        device=first.weight.device,
+        dtype=first.weight.dtype,
+    )
+    joint.weight.copy_(torch.cat([first.weight, second.weight]))
+    if joint.bias is not None:
+        joint.bias.copy_(
+            torch.cat(
+                [h.weight.new_zeros(len(h.weight)) if h.bias is None else h.bias
+                 for h in (first, second)]
+            )
+        )  # fmt: skip
+    return joint
+
+
+def split_classifier(model: nn.Module) -> tuple[nn.Module, nn.Linear | None]:
+    """Cut a classifier in two: what makes the features, and the linear layer on top.
+
+    Knows torchvision's classifiers and timm's models, and any module whose last layer, in the
+    order of definition, is an ``nn.Linear``. Second classifiers for training (Inception v3,
+    GoogLeNet) are switched off.
+
+    Args:
+        model: Images -> logits; it is copied and stays as it is.
+
+    Returns:
+        A backbone, images -> (B, D), and the layer D -> classes that it lost; ``None`` where the
+        model ends in an ``nn.Identity`` already, and so has no classifier.
+
+    Raises:
+        ValueError: The output is not made by a linear layer.
+    """
+    backbone = deepcopy(model)
+    for name in _AUXILIARY:
+        if getattr(backbone, name, None) is not None:
+            setattr(backbone, name, None)
+            setattr(backbone, "aux_logits", False)  # noqa: B010, no attribute of every module
+    last: Any
+    if callable(known := getattr(backbone, "get_classifier", None)):  # timm's models know theirs
+        last = known()
+    else:
+        last = [m for m in backbone.modules() if not any(True for _ in m.children())][-1]
+    name = next((name for name, m in backbone.named_modules() if m is last), "")
+    if name and isinstance(last, nn.Identity):
+        return backbone, None
+    if not name or not isinstance(last, nn.Linear):
+        raise ValueError(
+            f"the output of {type(model).__name__} must come from one linear layer inside it, and "
+            f"it ends in a {type(last).__name__}; make it give features (B, D), and give "
+            "TransferNetwork heads of your own"
+        )
+    parent, _, child = name.rpartition(".")
+    setattr(backbone.get_submodule(parent), child, nn.Identity())
+    return backbone, last
+
+
+def source_head(
+    classifier: nn.Linear | None,
+    features: int,
+    class_names: Sequence[str],
+    rows: Sequence[int] | None = None,
+) -> nn.Linear:
+    """A source head that starts from the pre-trained classifier where that knows the classes.
+
+    Rows are found by WordNet id: the classifier has the 1,000 outputs of ImageNet, and a class
+    name begins with an id of those, as in ``n01440764`` or ``n01440764 tench``. Equal numbers of
+    classes alone prove nothing; for a backbone pre-trained on the source itself give
+    ``rows=range(m)``. Classes without a row start as `nn.Linear` starts. One log line tells how
+    many rows were taken.
+
+    Args:
+        classifier: What `split_classifier` cut off; ``None``: there is nothing to start from.
+        features: D.
+        class_names: Names of the m source classes, by id.
+        rows: For each source class the classifier's output that means the same.
+
+    Returns:
+        A layer D -> m, with the classifier's dtype, device, and bias or none.
+
+    Raises:
+        ValueError: The classifier takes other features, or ``rows`` do not fit.
+    """
+    if classifier is None:
+        if rows is not None:
+            raise ValueError("rows are given, and there is no classifier to take them from")
+        head, found = nn.Linear(features, len(class_names)), dict[int, int]()
+    else:
+        if classifier.in_features != features:
+            raise ValueError(
+                f"the classifier takes {classifier.in_features} features, and the backbone makes "
+                f"{features}; give both of one model"
+            )
+        head = nn.Linear(
+            features,
+            len(class_names),
+            bias=classifier.bias is not None,
+            device=classifier.weight.device,
+            dtype=classifier.weight.dtype,
+        )
+        found = _rows(classifier.out_features, class_names, rows)
+        own, taken = list(found), list(found.values())
+        with torch.no_grad():
+            head.weight[own] = classifier.weight[taken]
+            if head.bias is not None:
+                head.bias[own] = classifier.bias[taken]
+    _log.info(
+        "source head: %d of %d classes start from the pre-trained classifier%s",
+        len(found),
+        len(class_names),
+        "" if found else "; where it was trained on these very classes, give rows",
+    )
+    return head
+
+
+def _rows(outputs: int, class_names: Sequence[str], rows: Sequence[int] | None) -> dict[int, int]:
+    """Source class id to the classifier's output, for those that have one."""
+    if rows is not None:
+        if len(rows) != len(class_names) or not all(0 <= row < outputs for row in rows):
+            raise ValueError(
+                f"rows are {len(rows)} numbers for {len(class_names)} source classes; give one "
+                f"for each, from 0 to {outputs - 1}"
+            )
+        return dict(enumerate(rows))
+    if outputs != len(imagenet_wnids()):
+        return {}
+    row_of = {wnid: row for row, wnid in enumerate(imagenet_wnids())}
+    matches = ((label, _WNID.match(name)) for label, name in enumerate(class_names))
+    return {label: row_of[m.group()] for label, m in matches if m and m.group() in row_of}
+
+
+@cache
+def imagenet_wnids() -> tuple[str, ...]:
+    """The 1,000 WordNet ids of ImageNet's classes in the order of pre-trained classifiers."""
+    text = files("xmix_data.methods").joinpath("imagenet_wnids.txt").read_text(encoding="ascii")
+    return tuple(text.split())
