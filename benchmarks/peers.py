@@ -27,6 +27,7 @@ from PIL import Image
 from torch import Tensor
 
 from xmix_data import IMAGENET_MEAN, IMAGENET_STD, Beton, Pairing, RandomCrop, RandomResizedCrop
+from xmix_data.beton import open_domain
 
 SCALE = (0.08, 1.0)
 RATIO = (3 / 4, 4 / 3)
@@ -57,8 +58,12 @@ class Pairs:
     def __init__(self, task: Task) -> None:
         self.target, self.source = Beton(task.target), Beton(task.source)
         self._batch_size = task.batch_size
-        classes = Pairing.load(task.pairing).ids(self.target.class_names, self.source.class_names)
-        pools = [np.flatnonzero(np.isin(self.source.labels, ids)) for ids in classes]
+        domains = open_domain(self.target), open_domain(self.source)
+        draws = Pairing.load(task.pairing).draws(*domains)
+        pools = [
+            np.flatnonzero(np.isin(self.source.labels, [draw.label for draw in drawn]))
+            for drawn in draws
+        ]
         self._counts = np.array([len(pool) for pool in pools])
         self._starts = np.cumsum(self._counts) - self._counts
         self._images = np.concatenate(pools)

@@ -121,6 +121,13 @@ def numbered(tmp_path_factory: pytest.TempPathFactory) -> NumberedBetons:
     return NumberedBetons(*made, reversed_pairing(*made))
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No test reads or leaves features in the cache of the person who runs it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "xmix_data"
+
+
 @pytest.fixture(params=["torch", "ffcv"])
 def backend(request: pytest.FixtureRequest) -> str:
     """Every backend in turn: the contract is one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import subprocess
@@ -17,6 +18,7 @@ from conftest import Betons, Images, Numbered, NumberedBetons, reversed_pairing
 
 import xmix_data
 from xmix_data import (
+    Beton,
     CenterCrop,
     ImageLoader,
     MixedBatch,
@@ -28,6 +30,8 @@ from xmix_data import (
     XMixLoader,
     write_beton,
 )
+from xmix_data.beton import open_domain, open_images
+from xmix_data.images import select
 
 FP32_TOLERANCE = 1e-6
 JPEG_TOLERANCE = 2
@@ -472,10 +476,109 @@ def test_a_pairing_of_other_classes_is_refused(
         XMixLoader(numbered.target, numbered.source, pairing, batch_size=4, crop=RandomCrop(8))
 
 
+OTHER = {"files": ["other.beton"], "fingerprints": ["sha256:other"]}
+
+
+@pytest.fixture
+def twins(numbered: NumberedBetons, tmp_path: Path) -> tuple[Beton, Beton, Pairing]:
+    """Two sources with the same class names, and a pairing over both."""
+    other = write_beton(
+        Numbered([3, 4, 5, 6], "s"), tmp_path / "twin.beton", image_size=24, encoding="raw",
+        num_workers=0, progress=False,
+    )  # fmt: skip
+    pairs = {
+        "t0": [PairedClass("s1", 0.5, 30, None, 0)],
+        "t1": [PairedClass("s1", 0.5, 4, None, 1), PairedClass("s3", 0.4, 25, None, 0)],
+        "t2": [PairedClass("s2", 0.5, 5, None, 1)],
+    }
+    domains = open_domain([numbered.source, other]).provenance
+    return numbered.source, other, Pairing(pairs, source={"domains": domains})
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_pairing_over_several_sources_says_which(
+    numbered: NumberedBetons, twins: tuple[Beton, Beton, Pairing], backend: str,
+    order: tuple[int, int],
+) -> None:  # fmt: skip
+    """The betons are known by their fingerprints, wherever they stand in the list."""
+    sources, pairing = twins[:2], twins[2]
+    loader = XMixLoader(
+        numbered.target, [sources[i] for i in order], pairing, batch_size=4, crop=CenterCrop(8),
+        flip=False, mix=False, dtype=torch.uint8, backend=backend, drop_last=False,
+    )  # fmt: skip
+    seen = set()
+    for batch in itertools.chain.from_iterable(loader for _ in range(8)):
+        for t, s, domain, image in zip(
+            batch.target_labels.tolist(), batch.source_labels.tolist(),
+            batch.source_domains.tolist(), Numbered.indices(batch.source_images), strict=True,
+        ):  # fmt: skip
+            beton = sources[order[domain]]
+            name = beton.class_names[s - 4 * domain]
+            assert beton.class_names[int(beton.labels[image])] == name
+            seen.add((t, order[domain], name))
+    assert seen == {(0, 0, "s1"), (1, 1, "s1"), (1, 0, "s3"), (2, 1, "s2")}
+
+
+def test_the_sources_of_a_pairing_must_all_be_given(
+    numbered: NumberedBetons, twins: tuple[Beton, Beton, Pairing], caplog: pytest.LogCaptureFixture
+) -> None:
+    one, two, pairing = twins
+    options = {"batch_size": 4, "crop": CenterCrop(8)}
+    with pytest.raises(ValueError, match=r"made over 2 sources \(.*twin\.beton\), and 1 are given"):
+        XMixLoader(numbered.target, one, pairing, **options)
+    with pytest.raises(ValueError, match=r"source class 's1'.* is in several source betons"):
+        hand_made = Pairing(pairing.pairs)
+        XMixLoader(numbered.target, [one, two], hand_made, **options)
+    with pytest.raises(ValueError, match=r"source class 's1'.* is not in target\.beton"):
+        XMixLoader(numbered.target, [numbered.target, two], pairing, **options)
+    assert pairing.classes_in(one.class_names, one.fingerprint) == ["s1", "s3"]
+    assert pairing.classes_in(two.class_names, two.fingerprint) == ["s1", "s2"]
+    with pytest.raises(ValueError, match="the classes of 2 of them are in this one"):
+        pairing.classes_in(two.class_names, "files:a folder with both")
+    assert pairing.classes_in(["s1", "s2"], "files:a folder") == ["s1", "s2"]
+
+
+def test_parts_of_classes_are_drawn_from_once_each(
+    numbered: NumberedBetons, backend: str, tmp_path: Path
+) -> None:
+    """Three target classes share a source class, each with images of its own."""
+    parts = {"t0": (0, 9), "t1": (9, 4), "t2": (13, 17)}
+
+    def drawn(source: Beton, seed: int) -> dict[int, set[int]]:
+        pairing = Pairing(
+            {t: [PairedClass("s1", 0.5, count, first)] for t, (first, count) in parts.items()},
+            {"seed": seed},
+        )
+        loader = XMixLoader(
+            numbered.target, source, pairing, batch_size=4, crop=CenterCrop(8), mix=False,
+            flip=False, dtype=torch.uint8, backend=backend, drop_last=False,
+        )  # fmt: skip
+        found: dict[int, set[int]] = {0: set(), 1: set(), 2: set()}
+        for _ in range(12):
+            for batch in loader:
+                images = Numbered.indices(batch.source_images)
+                for label, image in zip(batch.target_labels.tolist(), images, strict=True):
+                    found[label].add(image)
+        return found
+
+    found = drawn(numbered.source, 0)
+    assert [len(images) for images in found.values()] == [9, 4, 17]
+    assert set().union(*found.values()) == set(np.flatnonzero(numbered.source.labels == 1).tolist())
+    assert drawn(numbered.source, 1) != found
+    fewer = write_beton(
+        select(open_images(numbered.source), classes=["s1", "s2"]), tmp_path / "fewer.beton",
+        image_size=24, encoding="raw", num_workers=0, progress=False,
+    )  # fmt: skip
+    assert drawn(fewer, 0) == found
+    parts["t2"] = (13, 18)
+    with pytest.raises(ValueError, match="images 13 to 30 of source class 's1', which has 30"):
+        drawn(numbered.source, 0)
+
+
 def test_another_fingerprint_is_one_log_line(
     numbered: NumberedBetons, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made_elsewhere = Pairing(numbered.pairing.pairs, source={"betons": ["sha256:other"]})
+    made_elsewhere = Pairing(numbered.pairing.pairs, source={"domains": [OTHER]})
     with caplog.at_level(logging.INFO, "xmix_data"):
         XMixLoader(
             numbered.target, numbered.source, made_elsewhere, batch_size=4, crop=RandomCrop(8)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +13,16 @@ import torch
 from conftest import Betons
 from torch import nn
 
-from xmix_data import CenterCrop, Centroids, ImageLoader, class_centroids, pair_classes
-from xmix_data.features import load_backbone, penultimate_features
+from xmix_data import (
+    CenterCrop,
+    Centroids,
+    ImageLoader,
+    RandomResizedCrop,
+    class_centroids,
+    pair_classes,
+)
+from xmix_data.backbones import load_backbone, penultimate_features
+from xmix_data.centroids import CentroidSum
 
 
 class Small(nn.Module):
@@ -43,7 +54,9 @@ def test_centroids_are_the_mean_features_of_each_class(betons: Betons) -> None:
         assert np.abs(values - expected).max() < 1e-5
     assert made.counts.tolist() == [9, 7, 5, 6]
     assert made.class_names == ["t0", "t1", "t2", "t3"]
-    assert made.provenance["betons"] == [betons.target_jpg.fingerprint]
+    assert made.provenance["domains"] == [
+        {"files": ["target-jpg.beton"], "fingerprints": [betons.target_jpg.fingerprint]}
+    ]
     assert made.provenance["weights_hash"].startswith("sha256:")
 
 
@@ -64,7 +77,7 @@ def test_a_class_finds_itself_through_another_encoding(betons: Betons) -> None:
                                   "convnext_tiny", "swin_t", "vgg11"])  # fmt: skip
 def test_penultimate_features_of_torchvision_models(name: str) -> None:
     """The features and the classifier's weights give the model's logits."""
-    model = load_backbone(name, "none")
+    model = load_backbone(name, "none").network
     images = torch.randn(2, 3, 224, 224)
     features = penultimate_features(model, images)
     last = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
@@ -83,11 +96,11 @@ def test_a_model_without_classifier_gives_its_output() -> None:
 
 
 def test_weights_come_from_a_file(tmp_path: Path) -> None:
-    trained = load_backbone("resnet18", "none")
+    trained = load_backbone("resnet18", "none").network
     nn.init.normal_(trained.conv1.weight)
     trained.fc = nn.Linear(512, 7)
     torch.save({"state_dict": trained.state_dict()}, tmp_path / "weights.pt")
-    loaded = load_backbone("resnet18", tmp_path / "weights.pt")
+    loaded = load_backbone("resnet18", tmp_path / "weights.pt").network
     images = torch.randn(2, 3, 64, 64)
     features = (penultimate_features(m.eval(), images) for m in (trained, loaded))
     assert torch.equal(*features)
@@ -106,10 +119,179 @@ def test_wrong_weights_are_refused(tmp_path: Path) -> None:
         load_backbone("resnet18", tmp_path / "weights.pt")
 
 
+class Stops(nn.Module):
+    """A model that fails at a chosen image: an interruption."""
+
+    def __init__(self, inner: nn.Module, after: int | None = None) -> None:
+        super().__init__()
+        self.inner, self.after, self.seen = inner, after, 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen += len(x)
+        if self.after is not None and self.seen > self.after:
+            raise KeyboardInterrupt
+        return self.inner(x)
+
+
+def test_a_second_pairing_reads_what_the_first_computed(betons: Betons, tmp_path: Path) -> None:
+    model = Stops(Small())
+    first = class_centroids(betons.source_jpg, model, cache=tmp_path / "made" / "here")
+    assert model.seen == len(betons.source_jpg)
+    again = class_centroids(betons.source_jpg, model, cache=tmp_path / "made" / "here")
+    assert model.seen == len(betons.source_jpg)
+    assert np.array_equal(first.values, again.values)
+    assert (first.counts == again.counts).all() and first.class_names == again.class_names
+    assert first.provenance == again.provenance
+    with_more = class_centroids(
+        [betons.source_jpg, betons.target_jpg], model, cache=tmp_path / "made" / "here"
+    )
+    assert model.seen == len(betons.source_jpg) + len(betons.target_jpg)
+    assert with_more.class_names == [*first.class_names, "t0", "t1", "t2", "t3"]
+    assert with_more.domains.tolist() == [0] * 6 + [1] * 4
+
+
+@pytest.mark.parametrize("change", ["weights", "transform", "beton"])
+def test_the_cache_knows_what_features_depend_on(
+    betons: Betons, tmp_path: Path, change: str
+) -> None:
+    model = Stops(Small())
+    class_centroids(betons.source_jpg, model, cache=tmp_path)
+    beton, options = betons.source_jpg, {}
+    if change == "weights":
+        with torch.no_grad():
+            next(model.parameters())[0, 0, 0, 0] += 1
+    elif change == "transform":
+        options["crop"] = CenterCrop(32)
+    else:
+        beton = betons.source_raw
+    model.seen = 0
+    made = class_centroids(beton, model, cache=tmp_path, **options)
+    assert model.seen == len(beton)
+    fresh = class_centroids(beton, model, **options)
+    assert np.array_equal(made.values, fresh.values)
+
+
+def test_interrupted_extraction_resumes(betons: Betons, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    inner = Small()
+    expected = class_centroids(betons.source_jpg, Stops(inner), batch_size=4)
+    with pytest.raises(KeyboardInterrupt):
+        class_centroids(betons.source_jpg, Stops(inner, after=22), batch_size=4, cache=tmp_path)
+    assert [path.name.count(".unfinished.") for path in tmp_path.iterdir()] == [1]
+    model = Stops(inner)
+    made = class_centroids(betons.source_jpg, model, batch_size=4, cache=tmp_path)
+    assert model.seen == len(betons.source_jpg) - 20
+    assert np.array_equal(made.values, expected.values)
+    assert [path.name.count(".unfinished.") for path in tmp_path.iterdir()] == [0]
+
+
+@pytest.mark.parametrize("damage", ["cut", "emptied", "exchanged"])
+@pytest.mark.parametrize("unfinished", [False, True])
+def test_a_damaged_feature_cache_is_refused(
+    betons: Betons, tmp_path: Path, damage: str, unfinished: bool
+) -> None:
+    model = Stops(Small(), after=22 if unfinished else None)
+    with contextlib.suppress(KeyboardInterrupt):
+        class_centroids(betons.source_jpg, model, batch_size=4, cache=tmp_path)
+    (path,) = tmp_path.iterdir()
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-50])
+    elif damage == "emptied":
+        path.write_bytes(b"")
+    else:
+        other = tmp_path / "other"
+        model.after, model.seen = (10 if unfinished else None), 0
+        with contextlib.suppress(KeyboardInterrupt):
+            class_centroids(betons.target_jpg, model, batch_size=4, cache=other)
+        next(other.iterdir()).rename(path)
+        other.rmdir()
+    model.after = None
+    with pytest.raises(ValueError, match="delete it, and") as caught:
+        class_centroids(betons.source_jpg, model, batch_size=4, cache=tmp_path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_flipped_bit_of_a_feature_cache_changes_nothing_unnoticed(tmp_path: Path) -> None:
+    total, path = CentroidSum(2), tmp_path / "sums.npz"
+    total.add(torch.randn(5, 3), torch.tensor([0, 1, 1, 0, 1]))
+    total.save(path, 5, "key")
+    total.centroids(["a", "b"]).save(tmp_path / "centroids.npz")
+    refused = 0
+    for file, load in ((path, _loaded_sums), (tmp_path / "centroids.npz", _loaded_centroids)):
+        content, expected = file.read_bytes(), load(file)
+        for position in range(0, len(content), 3):
+            flipped = bytearray(content)
+            flipped[position] ^= 1 << position % 8
+            file.write_bytes(flipped)
+            try:
+                assert load(file) == expected
+            except ValueError as error:
+                assert "delete it" in str(error)
+                refused += 1
+    assert refused > 150
+
+
+def _loaded_sums(path: Path) -> Any:
+    total = CentroidSum(2)
+    position = total.load(path, "key")
+    return position, [x.tolist() for x in total.tensors()]
+
+
+def _loaded_centroids(path: Path) -> Any:
+    made = Centroids.load(path)
+    numbers = [x.tolist() for x in (made.values, made.counts, made.domains)]
+    return numbers, made.class_names, made.provenance
+
+
+def test_a_cache_that_cannot_be_written_costs_a_line(
+    betons: Betons, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    class_centroids(betons.target_jpg, Small(), cache=tmp_path / "file")
+    assert "features are not cached" in caplog.text
+
+
+def test_without_a_manifest_nothing_is_cached(betons: Betons, tmp_path: Path) -> None:
+    """Its fingerprint is that of the index: other pixels of the same sizes would have the same."""
+    path = tmp_path / "bare.beton"
+    shutil.copy(betons.target_raw.path, path)
+    class_centroids(path, Small(), cache=tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_a_vision_transformer_sees_whole_enlarged_images(betons: Betons) -> None:
+    """It takes 224 x 224 only; these are 40 x 40."""
+    backbone = load_backbone("vit_b_32", "none")
+    assert (backbone.size, backbone.one_size) == (224, True)
+    made = class_centroids(betons.target_raw, backbone, batch_size=9)
+    assert made.provenance["transform"].startswith("RandomResizedCrop")
+    resize = RandomResizedCrop(224, scale=(1, 1), ratio=(1, 1))
+    images, labels = next(iter(ImageLoader(betons.target_raw, batch_size=99, crop=resize)))
+    features = penultimate_features(backbone.network, images).double()
+    assert np.abs(made.values[0] - features[labels == 0].mean(0).numpy()).max() < 1e-4
+    small = Betons(*betons).target_raw
+    assert class_centroids(small, Small()).provenance["transform"] == repr(CenterCrop(40))
+
+
+def test_models_of_timm_come_with_their_own_transform(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm", reason="needs timm: pip install timm")
+    backbone = load_backbone("timm:resnet18", "none")
+    assert (backbone.name, backbone.size, backbone.one_size) == ("timm:resnet18", 224, False)
+    vit = load_backbone("timm:vit_tiny_patch16_224", "none")
+    assert vit.one_size and vit.mean == (0.5, 0.5, 0.5)
+    images = torch.randn(2, 3, 224, 224)
+    for model in (backbone.network, vit.network):
+        features = penultimate_features(model, images)
+        with torch.no_grad():
+            assert torch.allclose(model.get_classifier()(features), model(images), atol=1e-5)
+    torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "weights.pt")
+    load_backbone("timm:resnet18", tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match="timm has no model 'resnet1"):
+        load_backbone("timm:resnet1", "none")
+
+
 def test_memory_does_not_grow_with_the_images(betons: Betons) -> None:
     """Only sums are kept: their size is that of the classes."""
-    from xmix_data.centroids import CentroidSum
-
     total = CentroidSum(3)
     for _ in range(50):
         total.add(torch.randn(10, 4), torch.randint(3, (10,)))

@@ -111,7 +111,7 @@ def test_pair_command_writes_what_the_loader_takes(
     assert main(command) == 0
     pairing = xmix_data.Pairing.load(path)
     assert list(pairing.pairs) == ["t0", "t1", "t2"]
-    assert pairing.target["betons"] == [numbered.target.fingerprint]
+    assert pairing.target["domains"][0]["fingerprints"] == [numbered.target.fingerprint]
     assert pairing.target["model"] == "resnet18"
     assert "mean cosine" in capsys.readouterr().out
     xmix_data.XMixLoader(
@@ -129,7 +129,7 @@ def test_pair_command_writes_what_the_loader_takes(
         (["pair", "--target", "T", "--source", "S", "--model", "no", "-o", "p.json"],
          "torchvision has no classifier 'no'"),
         (["pair", "--target", "S", "--source", "T", "--model", "resnet18", "-o", "p.json"],
-         "4 target classes need as many source classes, and there are 3"),
+         "4 target classes need as many source classes in each round, and there are 3"),
         (["pair", "--target", "T", "--source", "S", "--model", "resnet18", "-o", "no/p.json"],
          "no: no such folder"),
         (["inspect", "no.beton"], "no.beton: no such beton"),

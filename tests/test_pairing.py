@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xmix_data import Centroids, Pairing, pair_classes
-from xmix_data.pairing import cosine_similarity
+from xmix_data import Centroids, PairedClass, Pairing, pair_classes
+from xmix_data.matching import cosine_similarity
 
 
 def centroids(values: Any, prefix: str = "c", counts: Any = None) -> Centroids:
@@ -63,6 +63,34 @@ def test_greedy_takes_the_globally_best_remaining_pair(case: tuple[Centroids, Ce
 
 @given(problems())
 @settings(deadline=None, max_examples=50)
+def test_in_order_takes_the_best_that_is_left_target_after_target(
+    case: tuple[Centroids, Centroids],
+) -> None:
+    target, source = case
+    cosines = cosine_similarity(target.values, source.values)
+    expected: list[int] = []
+    for row in cosines:
+        left = [s for s in range(len(row)) if s not in expected]
+        expected.append(max(left, key=lambda s: (row[s], -s)))
+    assert [p[0] for p in ids(pair_classes(target, source, method="in-order"))] == expected
+
+
+def test_greedy_looks_further_than_its_candidates() -> None:
+    """All target classes want the same source classes, more than are put in order at a time."""
+    random = np.random.default_rng(3)
+    n, m = 150, 400
+    common = random.normal(size=(1, 16))
+    target = centroids(common + 0.01 * random.normal(size=(n, 16)), "t")
+    source = centroids(random.normal(size=(m, 16)), "s")
+    cosines = cosine_similarity(target.values, source.values)
+    chosen = [paired[0] for paired in ids(pair_classes(target, source))]
+    assert chosen == greedy_by_definition(cosines)
+    same = centroids(np.ones((200, 2)), "s")
+    assert [p[0] for p in ids(pair_classes(centroids(np.ones((90, 2)), "t"), same))] == [*range(90)]
+
+
+@given(problems())
+@settings(deadline=None, max_examples=50)
 def test_optimal_has_the_largest_sum(case: tuple[Centroids, Centroids]) -> None:
     target, source = case
     cosines = cosine_similarity(target.values, source.values)
@@ -75,7 +103,7 @@ def test_optimal_has_the_largest_sum(case: tuple[Centroids, Centroids]) -> None:
     assert sum(cosines[t, s] for t, s in enumerate(chosen)) == pytest.approx(best, abs=1e-5)
 
 
-@given(problems(), st.sampled_from(["greedy", "optimal", "random"]))
+@given(problems(), st.sampled_from(["greedy", "in-order", "optimal", "random"]))
 @settings(deadline=None)
 def test_rounds_never_share_a_source_class(case: tuple[Centroids, Centroids], method: str) -> None:
     target, source = case
@@ -120,6 +148,96 @@ def test_min_images_finishes_its_round() -> None:
     ]
 
 
+def test_a_strict_stop_shares_the_most_similar_class_that_was_selected() -> None:
+    target = centroids([[1, 0, 0], [0, 1, 0], [0.9, 0.1, 0]], "t")
+    source = centroids([[1, 0.01, 0], [0, 1, 0.02], [1, 0.5, 0.4], [0, 0.1, 1]], "s")
+    pairing = pair_classes(target, source, min_images=11, strict=True)
+    assert ids(pairing) == [[0], [1], [0]]  # two classes have 20 images; t2 shares
+    assert pairing.num_images == 20
+    more = pair_classes(target, source, min_images=31, strict=True)
+    assert ids(more) == [[0], [1, 3], [2]]
+    assert more.num_images == 40
+    with pytest.raises(ValueError, match="exhausted: 2 rounds select 40 images, 41 are wanted"):
+        pair_classes(target, source, min_images=41, strict=True)
+
+
+def test_shrinking_samples_the_selected_images() -> None:
+    random = np.random.default_rng(4)
+    target = centroids(random.normal(size=(3, 8)), "t")
+    source = centroids(random.normal(size=(12, 8)), "s", random.integers(20, 90, 12))
+    default = pair_classes(target, source, rounds=3)
+    for size in (3, 50, default.num_images - 1, default.num_images):
+        small = pair_classes(target, source, rounds=3, num_images=size)
+        assert small.num_images == size
+        for name, paired in small.pairs.items():
+            full = {p.name: p.images for p in default.pairs[name]}
+            assert paired and all(0 < p.images <= full[p.name] for p in paired)
+            assert all((p.first is None) == (p.images == full[p.name]) for p in paired)
+    with pytest.raises(ValueError, match="at least one image for each"):
+        pair_classes(target, source, num_images=2)
+
+
+def test_growing_adds_the_most_similar_unused_class() -> None:
+    random = np.random.default_rng(5)
+    target = centroids(random.normal(size=(3, 8)), "t")
+    source = centroids(random.normal(size=(12, 8)), "s", np.full(12, 10))
+    cosines = cosine_similarity(target.values, source.values)
+    used = {p[0] for p in ids(pair_classes(target, source))}
+    expected = sorted((s for s in range(12) if s not in used), key=lambda s: -cosines[:, s].max())
+    grown = pair_classes(target, source, num_images=55)
+    assert grown.num_images == 55
+    added = {p.name: (name, p.images) for name, ps in grown.pairs.items() for p in ps[1:]}
+    assert {name: owner for name, (owner, _) in added.items()} == {
+        f"s{s}": f"t{cosines[:, s].argmax()}" for s in expected[:3]
+    }
+    assert added[f"s{expected[2]}"][1] == 5  # the last class gives what is missing
+    assert pair_classes(target, source, num_images=120).num_images == 120
+    with pytest.raises(ValueError, match="all 12 source classes together have 120"):
+        pair_classes(target, source, num_images=121)
+
+
+def test_random_images_are_dealt_once_each() -> None:
+    random = np.random.default_rng(6)
+    target = centroids(random.normal(size=(4, 8)), "t")
+    source = centroids(random.normal(size=(9, 8)), "s", random.integers(5, 40, 9))
+    greedy = pair_classes(target, source, rounds=2)
+    pairing = pair_classes(target, source, rounds=2, method="random-images")
+    assert pairing.num_images == greedy.num_images
+    dealt = [
+        (p.name, i)
+        for paired in pairing.pairs.values()
+        for p in paired
+        for i in range(p.first or 0, (p.first or 0) + p.images)
+    ]
+    assert len(dealt) == len(set(dealt)) == greedy.num_images
+    counts = dict(zip(source.class_names, source.counts.tolist(), strict=True))
+    assert all(i < counts[name] for name, i in dealt)
+    shares = [sum(p.images for p in paired) for paired in pairing.pairs.values()]
+    assert max(shares) - min(shares) <= 1
+    whole = pair_classes(target, source, method="random-images", num_images=sum(counts.values()))
+    assert whole.num_images == sum(counts.values())
+    with pytest.raises(ValueError, match="random images are wanted"):
+        pair_classes(target, source, method="random-images", num_images=10_000)
+
+
+def test_similarity_tells_each_methods_objective() -> None:
+    random = np.random.default_rng(7)
+    target, source = (centroids(random.normal(size=(k, 6)), p) for k, p in ((7, "t"), (20, "s")))
+    cosines = cosine_similarity(target.values, source.values)
+    pairing = pair_classes(target, source)
+    similarity = pairing.similarity
+    assert similarity is not None
+    for method, mean in similarity.by_method.items():
+        made = pair_classes(target, source, method=method)
+        assert made.mean_cosine == pytest.approx(mean, abs=1e-6)
+    by_method = similarity.by_method
+    assert by_method["optimal"] >= max(by_method["greedy"], by_method["in-order"])
+    assert similarity.mean == pytest.approx(cosines.mean(), abs=1e-6)
+    assert similarity.std == pytest.approx(cosines.std(), abs=1e-6)
+    expected = cosines[:, [p[0] for p in ids(pairing)]]
+    assert np.abs(similarity.matrix - expected).max() <= 0.0005001
+
+
 def test_random_depends_on_the_seed_alone() -> None:
     random = np.random.default_rng(2)
     target, source = centroids(random.normal(size=(5, 4))), centroids(random.normal(size=(40, 4)))
@@ -134,7 +252,11 @@ def test_random_depends_on_the_seed_alone() -> None:
     [
         ({"source": centroids(np.eye(2), "s")}, "take 3 source classes, and there are 2"),
         ({"rounds": 2}, "take 6 source classes, and there are 5"),
-        ({"rounds": 0}, "at least 1"),
+        ({"rounds": 0}, "rounds is 0; give at least 1"),
+        ({"num_images": 0}, "num_images is 0; give at least 1"),
+        ({"strict": True}, "strict says where min_images stops"),
+        ({"min_images": 9, "num_images": 9, "strict": True}, "strict says where min_images stops"),
+        ({"seed": -1}, "seed is -1"),
         ({"rounds": 1, "min_images": 5}, "exclude each other"),
         ({"min_images": 51}, "exhausted: 1 rounds select 30 images, 51 are wanted"),
         ({"method": "best"}, "method is 'best'"),
@@ -155,15 +277,21 @@ def test_unusable_input_is_named(change: dict[str, Any], message: str) -> None:
         pair_classes(arguments.pop("target"), arguments.pop("source"), **arguments)
 
 
+DOMAIN = {"files": ["t.beton"], "fingerprints": ["sha256:1"]}
+
+
 def test_a_pairing_survives_its_file(tmp_path: Path) -> None:
-    target = Centroids(np.eye(2), [3, 4], ["Katze", "犬"], {"model": "m", "betons": ["sha256:1"]})
+    target = Centroids(np.eye(2), [3, 4], ["Katze", "犬"], {"model": "m", "domains": [DOMAIN]})
     pairing = pair_classes(target, centroids(np.eye(2), "s"), method="optimal")
     path = tmp_path / "pairing.json"
     pairing.save(path)
     loaded = Pairing.load(path)
     assert loaded == pairing
+    assert loaded.similarity is not None and pairing.similarity is not None
+    assert np.array_equal(loaded.similarity.matrix, pairing.similarity.matrix)
+    assert loaded.similarity.by_method == pairing.similarity.by_method
     assert loaded.source_classes == ["s0", "s1"]
-    assert loaded.target["betons"] == ["sha256:1"]
+    assert loaded.target["domains"] == [DOMAIN]
     assert [p.name for p in tmp_path.iterdir()] == ["pairing.json"]
 
 
@@ -179,6 +307,16 @@ def test_a_pairing_survives_its_file(tmp_path: Path) -> None:
         (lambda d: json.dumps({**d, "pairs": [{"target": "x", "sources": []}]}), "'x' has no"),
         (lambda d: json.dumps(d).replace('"s1"', '"s0"'), "'s0' is paired with 'c0' and again"),
         (lambda d: json.dumps(d).replace("1.0", "7.0"), "impossible numbers"),
+        (lambda d: json.dumps(d).replace("1.0", "NaN"), "impossible numbers"),
+        (lambda d: json.dumps(d).replace('"images": 10', '"images": -1'), "impossible numbers"),
+        (lambda d: json.dumps(d).replace('"images": 10', '"images": 2.5'), "integer"),
+        (lambda d: json.dumps(d).replace('"images"', '"domain": 1, "images"'), "of source 1"),
+        (lambda d: json.dumps({**d, "options": []}), "options is no object"),
+        (lambda d: json.dumps({**d, "options": {"seed": -1}}), "seed is -1"),
+        (lambda d: json.dumps({**d, "similarity": {}}), "no 'matrix'"),
+        (lambda d: json.dumps(d).replace("1.000 0.000", "1.000"), "damaged pairing"),
+        (lambda d: json.dumps({**d, "source": {"domains": [{"files": [1]}]}}), "list of files"),
+        (lambda d: "[" * 100_000, "damaged pairing"),
     ],
 )
 def test_a_damaged_pairing_is_refused(tmp_path: Path, edit: Any, message: str) -> None:
@@ -188,6 +326,35 @@ def test_a_damaged_pairing_is_refused(tmp_path: Path, edit: Any, message: str) -
     with pytest.raises(ValueError, match=message) as caught:
         Pairing.load(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"min_images": 15, "strict": True},
+        {"num_images": 17},
+        {"num_images": 77},
+        {"method": "random-images", "num_images": 40},
+    ],
+)
+def test_every_selection_survives_its_file(tmp_path: Path, options: dict[str, Any]) -> None:
+    random = np.random.default_rng(8)
+    target, source = (centroids(random.normal(size=(k, 6)), p) for k, p in ((5, "t"), (10, "s")))
+    pairing = pair_classes(target, source, **options)
+    pairing.save(tmp_path / "pairing.json")
+    assert Pairing.load(tmp_path / "pairing.json") == pairing
+
+
+def test_parts_of_a_class_may_not_overlap(tmp_path: Path) -> None:
+    def load(*parts: tuple[int | None, int]) -> Pairing:
+        pairs = {f"t{i}": [PairedClass("s", 0.5, n, first)] for i, (first, n) in enumerate(parts)}
+        Pairing(pairs).save(tmp_path / "pairing.json")
+        return Pairing.load(tmp_path / "pairing.json")
+
+    assert load((4, 3), (0, 4), (7, 1)).num_images == 8
+    for parts in (((4, 3), (0, 5)), ((None, 9), (0, 1)), ((0, 1), (3, 2), (0, 1))):
+        with pytest.raises(ValueError, match=r"'s' is paired with 't.' and again with 't.'"):
+            load(*parts)
 
 
 def test_centroids_survive_their_file(tmp_path: Path) -> None:
@@ -208,3 +375,8 @@ def test_centroids_that_do_not_fit_together_are_refused() -> None:
         Centroids([[1, 2]], [1, 2], ["a"])
     with pytest.raises(ValueError, match="two classes are named 'a'"):
         Centroids([[1, 2], [1, 3]], [1, 2], ["a", "a"])
+    with pytest.raises(ValueError, match=r"2 classes and domains \(1,\)"):
+        Centroids([[1, 2], [1, 3]], [1, 2], ["a", "b"], domains=np.zeros(1, np.int64))
+    two = Centroids([[1, 2], [1, 3]], [1, 2], ["a", "a"], domains=np.arange(2))
+    with pytest.raises(ValueError, match="two target classes are named 'a'"):
+        pair_classes(two, two)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from xmix_data.augment import CenterCrop, Crop, RandomCrop, RandomResizedCrop
+from xmix_data.pairing import Draw
 from xmix_data.plan import ImageSizes, Plan, SourcePool
 
 SEEDS = st.integers(0, 2**64 - 1)
@@ -24,12 +25,13 @@ def make_plan(
     target_labels: list[int], source_labels: list[int], classes: list[list[int]], **options: Any
 ) -> Plan:
     labels = np.array(source_labels, np.int64)
+    draws = [[Draw(label, None, 0) for label in paired] for paired in classes]
     settings = {"seed": 1, "crop": RandomCrop(32), "flip": True, "shuffle": True, **options}
     return Plan(
         samples=np.arange(len(target_labels)),
         target_labels=np.array(target_labels, np.int64),
         target_sizes=sizes(len(target_labels)),
-        pool=SourcePool(labels, classes, sizes(len(labels))),
+        pool=SourcePool(labels, draws, sizes(len(labels))),
         **settings,
     )
 

@@ -365,6 +365,7 @@ class Domain:
     """
 
     def __init__(self, parts: Sequence[Sequence[Beton]]) -> None:
+        self._parts = parts
         self.betons = [beton for part in parts for beton in part]
         self.class_names = [name for part in parts for name in part[0].class_names]
         self._class_starts = np.cumsum([0] + [len(part[0].class_names) for part in parts])
@@ -412,9 +413,17 @@ class Domain:
         return np.searchsorted(self._class_starts, labels, side="right") - 1
 
     @property
-    def fingerprints(self) -> list[str]:
-        """One a beton, in list order."""
-        return [beton.fingerprint for beton in self.betons]
+    def parts(self) -> list[Domain]:
+        """The domains of the list, one by one."""
+        return [Domain([part]) for part in self._parts]
+
+    @property
+    def provenance(self) -> list[dict[str, list[str]]]:
+        """For each domain of the list the ``files`` (names) and ``fingerprints`` of its betons."""
+        return [
+            {"files": [b.path.name for b in part], "fingerprints": [b.fingerprint for b in part]}
+            for part in self._parts
+        ]
 
     def __len__(self) -> int:
         return len(self.labels)

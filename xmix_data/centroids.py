@@ -5,10 +5,11 @@ Comes in: features (B, D) and labels (B,), batch by batch. Goes out: `Centroids`
 
 from __future__ import annotations
 
+import contextlib
 import json
+import operator
 import os
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["CentroidSum", "Centroids"]
 
 _FORMAT = "xmix_data.centroids/1"
+_SUMS_FORMAT = "xmix_data.feature_sums/1"
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,15 +37,17 @@ class Centroids:
         class_names: C different names.
         provenance: What the features were made with, e.g. the model, its weights' hash and the
             beton's fingerprint; goes into the pairing.
+        domains: (C,) int64: which beton of a list each class comes from; default all the first.
 
     Raises:
-        ValueError: Shapes do not fit together, or two classes have the same name.
+        ValueError: Shapes do not fit together, or two classes of a domain have the same name.
     """
 
     values: npt.NDArray[np.float32]
     counts: npt.NDArray[np.int64]
     class_names: list[str]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    domains: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", np.ascontiguousarray(self.values, np.float32))
@@ -55,9 +59,17 @@ class Centroids:
                 f"centroids have values {self.values.shape}, counts {self.counts.shape} and "
                 f"{classes} class names; expected (C, D), (C,) and C names"
             )
-        if len(set(self.class_names)) != classes:
-            twice = next(n for n in self.class_names if self.class_names.count(n) > 1)
-            raise ValueError(f"two classes are named {twice!r}; rename one, a pairing needs names")
+        if not self.domains.size:
+            object.__setattr__(self, "domains", np.zeros(classes, np.int64))
+        if self.domains.shape != (classes,):
+            raise ValueError(f"centroids have {classes} classes and domains {self.domains.shape}")
+        seen: set[tuple[int, str]] = set()
+        for key in zip(self.domains.tolist(), self.class_names, strict=True):
+            if key in seen:
+                raise ValueError(
+                    f"two classes are named {key[1]!r}; rename one, a pairing needs names"
+                )
+            seen.add(key)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a NumPy ``.npz`` without pickled objects; the file appears when whole."""
@@ -68,8 +80,9 @@ class Centroids:
         }
         with whole_file(path) as stream:
             np.savez(
-                stream, values=self.values, counts=self.counts, meta=np.array(json.dumps(meta))
-            )
+                stream, values=self.values, counts=self.counts, domains=self.domains,
+                meta=np.array(json.dumps(meta)),
+            )  # fmt: skip
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Centroids:
@@ -79,17 +92,52 @@ class Centroids:
             FileNotFoundError: No such file.
             ValueError: The file is damaged or of another kind.
         """
+        with _arrays(path, "centroids") as arrays:
+            meta = json.loads(str(arrays["meta"]))
+            if meta["format"] != _FORMAT:
+                raise ValueError(f"format {meta['format']!r}")
+            values, counts, domains = (
+                _numbers(arrays[key], kind)
+                for key, kind in (("values", "f"), ("counts", "iu"), ("domains", "iu"))
+            )
+            return cls(values, counts, meta["class_names"], dict(meta["provenance"]), domains)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Centroids]) -> Centroids:
+        """The classes of several domains, in list order; the provenance of all.
+
+        Args:
+            parts: Centroids of one domain each, of the same model.
+        """
+        provenance = dict(parts[0].provenance)
+        provenance["domains"] = [domain for p in parts for domain in p.provenance["domains"]]
+        return cls(
+            np.concatenate([part.values for part in parts]),
+            np.concatenate([part.counts for part in parts]),
+            [name for part in parts for name in part.class_names],
+            provenance,
+            np.repeat(np.arange(len(parts)), [len(part.class_names) for part in parts]),
+        )
+
+
+@contextlib.contextmanager
+def _arrays(path: str | os.PathLike[str], what: str) -> Iterator[Mapping[str, Any]]:
+    """The arrays of an ``.npz``; whatever is wrong with them is one `ValueError`."""
+    with open(path, "rb") as stream:
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                meta = json.loads(str(arrays["meta"]))
-                if meta["format"] != _FORMAT:
-                    raise ValueError(f"format {meta['format']!r}")
-                names = meta["class_names"]
-                return cls(arrays["values"], arrays["counts"], names, meta.get("provenance", {}))
-        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            with np.load(stream, allow_pickle=False) as arrays:
+                yield arrays
+        except Exception as error:  # NumPy and zipfile raise what the damage happens to lead to
             raise ValueError(
-                f"{path}: damaged, or no centroids of xmix_data ({error}); compute them again"
+                f"{path}: damaged, or no {what} of xmix_data ({error}); delete it, "
+                "and compute them again"
             ) from error
+
+
+def _numbers(array: npt.NDArray[Any], kinds: str) -> npt.NDArray[Any]:
+    if array.dtype.kind not in kinds:
+        raise ValueError(f"an array of {array.dtype}")
+    return array
 
 
 class CentroidSum:
@@ -122,6 +170,50 @@ class CentroidSum:
             self._sums = torch.zeros(shape, dtype=torch.float64, device=self._device)
         self._sums.index_add_(0, labels, features.to(torch.float64))
         self._counts += torch.bincount(labels, minlength=self._num_classes)
+
+    def save(self, path: str | os.PathLike[str], position: int, key: str) -> None:
+        """Write the sums so far, to go on with later; the file appears when whole.
+
+        Args:
+            path: The file.
+            position: Where in the sample sequence the sums end.
+            key: What is summed up; `load` wants the same.
+        """
+        if self._sums is None:
+            return
+        meta = json.dumps({"format": _SUMS_FORMAT, "key": key, "position": position})
+        with whole_file(path) as stream:
+            np.savez(
+                stream, sums=self._sums.cpu().numpy(), counts=self._counts.cpu().numpy(),
+                meta=np.array(meta),
+            )  # fmt: skip
+
+    def load(self, path: str | os.PathLike[str], key: str) -> int:
+        """Go on with what `save` wrote; returns its position.
+
+        Raises:
+            FileNotFoundError: No such file.
+            ValueError: The file is damaged, of another kind, or of other features.
+        """
+        import torch
+
+        with _arrays(path, "feature sums") as arrays:
+            meta = json.loads(str(arrays["meta"]))
+            if (meta["format"], meta["key"]) != (_SUMS_FORMAT, key):
+                raise ValueError("its content is of other features")
+            sums, counts = _numbers(arrays["sums"], "f"), _numbers(arrays["counts"], "iu")
+            position = operator.index(meta["position"])
+            if sums.ndim != 2 or not len(sums) == len(counts) == self._num_classes:
+                raise ValueError(f"sums {sums.shape} of {self._num_classes} classes")
+        self._sums = torch.from_numpy(sums.astype(np.float64)).to(self._device)
+        self._counts = torch.from_numpy(counts.astype(np.int64)).to(self._device)
+        return position
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Sums (C, D) float64 and counts (C,) int64, to be added up over processes in place."""
+        if self._sums is None:
+            raise ValueError("no features were added; there are no sums")
+        return [self._sums, self._counts]
 
     def centroids(
         self, class_names: Sequence[str], provenance: Mapping[str, Any] | None = None

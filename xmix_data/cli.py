@@ -1,4 +1,4 @@
-"""The ``xmix`` command: convert, pair, inspect, doctor, bench, demo.
+"""The ``xmix`` command: convert, pair, report, inspect, doctor, bench, demo.
 
 An error is one line that says what, where and what to do, with exit status 2; ``--debug`` gives
 the traceback. Work is imported when a command needs it, so that ``--help`` answers at once.
@@ -7,10 +7,12 @@ the traceback. Work is imported when a command needs it, so that ``--help`` answ
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,10 +118,12 @@ def _parser() -> argparse.ArgumentParser:
         "pair", _pair, "pair each target class with source classes of its own",
         "xmix pair --target pets.beton --source imagenet.beton --model resnet50 -o pairing.json",
     )  # fmt: skip
-    pair.add_argument("--target", type=Path, required=True, metavar="T.beton")
+    pair.add_argument("--target", type=Path, required=True, metavar="T.beton", action="append",
+        help="may be given several times")  # fmt: skip
     pair.add_argument("--source", type=Path, required=True, metavar="S.beton", action="append",
         help="may be given several times")  # fmt: skip
-    pair.add_argument("--model", required=True, help="a torchvision classifier, e.g. resnet50")
+    pair.add_argument("--model", required=True,
+        help="a torchvision classifier, e.g. resnet50, or timm:NAME")  # fmt: skip
     pair.add_argument("--weights", default="default", metavar="default|none|FILE",
         help="downloaded, random, or a state dict (default: default)")  # fmt: skip
     pair.add_argument("-o", "--output", type=Path, required=True, metavar="PAIRING.json")
@@ -127,11 +131,39 @@ def _parser() -> argparse.ArgumentParser:
     amount.add_argument("--rounds", type=int, metavar="R", help="one-to-one rounds (default: 1)")
     amount.add_argument("--min-images", type=int, metavar="K",
         help="as many rounds as select K source images")  # fmt: skip
-    pair.add_argument("--method", choices=("greedy", "optimal", "random"), default="greedy")
-    pair.add_argument("--seed", type=int, default=0, help="of --method random (default: 0)")
+    pair.add_argument("--strict", action="store_true",
+        help="with --min-images: stop within the round, at the pair that reaches K")  # fmt: skip
+    pair.add_argument("--num-images", type=int, metavar="K",
+        help="shrink or grow the selection to K source images")  # fmt: skip
+    pair.add_argument("--method", default="greedy",
+        choices=("greedy", "in-order", "optimal", "random", "random-images"),
+        help="how classes are selected (default: greedy, the best remaining pair first)"
+    )  # fmt: skip
+    pair.add_argument("--seed", type=int, default=0, help="of what is random (default: 0)")
+    pair.add_argument("--crop", type=int, metavar="PIXELS",
+        help="centre crop that the model sees (default: what it was trained for)")  # fmt: skip
     pair.add_argument("--device", default=None, help="default: cuda where there is one")
     pair.add_argument("--batch-size", type=int, default=256)
+    pair.add_argument("--workers", type=int, metavar="N", help="threads (default: all cores)")
+    pair.add_argument("--cache", type=Path, metavar="DIR", default=_cache_folder(),
+        help="keep features here, for the next pairing (default: %(default)s)")  # fmt: skip
+    pair.add_argument("--no-cache", dest="cache", action="store_const", const=None)
     pair.add_argument("--overwrite", action="store_true", help="replace an existing file")
+
+    report = command(
+        "report", _report, "show a pairing with its pictures as one HTML page",
+        "xmix report pairing.json --target pets.beton --source imagenet.beton -o report.html",
+    )  # fmt: skip
+    report.add_argument("pairing", type=Path, metavar="PAIRING.json")
+    report.add_argument("--target", type=Path, required=True, metavar="T.beton", action="append",
+        help="may be given several times")  # fmt: skip
+    report.add_argument("--source", type=Path, required=True, metavar="S.beton", action="append",
+        help="may be given several times")  # fmt: skip
+    report.add_argument("-o", "--output", type=Path, required=True, metavar="REPORT.html")
+    for name in ("alpha", "beta"):
+        report.add_argument(f"--{name}", type=float, default=1.0,
+            help="of the λ that mixed samples are shown for (default: 1)")  # fmt: skip
+    report.add_argument("--overwrite", action="store_true", help="replace an existing file")
 
     inspect = command(
         "inspect", _inspect, "say what a beton holds", "xmix inspect source.beton --verify"
@@ -176,6 +208,11 @@ class _Version(argparse.Action):
         parser.exit()
 
 
+def _cache_folder() -> Path:
+    """Where the XDG base directory specification has programs keep what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xmix_data"
+
+
 def _image_size(text: str) -> int | None:
     if text == "none":
         return None
@@ -213,7 +250,7 @@ def _convert(options: argparse.Namespace) -> None:
         lines = options.classes.read_text(encoding="utf-8").splitlines()
         source = select(source, classes=[line.strip() for line in lines if line.strip()])
     if options.pairing:
-        used = Pairing.load(options.pairing).source_classes
+        used = Pairing.load(options.pairing).classes_in(source.class_names, source.fingerprint)
         if options.classes:
             listed = set(source.class_names or [])
             used = [name for name in used if name in listed]
@@ -243,42 +280,95 @@ def _describe(beton: Any) -> str:
 
 
 def _pair(options: argparse.Namespace) -> None:
-    if options.output.exists() and not options.overwrite:
-        raise FileExistsError(f"{options.output}: exists; choose another name or add --overwrite")
-    if not options.output.parent.is_dir():
-        raise FileNotFoundError(f"{options.output.parent}: no such folder; create it first")
+    _check_output(options)
     import torch
 
+    from xmix_data.augment import CenterCrop
+    from xmix_data.backbones import load_backbone
     from xmix_data.beton import open_domain
-    from xmix_data.features import class_centroids, load_backbone
+    from xmix_data.features import class_centroids
     from xmix_data.pairing import pair_classes, pairs_table
 
-    target, source = open_domain(options.target), open_domain(options.source)
-    if len(source.class_names) < len(target.class_names):
+    domains = [open_domain(options.target), open_domain(options.source)]
+    n, m = (len(domain.class_names) for domain in domains)
+    if m < n * (options.rounds or 1):
         raise ValueError(
-            f"{len(target.class_names)} target classes need as many source classes, and there are "
-            f"{len(source.class_names)}; add source classes"
+            f"{n} target classes need as many source classes in each round, and there are {m}; "
+            "add source classes"
         )
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_backbone(options.model, options.weights)
-    centroids = []
-    for domain in (target, source):
-        made = class_centroids(
-            domain.betons, model, device=device, batch_size=options.batch_size, progress=True
-        )
-        made.provenance["model"] = options.model  # type: ignore[index]
-        centroids.append(made)
+    with _job() as (rank, local_rank):
+        device = options.device
+        if device is None:
+            device = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
+        backbone = load_backbone(options.model, options.weights)
+        target, source = (
+            class_centroids(
+                domain.betons, backbone, device=device, batch_size=options.batch_size,
+                num_workers=options.workers, cache=options.cache, progress=rank == 0,
+                crop=None if options.crop is None else CenterCrop(options.crop),
+            )
+            for domain in domains
+        )  # fmt: skip
+    if rank:
+        return
     pairing = pair_classes(
-        *centroids,
+        target,
+        source,
         method=options.method,
         rounds=options.rounds,
         min_images=options.min_images,
+        num_images=options.num_images,
+        strict=options.strict,
         seed=options.seed,
     )
     pairing.save(options.output)
     for line in pairs_table(pairing):
         print(line)
     print(f"{options.output}: {pairing!r}, mean cosine {pairing.mean_cosine:.3f}")
+    if pairing.similarity is not None:
+        means = pairing.similarity.by_method
+        print(
+            "one round by each method, mean cosine: "
+            + ", ".join(f"{name} {value:.4f}" for name, value in means.items())
+            + f"; two arbitrary classes {pairing.similarity.mean:.4f}"
+        )
+
+
+def _check_output(options: argparse.Namespace) -> None:
+    if options.output.exists() and not options.overwrite:
+        raise FileExistsError(f"{options.output}: exists; choose another name or add --overwrite")
+    if not options.output.parent.is_dir():
+        raise FileNotFoundError(f"{options.output.parent}: no such folder; create it first")
+
+
+@contextlib.contextmanager
+def _job() -> Iterator[tuple[int, int]]:
+    """This process's rank in all, and on this machine; under torchrun the processes are joined."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield 0, 0
+        return
+    from torch import distributed
+
+    logging.getLogger("xmix_data").setLevel(
+        logging.INFO if os.environ["RANK"] == "0" else logging.WARNING
+    )
+    distributed.init_process_group("gloo")
+    try:
+        yield distributed.get_rank(), int(os.environ.get("LOCAL_RANK", "0"))
+    finally:
+        distributed.destroy_process_group()
+
+
+def _report(options: argparse.Namespace) -> None:
+    _check_output(options)
+    from xmix_data.pairing import Pairing
+    from xmix_data.report import write_report
+
+    path = write_report(
+        Pairing.load(options.pairing), options.target, options.source, options.output,
+        alpha=options.alpha, beta=options.beta, overwrite=options.overwrite,
+    )  # fmt: skip
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB; open it in a browser")
 
 
 def _inspect(options: argparse.Namespace) -> None:

@@ -1,56 +1,71 @@
 """Features: a pre-trained backbone over a domain, summed up per class as they come.
 
-Comes in: a beton and a model. Goes out: `Centroids`. Memory does not grow with the images.
+Comes in: betons and a backbone. Goes out: `Centroids`. Memory does not grow with the images. The
+processes of a torch.distributed job share the work. What was summed up is kept in a cache, if one
+is given: finished centroids for the next pairing, and unfinished sums to go on with.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
+import logging
 import os
-import urllib.error
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import distributed, nn
 
-from xmix_data.augment import CenterCrop
-from xmix_data.beton import BetonLike, open_domain
+from xmix_data.augment import CenterCrop, Crop, RandomResizedCrop
+from xmix_data.backbones import Backbone, load_backbone, penultimate_features
+from xmix_data.beton import BetonLike, Domain, open_domain
 from xmix_data.centroids import Centroids, CentroidSum
+from xmix_data.errors import XMixError
 from xmix_data.loader import ImageLoader
 from xmix_data.progress import Progress
 
-__all__ = ["class_centroids", "load_backbone", "penultimate_features"]
+__all__ = ["class_centroids"]
 
-_WITHOUT_LINEAR = "squeezenet"
-"""Classifies by a convolution: what comes before it is no feature vector."""
-_CROP = 224
-"""Side of the centre crop, the test-time transform of the paper; smaller images are used whole."""
+_log = logging.getLogger("xmix_data")
+
+_SECONDS_BETWEEN_SAVES = 30.0
+_SAVE_SHARE = 0.02
+"""Sums of many classes are large: saving them takes at most this share of the time."""
 
 
 def class_centroids(
     beton: BetonLike | Sequence[BetonLike],
-    model: str | nn.Module,
+    model: str | nn.Module | Backbone,
     *,
     device: str | torch.device = "cpu",
     batch_size: int = 256,
     num_workers: int | None = None,
+    crop: Crop | None = None,
+    cache: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> Centroids:
     """Mean penultimate feature vector of each class (Eq. 1), unnormalised, in eval mode.
 
-    The test-time transform: the centre 224 x 224 of each stored image (the whole centre square
-    where images are smaller), normalised with ImageNet's mean and standard deviation.
+    Under torch.distributed every process calls it and gets the centroids of all images.
 
     Args:
         beton: A path, a `Beton`, or a list (several domains, or shards).
-        model: Name of a torchvision classifier, taken with its default weights, or any module
-            (B, 3, H, W) -> (B, anything). The features are the input of its last linear layer
-            where that makes the output, else the output itself, averaged over space.
+        model: Name of a torchvision classifier (of timm: ``"timm:NAME"``), taken with its default
+            weights; a `Backbone`; or any module (B, 3, H, W) -> (B, anything). The features are
+            the input of its last linear layer where that makes the output, else the output itself,
+            averaged over space.
         device: Where the model runs.
-        batch_size: Images of a batch.
+        batch_size: Images of a batch, in each process.
         num_workers: Decoding threads.
+        crop: The test-time transform; default the centre square that the model was trained for,
+            224 x 224 for most. Smaller images are used whole, and enlarged only for models that
+            take one size only. Normalised with the model's mean and standard deviation.
+        cache: A folder. Centroids that were computed before, of the same content by the same
+            weights and transform, are read from it; interrupted work is taken up again.
         progress: Show progress on stderr.
 
     Returns:
@@ -58,173 +73,205 @@ def class_centroids(
 
     Raises:
         BetonError: The beton or one of its images is damaged.
-        ValueError: No such model, or its features are no vectors.
+        ValueError: No such model, its features are no vectors, or the cache is damaged.
+        XMixError: Another process of the job ended.
     """
-    name = model if isinstance(model, str) else type(model).__name__
-    network = load_backbone(model, "default") if isinstance(model, str) else model
+    backbone = _backbone(model)
     domain = open_domain(beton)
-    side = min(_CROP, int(domain.heights.min()), int(domain.widths.min()))
-    total = CentroidSum(len(domain.class_names), device)
-    weights_hash = state_hash(network)
-    was_training = network.training
-    network = network.to(device).eval()
+    if crop is None:
+        crop = _test_crop(domain, backbone)
+    folder = None if cache is None else _folder(Path(cache))
+    network = backbone.network
+    modes = [(module, module.training) for module in network.modules()]
+    backbone.network.to(device).eval()
     try:
-        with (
-            ImageLoader(
-                domain.betons, batch_size=batch_size, crop=CenterCrop(side), device=device,
-                num_workers=num_workers, rank=0, world_size=1,
-            ) as loader,
-            Progress("features", len(domain), enabled=progress) as bar,
-        ):  # fmt: skip
-            for images, labels in loader:
-                total.add(penultimate_features(network, images), labels)
-                bar.advance(len(images))
+        parts = [
+            _Extraction(
+                part,
+                backbone,
+                crop,
+                torch.device(device),
+                batch_size,
+                num_workers,
+                folder,
+                progress,
+            ).centroids()
+            for part in domain.parts
+        ]
     finally:
-        network.train(was_training)
-    provenance = {
-        "model": name,
-        "weights_hash": weights_hash,
-        "transform": f"center_crop_{side}",
-        "betons": domain.fingerprints,
-        "files": [beton.path.name for beton in domain.betons],
-    }
-    return total.centroids(domain.class_names, provenance)
+        for module, training in modes:
+            module.training = training
+    return Centroids.joined(parts)
 
 
-@torch.no_grad()
-def penultimate_features(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Features that a classifier's last linear layer sees.
+def _backbone(model: str | nn.Module | Backbone) -> Backbone:
+    if isinstance(model, Backbone):
+        return model
+    if isinstance(model, str):
+        return load_backbone(model, "default")
+    return Backbone(model, type(model).__name__)
 
-    Args:
-        model: A module in eval mode.
-        images: (B, 3, H, W).
 
-    Returns:
-        (B, D): the input of the last linear layer where that layer makes the output; otherwise
-        the output itself, averaged over space where it is (B, D, h, w).
+def _test_crop(domain: Domain, backbone: Backbone) -> Crop:
+    smallest = min(int(domain.heights.min()), int(domain.widths.min()))
+    if smallest >= backbone.size:
+        return CenterCrop(backbone.size)
+    if backbone.one_size:  # all of a square image
+        return RandomResizedCrop(backbone.size, scale=(1, 1), ratio=(1, 1))
+    return CenterCrop(smallest)
 
-    Raises:
-        ValueError: The result is no vector per image.
-    """
-    last: dict[str, Any] = {}
 
-    def remember(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: Any) -> None:
-        last["input"], last["output"] = inputs[0], output
-
-    hooks = [
-        module.register_forward_hook(remember)
-        for module in model.modules()
-        if isinstance(module, nn.Linear)
-    ]
+def _folder(path: Path) -> Path | None:
     try:
-        output = model(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    features = last["input"] if last and last["output"] is output else output
-    if isinstance(features, torch.Tensor) and features.ndim == 4:
-        features = features.mean((2, 3))
-    if not isinstance(features, torch.Tensor) or features.shape != (
-        len(images),
-        features.shape[-1],
-    ):
-        shape = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features)
-        raise ValueError(
-            f"{type(model).__name__} makes {shape} of {len(images)} images; give a model that ends "
-            "in a linear classifier or makes one feature vector an image"
-        )
-    return features
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _log.warning("features are not cached: %s: %s", path, error.strerror)
+        return None
+    return path
 
 
-def load_backbone(name: str, weights: str | os.PathLike[str]) -> nn.Module:
-    """A torchvision classifier by name, in eval mode.
+class _Extraction:
+    """The centroids of one domain: read, or summed up by all processes of the job."""
 
-    Args:
-        name: E.g. ``"resnet50"``; see `torchvision.models.list_models`.
-        weights: ``"default"`` (downloaded once), ``"none"`` (random, the same in every run), or
-            a file with a state dict.
+    def __init__(
+        self,
+        domain: Domain,
+        backbone: Backbone,
+        crop: Crop,
+        device: torch.device,
+        batch_size: int,
+        num_workers: int | None,
+        folder: Path | None,
+        progress: bool,
+    ) -> None:
+        self._domain, self._backbone, self._device = domain, backbone, device
+        self._progress = progress
+        self._provenance = {
+            "model": backbone.name,
+            "weights_hash": backbone.weights_hash,
+            "transform": repr(crop),
+            "domains": domain.provenance,
+        }
+        self._loader = ImageLoader(
+            domain.betons, batch_size=batch_size, crop=crop, device=device,
+            num_workers=num_workers, mean=backbone.mean, std=backbone.std,
+        )  # fmt: skip
+        self._name = ", ".join(beton.path.name for beton in domain.betons)
+        kind = type(backbone.network)
+        content = [beton.fingerprint for beton in domain.betons]
+        self._key = json.dumps([
+            f"{kind.__module__}.{kind.__qualname__}", backbone.weights_hash, repr(crop),
+            backbone.mean, backbone.std, content,
+        ])  # fmt: skip
+        self._finished = self._unfinished = None
+        # Without a manifest nothing tells two contents of the same sizes apart.
+        if folder is not None and all(beton.manifest is not None for beton in domain.betons):
+            stem = hashlib.sha256(self._key.encode()).hexdigest()[:32]
+            rank, world_size = self._loader.rank, self._loader.world_size
+            self._finished = folder / f"{stem}.npz"
+            self._unfinished = folder / f"{stem}.{rank}-of-{world_size}.unfinished.npz"
 
-    Raises:
-        ValueError: No such model, or the weights do not fit it.
-        FileNotFoundError: The weights file does not exist.
-        OSError: The weights could not be downloaded.
-    """
-    from torchvision import models
+    def centroids(self) -> Centroids:
+        with self._loader, _named_loss_of_a_process():
+            made = self._read() if self._loader.rank == 0 else None
+            made = _from_first_process(made)
+            if made is None:
+                total = self._sum()
+                _add_up(total.tensors())
+                made = total.centroids(self._domain.class_names, self._provenance)
+                self._keep(made)
+        return made
 
-    known = [n for n in models.list_models(models) if not n.startswith(_WITHOUT_LINEAR)]
-    if name not in known:
-        close = [n for n in known if n[:4] == name[:4]] or ["resnet18", "resnet50"]
-        raise ValueError(f"torchvision has no classifier {name!r}; there are {', '.join(close)}")
-    if weights == "default":
-        try:
-            return models.get_model(name, weights="DEFAULT").eval()  # type: ignore[no-any-return]
-        except (urllib.error.URLError, OSError) as error:
-            raise OSError(
-                f"the weights of {name} cannot be downloaded ({error}); check the network, or "
-                "give a file (--weights FILE), or none (--weights none)"
-            ) from error
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network: nn.Module = models.get_model(name, weights=None)
-    if weights != "none":
-        _load_weights(network, Path(weights))
-    return network.eval()
-
-
-def _load_weights(network: nn.Module, path: Path) -> None:
-    """Load a state dict; a classifier head of another size is left as it is, nothing else."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such weights file; give a state dict, default or none")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises what the damage happens to lead to
-        raise ValueError(
-            f"{path}: no state dict that torch.load(weights_only=True) reads ({error})"
-        ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict):
-        raise ValueError(f"{path}: holds a {type(state).__name__}, expected a state dict")
-    state = {key.removeprefix("module."): value for key, value in state.items()}
-    own = network.state_dict()
-    head = _classifier_keys(network)
-    state = {
-        key: value
-        for key, value in state.items()
-        if key not in head or getattr(value, "shape", None) == own[key].shape
-    }
-    missing = [key for key in own if key not in state and key not in head]
-    unexpected = [key for key in state if key not in own]
-    wrong = [key for key in state if key in own and state[key].shape != own[key].shape]
-    if missing or unexpected or wrong:
-        kind, key = next(
-            (kind, keys[0])
-            for kind, keys in (
-                ("lacks", missing),
-                ("has unknown", unexpected),
-                ("misshapes", wrong),
+    def _read(self) -> Centroids | None:
+        if self._finished is None or not self._finished.exists():
+            return None
+        made = Centroids.load(self._finished)
+        if made.class_names != self._domain.class_names or made.provenance.get("key") != self._key:
+            raise ValueError(
+                f"{self._finished}: is of other features than its name says; delete it, and run "
+                "again"
             )
-            if keys
-        )
-        raise ValueError(
-            f"{path}: {kind} {key!r}; the weights are not those of {type(network).__name__}"
-        )
-    network.load_state_dict(state, strict=False)
+        _log.info("features of %s: read from %s", self._name, self._finished)
+        return Centroids(made.values, made.counts, made.class_names, self._provenance, made.domains)
+
+    def _keep(self, made: Centroids) -> None:
+        if self._finished is None or self._unfinished is None:
+            return
+        if self._loader.rank == 0:
+            keyed = {**self._provenance, "key": self._key}
+            Centroids(made.values, made.counts, made.class_names, keyed).save(self._finished)
+        self._unfinished.unlink(missing_ok=True)
+
+    def _sum(self) -> CentroidSum:
+        """This process's share of the sums."""
+        total = CentroidSum(len(self._domain.class_names), self._device)
+        loader, done = self._loader, 0
+        if self._unfinished is not None and self._unfinished.exists():
+            done = total.load(self._unfinished, self._key)
+            loader.load_state_dict({**loader.state_dict(), "position": done})
+        saved, last_save = time.monotonic(), 0.0
+        share = -(-len(self._domain) // loader.world_size)
+        with Progress(f"features of {self._name}", share, enabled=self._progress) as bar:
+            bar.advance(done // loader.world_size)
+            try:
+                for images, labels in loader:
+                    own = len(images) - loader.last_padding
+                    features = penultimate_features(self._backbone.network, images)
+                    total.add(features[:own], labels[:own])
+                    done = loader.state_dict()["position"]
+                    bar.advance(len(images))
+                    waited = time.monotonic() - saved
+                    if waited > max(_SECONDS_BETWEEN_SAVES, last_save / _SAVE_SHARE):
+                        last_save = self._save(total, done)
+                        saved = time.monotonic()
+            except BaseException:
+                if done:
+                    self._save(total, done)
+                raise
+        if loader.world_size > 1:  # the others may not come to their end
+            self._save(total, done)
+        return total
+
+    def _save(self, total: CentroidSum, done: int) -> float:
+        """Seconds that it took."""
+        started = time.monotonic()
+        if self._unfinished is not None:
+            total.save(self._unfinished, done, self._key)
+        return time.monotonic() - started
 
 
-def _classifier_keys(network: nn.Module) -> set[str]:
-    """State keys of the last linear layer."""
-    linear = [name for name, m in network.named_modules() if isinstance(m, nn.Linear)]
-    return {f"{linear[-1]}.weight", f"{linear[-1]}.bias"} if linear else set()
+def _in_a_job() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
 
 
-def state_hash(network: nn.Module) -> str:
-    """SHA-256 of a module's parameters and buffers, names included."""
-    digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        digest.update(name.encode())
-        if isinstance(value, torch.Tensor):
-            array = value.detach().cpu().contiguous().view(-1).view(torch.uint8)
-            digest.update(array.numpy().data)
-    return f"sha256:{digest.hexdigest()}"
+def _from_first_process(value: Any) -> Any:
+    if not _in_a_job():
+        return value
+    values = [value]
+    distributed.broadcast_object_list(values)
+    return values[0]
+
+
+def _add_up(tensors: Sequence[torch.Tensor]) -> None:
+    """Sum tensors over all processes, in place."""
+    if not _in_a_job():
+        return
+    on_gpu = distributed.get_backend() == "nccl"
+    for tensor in tensors:
+        moved = tensor.cuda() if on_gpu else tensor.cpu()
+        distributed.all_reduce(moved)
+        tensor.copy_(moved)
+
+
+@contextlib.contextmanager
+def _named_loss_of_a_process() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if not _in_a_job() or isinstance(error, XMixError):
+            raise
+        raise XMixError(
+            f"rank {distributed.get_rank()} lost the other processes of this job "
+            f"({str(error).splitlines()[0]}); see what they say, and run again: what was computed "
+            "so far is in the cache, if there is one"
+        ) from error

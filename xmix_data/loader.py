@@ -100,6 +100,9 @@ class _Loader(Generic[B]):
         self._epoch = self._position = 0
         self._received = False
         """Whether the caller got a batch since the position was last set."""
+        self._last: PlanRows | None = None
+        """The batch that the caller got last."""
+        self._padding = 0
         self._closed = False
         self._digest: str | None = None
         self._pass: weakref.ref[_Pass[B]] | None = None
@@ -198,6 +201,30 @@ class _Loader(Generic[B]):
         if self._digest is None:
             self._digest = self._plan.digest()
         return self._digest
+
+    def last_samples(self) -> list[str]:
+        """The samples of the batch that the caller got last, named: file, index and class.
+
+        Returns:
+            One text a sample; of two domains, ``"target + source"``. Empty before the first batch.
+        """
+        rows = self._last
+        if rows is None:
+            return []
+        names = [self._target.describe(i) for i in rows.target.tolist()]
+        if self._source is None or rows.source is None:
+            return names
+        sources = [self._source.describe(i) for i in rows.source.tolist()]
+        return [f"{one} + {other}" for one, other in zip(names, sources, strict=True)]
+
+    @property
+    def last_padding(self) -> int:
+        """How many samples at the end of the batch that the caller got last are padding.
+
+        The tail of an epoch is padded so that all ranks have equally many batches of equal size;
+        sums over all ranks must leave it out.
+        """
+        return self._padding
 
     def stats(self) -> dict[str, float]:
         """Who waits for whom, since construction.
@@ -300,7 +327,7 @@ class _Pass(Iterator[B]):
 
     def __init__(self, loader: _Loader[B], plan: EpochPlan, position: int) -> None:
         self._loader = loader
-        self._ends = (end for _, _, end in _spans(loader, len(plan), position))
+        self._samples, self._batches = len(plan), _spans(loader, len(plan), position)
         self._stream: ImageStream | None = loader._backend.stream(
             _planned(plan, _spans(loader, len(plan), position))
         )
@@ -324,8 +351,10 @@ class _Pass(Iterator[B]):
             self.close()
             raise
         batch = self._loader._batch(rows, images)
-        self._loader._position = next(self._ends)
+        _, stop, self._loader._position = next(self._batches)
+        self._loader._padding = min(len(rows), max(0, stop - self._samples))
         self._loader._received = True
+        self._loader._last = rows
         self._loader._stats["batches"] += 1
         self._loader._stats["samples"] += len(rows)
         return batch
@@ -449,9 +478,11 @@ class XMixLoader(_Loader[Any]):
         targets, sources = open_domain(target), open_domain(source)
         if not isinstance(pairing, Pairing):
             pairing = Pairing.load(pairing)
-        classes = pairing.ids(targets.class_names, sources.class_names)
+        draws = pairing.draws(targets, sources)
         _log_provenance(pairing, targets, sources)
-        pool = SourcePool(sources.labels, classes, ImageSizes(sources.heights, sources.widths))
+        pool = SourcePool(
+            sources.labels, draws, ImageSizes(sources.heights, sources.widths), pairing.seed
+        )
         for label, count in enumerate(pool.counts):
             if count == 0 and np.any(targets.labels == label):
                 raise ValueError(
@@ -507,6 +538,8 @@ class ImageLoader(_Loader[tuple[torch.Tensor, torch.Tensor]]):
         flip: Mirror each image with probability 1/2.
         shuffle: A new order each epoch; otherwise the beton's.
         classes: Names of the classes to load; the labels stay the beton's. Default all.
+        pairing: Load only the source images that this pairing selects (its auxiliary set); the
+            beton is its source.
         drop_last: As for `XMixLoader`, but off.
         device, dtype, mean, std, seed, num_workers, prefetch, on_error, rank, world_size, backend:
             As for `XMixLoader`; dtype uint8 gives the crops as decoded.
@@ -526,6 +559,7 @@ class ImageLoader(_Loader[tuple[torch.Tensor, torch.Tensor]]):
         flip: bool = False,
         shuffle: bool = False,
         classes: Sequence[str] | None = None,
+        pairing: Pairing | str | os.PathLike[str] | None = None,
         drop_last: bool = False,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
@@ -541,14 +575,21 @@ class ImageLoader(_Loader[tuple[torch.Tensor, torch.Tensor]]):
     ) -> None:
         domain = open_domain(beton)
         samples = np.arange(len(domain))
+        sizes = ImageSizes(domain.heights, domain.widths)
+        if classes is not None and pairing is not None:
+            raise ValueError("classes and pairing both say what to load; give one")
         if classes is not None:
             samples = _samples_of(domain, classes)
+        if pairing is not None:
+            pairing = pairing if isinstance(pairing, Pairing) else Pairing.load(pairing)
+            draws = pairing.draws(None, domain)
+            samples = np.unique(SourcePool(domain.labels, draws, sizes, pairing.seed).images)
         _check_crop(crop, domain, samples)
         plan = Plan(
             seed=_checked_seed(seed),
             samples=samples,
             target_labels=domain.labels,
-            target_sizes=ImageSizes(domain.heights, domain.widths),
+            target_sizes=sizes,
             crop=crop,
             flip=flip,
             shuffle=shuffle,
@@ -668,8 +709,11 @@ def _log_provenance(pairing: Pairing, target: Domain, source: Domain) -> None:
         ("target", pairing.target, target),
         ("source", pairing.source, source),
     ):
-        known = provenance.get("betons")
-        if known is not None and known != domain.fingerprints:
+        known = provenance.get("domains")
+        if known is not None and not all(
+            part["fingerprints"] in [given["fingerprints"] for given in domain.provenance]
+            for part in known
+        ):
             _log.warning("the pairing was made with other %s betons than those given", kind)
     shared = {b.path.resolve() for b in target.betons} & {b.path.resolve() for b in source.betons}
     for path in sorted(shared):

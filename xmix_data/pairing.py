@@ -8,9 +8,12 @@ Table 3 show that the similarity is maximised, and so it is here.
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
+import operator
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,16 +21,27 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from xmix_data.beton import Domain
 from xmix_data.centroids import Centroids
-from xmix_data.errors import MissingDependencyError
 from xmix_data.files import whole_file
+from xmix_data.matching import (
+    COSINE_DECIMALS,
+    METHODS,
+    RANDOM_IMAGES,
+    Choice,
+    Cosines,
+    cosine_similarity,
+    grow,
+    random_images,
+    select_rounds,
+    shrink,
+)
 
-__all__ = ["PairedClass", "Pairing", "cosine_similarity", "pair_classes"]
+__all__ = ["Draw", "PairedClass", "Pairing", "Similarity", "pair_classes", "pairs_table"]
 
 _FORMAT, _VERSION = "xmix_data.pairing", 1
-_COSINE_DECIMALS = 6
-"""Cosines are rounded before they are compared, so that ties do not depend on the summation
-order of a matrix product (CPU, GPU, number of threads)."""
+_MATRIX_DECIMALS = 3
+"""Of the cosines that are kept for looking at."""
 
 
 class PairedClass(NamedTuple):
@@ -36,21 +50,52 @@ class PairedClass(NamedTuple):
     name: str
     cosine: float
     images: int
-    """Images of the source class."""
+    """Images of the source class that are drawn from."""
+    first: int | None = None
+    """``None``: all images of the class. Otherwise images ``first .. first + images - 1`` of the
+    class in the random order that the pairing's seed gives them."""
+    domain: int = 0
+    """Which source of the list the class comes from."""
+
+
+class Draw(NamedTuple):
+    """A paired class in a loader's terms."""
+
+    label: int
+    """Class id in the source domain."""
+    first: int | None
+    images: int
+    """As in `PairedClass`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Similarity:
+    """How similar target and source classes are, to judge a pairing by."""
+
+    mean: float
+    std: float
+    """Over all n * m cosines."""
+    matrix: npt.NDArray[np.float32]
+    """(n, n): each target class by the first source class of each target class, rounded to 3
+    decimals; the pairs stand on the diagonal."""
+    by_method: Mapping[str, float]
+    """Mean cosine of one round by each method."""
 
 
 @dataclass(frozen=True)
 class Pairing:
-    """For each target class its source classes, the most similar round first."""
+    """For each target class its source classes, in the order in which they were selected."""
 
     pairs: Mapping[str, Sequence[PairedClass]]
     """Target class name to its source classes."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """How it was made: method, rounds, min_images, seed."""
+    """How it was made: the arguments of `pair_classes`."""
     target: Mapping[str, Any] = field(default_factory=dict)
-    """Provenance of the target centroids: model, weights' hash, fingerprints of the betons."""
+    """Provenance of the target centroids: model, weights' hash, files and fingerprints."""
     source: Mapping[str, Any] = field(default_factory=dict)
     """Provenance of the source centroids."""
+    similarity: Similarity | None = field(default=None, compare=False)
+    """``None`` in a pairing that was made by hand."""
 
     @property
     def source_classes(self) -> list[str]:
@@ -60,52 +105,137 @@ class Pairing:
     @property
     def num_images(self) -> int:
         """How many source images the pairing selects."""
-        return sum({p.name: p.images for ps in self.pairs.values() for p in ps}.values())
+        return sum({(p.domain, p.name, p.first): p.images for p in self._paired()}.values())
 
     @property
     def mean_cosine(self) -> float:
         """Mean over all pairs, in -1 .. 1."""
-        return float(np.mean([p.cosine for paired in self.pairs.values() for p in paired]))
+        return float(np.mean([p.cosine for p in self._paired()]))
 
-    def ids(self, target_names: Sequence[str], source_names: Sequence[str]) -> list[list[int]]:
+    def _paired(self) -> Iterator[PairedClass]:
+        return (p for paired in self.pairs.values() for p in paired)
+
+    @property
+    def seed(self) -> int:
+        """Of the random order that `PairedClass.first` counts in."""
+        return int(self.options.get("seed", 0))
+
+    def classes_in(self, names: Sequence[str] | None, fingerprint: str) -> list[str]:
+        """Names of the source classes that are used of one source: to convert only these.
+
+        Args:
+            names: The source's classes.
+            fingerprint: The source's; tells which of the pairing's sources it is, if it is one of
+                several betons that the pairing was made over.
+
+        Raises:
+            ValueError: It cannot be told which of the pairing's sources this is.
+        """
+        domains = self.source.get("domains", ())
+        by_domain: dict[int, list[str]] = {}
+        for paired in self._paired():
+            by_domain.setdefault(paired.domain, []).append(paired.name)
+        fitting = [i for i, used in by_domain.items() if set(used) <= set(names or ())]
+        exact = [i for i, d in enumerate(domains) if fingerprint in d["fingerprints"]]
+        if len(domains) < 2:
+            return self.source_classes
+        if len(exact) == 1:
+            fitting = exact
+        if len(fitting) != 1:
+            files = "; ".join(", ".join(domain["files"]) for domain in domains)
+            raise ValueError(
+                f"the pairing was made over {len(domains)} sources ({files}), and the classes of "
+                f"{len(fitting)} of them are in this one; convert the betons that it was made over"
+            )
+        return list(dict.fromkeys(by_domain.get(fitting[0], [])))
+
+    def draws(self, target: Domain | None, source: Domain) -> list[list[Draw]]:
         """The pairing in class ids of given domains.
 
         Args:
-            target_names: Names of the target classes, by id.
-            source_names: Names of the source classes, by id.
+            target: ``None``: whatever has the pairing's target classes, in its order.
+            source: The source, or the list of them.
 
         Returns:
-            For each target class id, the ids of its source classes.
+            For each target class id, what it draws from.
 
         Raises:
-            ValueError: A class is unknown, ambiguous, or unpaired.
+            ValueError: A class is unknown, ambiguous or unpaired, has too few images, or the
+                pairing was made over another number of sources.
         """
-        known_targets, known_sources = set(target_names), _positions(source_names)
+        names = list(self.pairs) if target is None else target.class_names
+        known = set(names)
         for name in self.pairs:
-            if name not in known_targets:
+            if name not in known:
                 raise ValueError(
                     f"the pairing's target class {name!r} is not in the target beton; "
                     "it was made for other betons: run `xmix pair` again"
                 )
-        result = []
-        for name in target_names:
+        for name in names:
             if name not in self.pairs:
                 raise ValueError(
                     f"target class {name!r} is not in the pairing; "
                     "it was made for other betons: run `xmix pair` again"
                 )
-            ids = []
-            for paired in self.pairs[name]:
-                places = known_sources.get(paired.name, [])
-                if len(places) != 1:
-                    problem = "in several source betons" if places else "in no source beton"
-                    raise ValueError(
-                        f"source class {paired.name!r}, paired with {name!r}, is {problem}; "
-                        "give the betons that the pairing was made for, or run `xmix pair` again"
-                    )
-                ids.append(places[0])
-            result.append(ids)
+        find = self._class_ids(source)
+        result = [[Draw(find(p, name), p.first, p.images) for p in self.pairs[name]]
+                  for name in names]  # fmt: skip
+        if any(p.first is not None for p in self._paired()):
+            self._check_parts(result, source)
         return result
+
+    def _class_ids(self, source: Domain) -> Callable[[PairedClass, str], int]:
+        """From a paired class and its target class to its class id in the given source."""
+        places: dict[str, dict[int, int]] = {}
+        part_of = source.domain_of_class(np.arange(len(source.class_names))).tolist()
+        for label, name in enumerate(source.class_names):
+            places.setdefault(name, {})[part_of[label]] = label
+        parts = self._parts(source)
+
+        def find(paired: PairedClass, target_name: str) -> int:
+            found = places.get(paired.name, {})
+            if parts is not None:
+                found = {k: v for k, v in found.items() if k == parts[paired.domain]}
+            if len(found) == 1:
+                return next(iter(found.values()))
+            problem = "in several source betons" if found else "in no source beton"
+            if parts is not None:
+                files = source.provenance[parts[paired.domain]]["files"]
+                problem = f"not in {', '.join(files)}"
+            raise ValueError(
+                f"source class {paired.name!r}, paired with {target_name!r}, is {problem}; "
+                "give the betons that the pairing was made for, or run `xmix pair` again"
+            )
+
+        return find
+
+    def _parts(self, source: Domain) -> list[int] | None:
+        """Where the given list has each source of the pairing; ``None`` if it has only one."""
+        recorded = self.source.get("domains", ())
+        if len(recorded) < 2:
+            return None
+        given = [part["fingerprints"] for part in source.provenance]
+        wanted = [part["fingerprints"] for part in recorded]
+        if all(given.count(fingerprints) == 1 for fingerprints in wanted):
+            return [given.index(fingerprints) for fingerprints in wanted]
+        if len(given) == len(wanted):
+            return list(range(len(wanted)))
+        files = "; ".join(", ".join(part["files"]) for part in recorded)
+        raise ValueError(
+            f"the pairing was made over {len(wanted)} sources ({files}), and {len(given)} are "
+            "given; give as many, in that order"
+        )
+
+    def _check_parts(self, draws: Iterable[Iterable[Draw]], source: Domain) -> None:
+        counts = np.bincount(source.labels, minlength=len(source.class_names))
+        for draw in (draw for drawn in draws for draw in drawn):
+            if draw.first is not None and draw.first + draw.images > counts[draw.label]:
+                raise ValueError(
+                    f"the pairing draws from images {draw.first} to "
+                    f"{draw.first + draw.images - 1} of source class "
+                    f"{source.class_names[draw.label]!r}, which has {counts[draw.label]}; "
+                    "give the betons that the pairing was made for, or run `xmix pair` again"
+                )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the pairing as JSON; the file appears when whole."""
@@ -116,10 +246,12 @@ class Pairing:
             "target": dict(self.target),
             "source": dict(self.source),
             "pairs": [
-                {"target": name, "sources": [p._asdict() for p in paired]}
+                {"target": name, "sources": [_entry(p) for p in paired]}
                 for name, paired in self.pairs.items()
             ],
         }
+        if self.similarity is not None:
+            document["similarity"] = _similarity_entry(self.similarity)
         text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         with whole_file(path) as stream:
             stream.write(text.encode())
@@ -138,15 +270,18 @@ class Pairing:
                 raise ValueError(f"it is no document of format {_FORMAT!r}")
             if document["version"] != _VERSION:
                 raise ValueError(f"its version is {document['version']}, known is {_VERSION}")
-            return cls(
-                _parse_pairs(document["pairs"]),
-                dict(document["options"]),
-                dict(document["target"]),
-                dict(document["source"]),
+            options, target, source = (
+                _parse_mapping(key, document[key]) for key in ("options", "target", "source")
             )
+            _check_seed(options.get("seed", 0))
+            pairs = _parse_pairs(document["pairs"], shared=bool(options.get("strict")))
+            _check_domains(pairs, source)
+            similarity = document.get("similarity")
+            parsed = None if similarity is None else _parse_similarity(similarity, len(pairs))
+            return cls(pairs, options, target, source, parsed)
         except FileNotFoundError:
             raise FileNotFoundError(f"{path}: no such pairing; make one with `xmix pair`") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise ValueError(
                 f"{path}: damaged pairing ({reason}); run `xmix pair` again"
@@ -159,38 +294,108 @@ class Pairing:
         )
 
 
-def _positions(names: Sequence[str]) -> dict[str, list[int]]:
-    places: dict[str, list[int]] = {}
-    for position, name in enumerate(names):
-        places.setdefault(name, []).append(position)
-    return places
+def _entry(paired: PairedClass) -> dict[str, Any]:
+    """Without what is as usual."""
+    entry: dict[str, Any] = {
+        "name": paired.name, "cosine": paired.cosine, "images": paired.images
+    }  # fmt: skip
+    if paired.first is not None:
+        entry["first"] = paired.first
+    if paired.domain:
+        entry["domain"] = paired.domain
+    return entry
 
 
-def _parse_pairs(entries: Any) -> dict[str, list[PairedClass]]:
+def _check_seed(seed: int) -> None:
+    if not 0 <= operator.index(seed) < 1 << 64:
+        raise ValueError(f"seed is {seed}; it must lie in 0 .. 2**64 - 1")
+
+
+def _parse_mapping(key: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{key} is no object")
+    return value
+
+
+def _parse_pairs(entries: Any, *, shared: bool) -> dict[str, list[PairedClass]]:
     pairs: dict[str, list[PairedClass]] = {}
-    used: dict[str, str] = {}
+    used: dict[tuple[int, str], list[tuple[str, PairedClass]]] = {}
     for entry in entries:
         name = entry["target"]
         if not isinstance(name, str) or name in pairs:
             raise ValueError(f"target class {name!r} stands there twice or is no name")
-        paired = [
-            PairedClass(str(s["name"]), float(s["cosine"]), int(s["images"]))
-            for s in entry["sources"]
-        ]
-        if not paired:
+        pairs[name] = [_parse_paired(source) for source in entry["sources"]]
+        if not pairs[name]:
             raise ValueError(f"target class {name!r} has no source classes")
-        for source in paired:
-            if not -1 <= source.cosine <= 1 or source.images < 0:
-                raise ValueError(f"source class {source.name!r} has impossible numbers")
-            other = used.setdefault(source.name, name)
-            if other != name or [p.name for p in paired].count(source.name) > 1:
-                raise ValueError(
-                    f"source class {source.name!r} is paired with {other!r} and again with {name!r}"
-                )
-        pairs[name] = paired
+        for source in pairs[name]:
+            used.setdefault((source.domain, source.name), []).append((name, source))
     if not pairs:
         raise ValueError("it pairs no classes")
+    for (_, source_name), users in used.items():
+        users.sort(key=lambda user: user[1].first or 0)
+        for (one, earlier), (other, later) in itertools.pairwise(users):
+            if (one == other or not shared) and _overlap(earlier, later):
+                raise ValueError(
+                    f"source class {source_name!r} is paired with {one!r} and again with {other!r}"
+                )
     return pairs
+
+
+def _parse_paired(entry: Any) -> PairedClass:
+    name, cosine = entry["name"], float(entry["cosine"])
+    images, domain = operator.index(entry["images"]), operator.index(entry.get("domain", 0))
+    first = None if entry.get("first") is None else operator.index(entry["first"])
+    if not isinstance(name, str):
+        raise ValueError(f"source class {name!r} is no name")
+    if not -1 <= cosine <= 1 or images < 0 or (first or 0) < 0 or domain < 0:
+        raise ValueError(f"source class {name!r} has impossible numbers")
+    return PairedClass(name, cosine, images, first, domain)
+
+
+def _overlap(one: PairedClass, other: PairedClass) -> bool:
+    """Of two parts of a class, in the order of their first images."""
+    return one.first is None or other.first is None or other.first < one.first + one.images
+
+
+def _check_domains(pairs: Mapping[str, Sequence[PairedClass]], source: Mapping[str, Any]) -> None:
+    """What a pairing over several sources says of them must be usable."""
+    domains = source.get("domains", [])
+    for domain in domains:
+        for key in ("files", "fingerprints"):
+            if not all(isinstance(text, str) for text in domain[key]):
+                raise ValueError(f"source domains have no list of {key}")
+    for paired in (p for ps in pairs.values() for p in ps):
+        if paired.domain >= max(1, len(domains)):
+            raise ValueError(
+                f"source class {paired.name!r} is of source {paired.domain}, "
+                f"and it knows {len(domains)}"
+            )
+
+
+def _similarity_entry(similarity: Similarity) -> dict[str, Any]:
+    return {
+        "mean": similarity.mean,
+        "std": similarity.std,
+        "by_method": dict(similarity.by_method),
+        "matrix": [
+            " ".join(f"{cosine:.{_MATRIX_DECIMALS}f}" for cosine in row)
+            for row in similarity.matrix.tolist()
+        ],
+    }
+
+
+def _parse_similarity(entry: Any, classes: int) -> Similarity:
+    matrix = np.array([row.split() for row in entry["matrix"]], np.float32)
+    by_method = {str(name): float(value) for name, value in entry["by_method"].items()}
+    similarity = Similarity(float(entry["mean"]), float(entry["std"]), matrix, by_method)
+    numbers = [similarity.mean, similarity.std, *by_method.values()]
+    if (
+        matrix.shape != (classes, classes)
+        or not all(map(math.isfinite, numbers))
+        or not np.all(np.abs(matrix) <= 1)
+    ):
+        raise ValueError("similarity has impossible numbers")
+    return similarity
 
 
 def pair_classes(
@@ -200,6 +405,8 @@ def pair_classes(
     method: str = "greedy",
     rounds: int | None = None,
     min_images: int | None = None,
+    num_images: int | None = None,
+    strict: bool = False,
     seed: int = 0,
 ) -> Pairing:
     """Pair each target class with source classes of its own by the centroids' cosine (Eq. 2).
@@ -211,71 +418,104 @@ def pair_classes(
         target: n target centroids.
         source: m source centroids of the same model.
         method: ``"greedy"``: the best remaining pair first, ties by (target, source) id.
-            ``"optimal"``: the assignment with the largest sum of cosines. ``"random"``: random
-            source classes (the paper's Table 3).
+            ``"in-order"``: target class after target class, each with the best remaining source
+            class. ``"optimal"``: the assignment with the largest sum of cosines. ``"random"``:
+            random source classes. ``"random-images"``: random images, whatever their class, each
+            with one target class; as many as the greedy method would select (the last two are
+            the paper's Table 3).
         rounds: How many rounds; default one.
         min_images: Instead of ``rounds``: as many rounds as select at least this many source
             images (the paper takes 100,000 for Dogs, 200,000 otherwise). The last round is
             finished, so that no target class is left out.
-        seed: For ``"random"``.
+        num_images: Make it exactly this many source images afterwards (the paper's Fig. 3): fewer
+            by sampling images, at least one for each target class; more by adding the unused
+            source class that is most similar to any target class, again and again.
+        strict: With ``min_images``: stop within the round, at the pair that reaches it. A target
+            class without a source class then shares the most similar one that was selected.
+        seed: Of everything random.
 
     Raises:
         ValueError: An option is impossible, a centroid is unusable, the dimensions differ, or
             there are too few source classes.
         MissingDependencyError: FAISS is not installed.
     """
-    choose = _METHODS.get(method)
-    if choose is None:
-        raise ValueError(f"method is {method!r}; it must be one of {', '.join(_METHODS)}")
+    if method not in METHODS and method != RANDOM_IMAGES:
+        known = ", ".join([*METHODS, RANDOM_IMAGES])
+        raise ValueError(f"method is {method!r}; it must be one of {known}")
+    _check_amounts(rounds, min_images, num_images, strict, method)
+    _check_seed(seed)
+    _check_fit(target, source, rounds or 1)
+    cosines = cosine_similarity(target.values, source.values)
+    random = np.random.Philox(key=np.array([seed, 0], np.uint64))
+    choose = METHODS.get(method, METHODS["greedy"])
+    chosen, finished = select_rounds(
+        cosines, source.counts, choose, random, rounds, min_images, strict
+    )
+    if method == RANDOM_IMAGES:
+        size = num_images or int(source.counts[np.concatenate(chosen)].sum())
+        parts = random_images(len(chosen), source.counts, size, random)
+    else:
+        parts = [[(s, None, int(source.counts[s])) for s in of_one] for of_one in chosen]
+        if num_images is not None:
+            selected = sum(images for part in parts for *_, images in part)
+            if selected > num_images:
+                parts = shrink(parts, num_images, random)
+            else:
+                grow(parts, cosines, source.counts, num_images)
+    pairs = {
+        name: [
+            PairedClass(
+                source.class_names[s], float(cosines[t, s]), images, first, int(source.domains[s])
+            )
+            for s, first, images in parts[t]
+        ]
+        for t, name in enumerate(target.class_names)
+    }
+    options = {
+        "method": method, "rounds": finished, "min_images": min_images, "num_images": num_images,
+        "strict": strict, "seed": seed,
+    }  # fmt: skip
+    firsts = [part[0][0] for part in parts]
+    return Pairing(
+        pairs, options, dict(target.provenance), dict(source.provenance),
+        _similarity(cosines, firsts, seed),
+    )  # fmt: skip
+
+
+def _check_amounts(
+    rounds: int | None, min_images: int | None, num_images: int | None, strict: bool, method: str
+) -> None:
     if rounds is not None and min_images is not None:
         raise ValueError("rounds and min_images exclude each other; give one")
-    if min((x for x in (rounds, min_images) if x is not None), default=1) < 1:
-        raise ValueError(f"rounds is {rounds} and min_images is {min_images}; give at least 1")
+    for name, value in (("rounds", rounds), ("min_images", min_images), ("num_images", num_images)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}; give at least 1")
+    if strict and (min_images is None or num_images is not None or method == RANDOM_IMAGES):
+        raise ValueError(
+            "strict says where min_images stops a selection of classes; give min_images, and "
+            "neither num_images nor random images"
+        )
+
+
+def _check_fit(target: Centroids, source: Centroids, rounds: int) -> None:
     if target.values.shape[1] != source.values.shape[1]:
         raise ValueError(
             f"target centroids have {target.values.shape[1]} dimensions, source centroids "
             f"{source.values.shape[1]}; compute both with the same model"
         )
+    if len(set(target.class_names)) != len(target.class_names):
+        twice = next(n for n in target.class_names if target.class_names.count(n) > 1)
+        raise ValueError(
+            f"two target classes are named {twice!r}; a pairing names them, rename one"
+        )
     for kind, centroids in (("target", target), ("source", source)):
         _check_usable(kind, centroids)
     n, m = len(target.class_names), len(source.class_names)
-    needed = n * (rounds or 1)
-    if m < needed:
+    if m < n * rounds:
         raise ValueError(
-            f"{rounds or 1} round(s) for {n} target classes take {needed} source classes, and "
+            f"{rounds} round(s) for {n} target classes take {n * rounds} source classes, and "
             f"there are {m}; add source classes"
         )
-    cosines = cosine_similarity(target.values, source.values)
-    random = np.random.Philox(key=np.array([seed, 0], np.uint64))
-    free = np.ones(m, bool)
-    chosen: list[list[int]] = [[] for _ in range(n)]
-    images = finished = 0
-    while finished < (rounds or 1) if min_images is None else images < min_images:
-        candidates = np.flatnonzero(free)
-        if len(candidates) < n:
-            raise ValueError(
-                f"the source is exhausted: {finished} rounds select {images} images, "
-                f"{min_images} are wanted, and {len(candidates)} classes are left for {n} target "
-                "classes; lower min_images or add source classes"
-            )
-        picked = candidates[choose(cosines[:, candidates], random)]
-        for t, s in enumerate(picked.tolist()):
-            chosen[t].append(s)
-        free[picked] = False
-        images += int(source.counts[picked].sum())
-        finished += 1
-    return Pairing(
-        {
-            name: [
-                PairedClass(source.class_names[s], float(cosines[t, s]), int(source.counts[s]))
-                for s in chosen[t]
-            ]
-            for t, name in enumerate(target.class_names)
-        },
-        {"method": method, "rounds": finished, "min_images": min_images, "seed": seed},
-        dict(target.provenance),
-        dict(source.provenance),
-    )
 
 
 def _check_usable(kind: str, centroids: Centroids) -> None:
@@ -292,73 +532,25 @@ def _check_usable(kind: str, centroids: Centroids) -> None:
             )
 
 
-def cosine_similarity(
-    target: npt.NDArray[np.float32], source: npt.NDArray[np.float32]
-) -> npt.NDArray[np.float32]:
-    """Cosines of all pairs by FAISS, on the GPU where FAISS finds one.
+def _similarity(cosines: Cosines, firsts: Sequence[int], seed: int) -> Similarity:
+    def mean_of(choose: Callable[[Cosines, np.random.Philox], Choice]) -> float:
+        random = np.random.Philox(key=np.array([seed, 0], np.uint64))
+        return float(np.mean([cosines[pair] for pair in choose(cosines, random)], dtype=np.float64))
 
-    Args:
-        target: (n, D) float32.
-        source: (m, D) float32.
-
-    Returns:
-        (n, m) float32 in -1 .. 1, rounded to 6 decimals.
-
-    Raises:
-        MissingDependencyError: FAISS is not installed.
-    """
-    try:
-        import faiss
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"FAISS cannot be imported ({error}): `pip install faiss-gpu` (Linux x86-64, with or "
-            "without a GPU) or `pip install faiss-cpu`"
-        ) from error
-    t, s = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (target, source))
-    if getattr(faiss, "get_num_gpus", int)() > 0:
-        cosines = faiss.pairwise_distance_gpu(
-            faiss.StandardGpuResources(), t, s, metric=faiss.METRIC_INNER_PRODUCT
-        )
-    else:
-        cosines = faiss.pairwise_distances(t, s, metric=faiss.METRIC_INNER_PRODUCT)
-    return np.asarray(np.clip(np.round(cosines, _COSINE_DECIMALS), -1, 1), np.float32)
-
-
-def _greedy(cosines: npt.NDArray[np.float32], random: np.random.Philox) -> npt.NDArray[np.int64]:
-    """Globally best remaining pair first; argmax takes the lowest id among equals."""
-    free = cosines.copy()
-    best_source = free.argmax(axis=1)
-    best = free[np.arange(len(free)), best_source]
-    chosen = np.full(len(free), -1, np.int64)
-    for _ in range(len(free)):
-        t = int(best.argmax())
-        s = best_source[t]
-        chosen[t], best[t] = s, -np.inf
-        free[:, s] = -np.inf
-        for other in np.flatnonzero((best_source == s) & (chosen < 0)):
-            best_source[other] = free[other].argmax()
-            best[other] = free[other, best_source[other]]
-    return chosen
-
-
-def _optimal(cosines: npt.NDArray[np.float32], random: np.random.Philox) -> npt.NDArray[np.int64]:
-    from scipy.optimize import linear_sum_assignment
-
-    return np.asarray(linear_sum_assignment(cosines, maximize=True)[1])
-
-
-def _random(cosines: npt.NDArray[np.float32], random: np.random.Philox) -> npt.NDArray[np.int64]:
-    keys = random.random_raw(cosines.shape[1])
-    return np.argsort(keys, kind="stable")[: len(cosines)]
-
-
-_METHODS: Mapping[
-    str, Callable[[npt.NDArray[np.float32], np.random.Philox], npt.NDArray[np.int64]]
-] = {"greedy": _greedy, "optimal": _optimal, "random": _random}
+    return Similarity(
+        float(cosines.mean(dtype=np.float64)),
+        float(cosines.std(dtype=np.float64)),
+        np.round(cosines[:, firsts], _MATRIX_DECIMALS),
+        {name: round(mean_of(choose), COSINE_DECIMALS) for name, choose in METHODS.items()},
+    )
 
 
 def pairs_table(pairing: Pairing, width: int = 28) -> Iterator[str]:
     """Lines of a table for the terminal: target class, source classes, cosines."""
     for name, paired in pairing.pairs.items():
-        sources = ", ".join(f"{p.name} ({p.cosine:.3f})" for p in paired)
-        yield f"{name[:width]:<{width}}  {sources}"
+        shown = ", ".join(f"{p.name} ({p.cosine:.3f})" for p in paired[:_SHOWN])
+        more = f", and {len(paired) - _SHOWN} more" if len(paired) > _SHOWN else ""
+        yield f"{name[:width]:<{width}}  {shown}{more}"
+
+
+_SHOWN = 8

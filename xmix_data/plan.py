@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xmix_data.augment import Crop
+from xmix_data.pairing import Draw
 
 __all__ = ["EpochPlan", "ImageSizes", "Plan", "PlanRows", "SourcePool"]
 
@@ -84,28 +85,32 @@ class SourcePool:
 
     Args:
         source_labels: (N,) class id of every source image.
-        classes: For each target class the ids of its paired source classes.
+        draws: For each target class what it draws from.
         sizes: Of the source images.
+        seed: Of the random order in which `Draw.first` counts a class's images.
     """
 
     def __init__(
         self,
         source_labels: npt.NDArray[np.int64],
-        classes: Sequence[Sequence[int]],
+        draws: Sequence[Sequence[Draw]],
         sizes: ImageSizes,
+        seed: int = 0,
     ) -> None:
         self.sizes = sizes
         order = np.argsort(source_labels, kind="stable")
         labels = np.asarray(source_labels)[order]
-        images = [
-            np.concatenate(
-                [
-                    order[np.searchsorted(labels, c, "left") : np.searchsorted(labels, c, "right")]
-                    for c in paired
-                ]
-            )
-            for paired in classes
-        ]
+
+        def images_of(draw: Draw) -> npt.NDArray[np.int64]:
+            start, stop = np.searchsorted(labels, (draw.label, draw.label + 1))
+            if draw.first is None:
+                return np.asarray(order[start:stop])
+            # The key knows no class ids: a beton of fewer classes draws the same images.
+            keys = np.random.Philox(key=np.array([seed, 1], np.uint64)).random_raw(stop - start)
+            part = np.argsort(keys, kind="stable")[draw.first : draw.first + draw.images]
+            return np.asarray(order[start + np.sort(part)])
+
+        images = [np.concatenate([images_of(draw) for draw in drawn]) for drawn in draws]
         self.counts = np.array([len(pool) for pool in images], np.int64)
         """(n,) images that each target class draws from."""
         self._starts = np.cumsum(self.counts) - self.counts

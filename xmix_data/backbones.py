@@ -1,0 +1,229 @@
+"""Backbones: pre-trained classifiers by name, what they want to see, and their features.
+
+Comes in: a name and weights. Goes out: a `Backbone`; from images (B, 3, H, W) features (B, D).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import urllib.error
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from xmix_data.errors import MissingDependencyError
+
+__all__ = ["Backbone", "load_backbone", "penultimate_features", "state_hash"]
+
+_WITHOUT_LINEAR = "squeezenet"
+"""Classifies by a convolution: what comes before it is no feature vector."""
+_TIMM = "timm:"
+_SIZE = 224
+"""Side in pixels of what most classifiers were trained on."""
+_SIZES = {"inception_v3": 299}
+_OF_ONE_SIZE = "maxvit"
+"""Torchvision's models of this family, like its vision transformers, take one size only."""
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, eq=False)
+class Backbone:
+    """A network and the images it was trained on."""
+
+    network: nn.Module
+    name: str
+    size: int = _SIZE
+    """Side in pixels of its test images."""
+    one_size: bool = False
+    """Whether it takes no other size."""
+    mean: tuple[float, ...] = _MEAN
+    std: tuple[float, ...] = _STD
+    """Of the channels, in 0..1 units."""
+
+    @cached_property
+    def weights_hash(self) -> str:
+        """SHA-256 of parameters and buffers."""
+        return state_hash(self.network)
+
+
+@torch.no_grad()
+def penultimate_features(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Features that a classifier's last linear layer sees.
+
+    Args:
+        model: A module in eval mode.
+        images: (B, 3, H, W).
+
+    Returns:
+        (B, D): the input of the last linear layer where that layer makes the output; otherwise
+        the output itself, averaged over space where it is (B, D, h, w).
+
+    Raises:
+        ValueError: The result is no vector per image.
+    """
+    last: dict[str, Any] = {}
+
+    def remember(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: Any) -> None:
+        last["input"], last["output"] = inputs[0], output
+
+    hooks = [
+        module.register_forward_hook(remember)
+        for module in model.modules()
+        if isinstance(module, nn.Linear)
+    ]
+    try:
+        output = model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    features = last["input"] if last and last["output"] is output else output
+    if isinstance(features, torch.Tensor) and features.ndim == 4:
+        features = features.mean((2, 3))
+    if not isinstance(features, torch.Tensor) or features.shape != (
+        len(images),
+        features.shape[-1],
+    ):
+        shape = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features)
+        raise ValueError(
+            f"{type(model).__name__} makes {shape} of {len(images)} images; give a model that ends "
+            "in a linear classifier or makes one feature vector an image"
+        )
+    return features
+
+
+def load_backbone(name: str, weights: str | os.PathLike[str]) -> Backbone:
+    """A classifier of torchvision or timm by name, in eval mode.
+
+    Args:
+        name: E.g. ``"resnet50"``, see `torchvision.models.list_models`; or ``"timm:NAME"``, see
+            `timm.list_models`.
+        weights: ``"default"`` (downloaded once), ``"none"`` (random, the same in every run), or
+            a file with a state dict, read with ``weights_only=True``.
+
+    Raises:
+        ValueError: No such model, or the weights do not fit it.
+        FileNotFoundError: The weights file does not exist.
+        MissingDependencyError: timm is not installed.
+        OSError: The weights could not be downloaded.
+    """
+    load = _load_timm if name.startswith(_TIMM) else _load_torchvision
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            backbone = load(name, weights == "default")
+    except (urllib.error.URLError, OSError) as error:
+        raise OSError(
+            f"the weights of {name} cannot be downloaded ({error}); check the network, or "
+            "give a file (--weights FILE), or none (--weights none)"
+        ) from error
+    if weights not in ("default", "none"):
+        _load_weights(backbone.network, Path(weights))
+    backbone.network.eval()
+    return backbone
+
+
+def _load_torchvision(name: str, trained: bool) -> Backbone:
+    from torchvision import models
+
+    known = [n for n in models.list_models(models) if not n.startswith(_WITHOUT_LINEAR)]
+    if name not in known:
+        close = [n for n in known if n[:4] == name[:4]] or ["resnet18", "resnet50"]
+        raise ValueError(
+            f"torchvision has no classifier {name!r}; there are {', '.join(close)} "
+            f"(those of timm: {_TIMM}NAME)"
+        )
+    network = models.get_model(name, weights="DEFAULT" if trained else None)
+    size = int(getattr(network, "image_size", _SIZES.get(name, _SIZE)))
+    one_size = hasattr(network, "image_size") or name.startswith(_OF_ONE_SIZE)
+    if not trained:
+        return Backbone(network, name, size, one_size)
+    seen = models.get_model_weights(name).DEFAULT.transforms()
+    return Backbone(network, name, seen.crop_size[0], one_size, tuple(seen.mean), tuple(seen.std))
+
+
+def _load_timm(name: str, trained: bool) -> Backbone:
+    try:
+        import timm
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{name} needs timm, which cannot be imported ({error}): pip install timm"
+        ) from error
+    short = name.removeprefix(_TIMM)
+    if not timm.is_model(short):
+        close = timm.list_models(f"*{short.split('.')[0]}*")[:8] or ["resnet50", "convnext_tiny"]
+        raise ValueError(f"timm has no model {short!r}; there are {', '.join(close)}")
+    try:
+        network = timm.create_model(short, pretrained=trained)
+    except RuntimeError as error:
+        if not trained:
+            raise
+        raise OSError(str(error)) from error  # what timm says of weights that do not exist
+    seen: Any = network.pretrained_cfg
+    return Backbone(
+        network, name, int(seen["input_size"][-1]), bool(seen.get("fixed_input_size")),
+        tuple(seen["mean"]), tuple(seen["std"]),
+    )  # fmt: skip
+
+
+def _load_weights(network: nn.Module, path: Path) -> None:
+    """Load a state dict; a classifier head of another size is left as it is, nothing else."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such weights file; give a state dict, default or none")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises what the damage happens to lead to
+        raise ValueError(
+            f"{path}: no state dict that torch.load(weights_only=True) reads ({error})"
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict):
+        raise ValueError(f"{path}: holds a {type(state).__name__}, expected a state dict")
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    own = network.state_dict()
+    head = _classifier_keys(network)
+    state = {
+        key: value
+        for key, value in state.items()
+        if key not in head or getattr(value, "shape", None) == own[key].shape
+    }
+    missing = [key for key in own if key not in state and key not in head]
+    unexpected = [key for key in state if key not in own]
+    wrong = [key for key in state if key in own and state[key].shape != own[key].shape]
+    if missing or unexpected or wrong:
+        kind, key = next(
+            (kind, keys[0])
+            for kind, keys in (
+                ("lacks", missing),
+                ("has unknown", unexpected),
+                ("misshapes", wrong),
+            )
+            if keys
+        )
+        raise ValueError(
+            f"{path}: {kind} {key!r}; the weights are not those of {type(network).__name__}"
+        )
+    network.load_state_dict(state, strict=False)
+
+
+def _classifier_keys(network: nn.Module) -> set[str]:
+    """State keys of the last linear layer."""
+    linear = [name for name, m in network.named_modules() if isinstance(m, nn.Linear)]
+    return {f"{linear[-1]}.weight", f"{linear[-1]}.bias"} if linear else set()
+
+
+def state_hash(network: nn.Module) -> str:
+    """SHA-256 of a module's parameters and buffers, names included."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        if isinstance(value, torch.Tensor):
+            array = value.detach().cpu().contiguous().view(-1).view(torch.uint8)
+            digest.update(array.numpy().data)
+    return f"sha256:{digest.hexdigest()}"
