@@ -1,4 +1,4 @@
-"""The ``xmix`` command: convert, pair, report, inspect, doctor, bench, demo.
+"""The ``xmix`` command: convert, pair, report, train, inspect, doctor, bench, demo.
 
 An error is one line that says what, where and what to do, with exit status 2; ``--debug`` gives
 the traceback. Work is imported when a command needs it, so that ``--help`` answers at once.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -165,6 +166,57 @@ def _parser() -> argparse.ArgumentParser:
             help="of the λ that mixed samples are shown for (default: 1)")  # fmt: skip
     report.add_argument("--overwrite", action="store_true", help="replace an existing file")
 
+    train = command(
+        "train", _train, "fine-tune by one of the methods, with or without a source",
+        "xmix train --method xmixup --target pets.beton --source imagenet.beton"
+        " --pairing pairing.json --model resnet50 --test pets-test.beton --output run",
+    )  # fmt: skip
+    train.add_argument(
+        "--method",
+        required=True,
+        choices=("finetune", "l2sp", "bss", "seqtrain", "cotrain", "mixup", "xmixup", "gradmix"),
+    )
+    train.add_argument("--set", metavar="NAME=VALUE", action="append", default=[],
+        help="an option of the method, e.g. eta=0.01; may be given several times")  # fmt: skip
+    for name, needed in (("target", True), ("source", False), ("test", False),
+                         ("unlabelled", False)):  # fmt: skip
+        train.add_argument(f"--{name}", type=Path, required=needed, action="append",
+            metavar="BETON", help="may be given several times")  # fmt: skip
+    train.add_argument("--pairing", type=Path, metavar="PAIRING.json")
+    train.add_argument("--model", required=True,
+        help="a torchvision classifier, e.g. resnet50, or timm:NAME")  # fmt: skip
+    train.add_argument("--weights", default="default", metavar="default|none|FILE",
+        help="downloaded, random, or a state dict (default: default)")  # fmt: skip
+    train.add_argument(
+        "--same-rows",
+        action="store_true",
+        help="the weights' classifier knows the source's classes, in the beton's order",
+    )
+    train.add_argument("--output", type=Path, required=True, metavar="DIR",
+        help="metrics, checkpoint, result; a run that was interrupted goes on")  # fmt: skip
+    for name, kind, default, help in (
+        ("iterations", int, 9000, "steps"),
+        ("batch-size", int, 48, "images of a step, in each process"),
+        ("learning-rate", float, 0.01, "divided by 10 after two thirds of the steps"),
+        ("weight-decay", float, 1e-4, "of the optimiser"),
+        ("crop", int, 224, "side in pixels"),
+        ("alpha", float, 1.0, "of λ ~ Beta(alpha, beta)"),
+        ("beta", float, 1.0, "of λ ~ Beta(alpha, beta)"),
+        ("seed", int, 0, "of everything random"),
+        ("log-every", int, 50, "steps"),
+        ("save-every", int, 500, "steps"),
+        ("test-every", int, None, "steps (default: only at the end)"),
+    ):
+        text = help if default is None else f"{help} (default: {default})"
+        train.add_argument(f"--{name}", type=kind, default=default, help=text)
+    train.add_argument("--no-flip", dest="flip", action="store_false", help="mirror no images")
+    train.add_argument("--amp", action="store_true", help="forward passes in bfloat16")
+    train.add_argument("--compile", action="store_true", help="torch.compile the network")
+    train.add_argument("--tensorboard", action="store_true", help="write for TensorBoard as well")
+    train.add_argument("--device", default=None, help="default: cuda where there is one")
+    train.add_argument("--workers", type=int, metavar="N", help="decoding threads")
+    train.add_argument("--json", action="store_true", help="print the result as JSON")
+
     inspect = command(
         "inspect", _inspect, "say what a beton holds", "xmix inspect source.beton --verify"
     )
@@ -281,8 +333,6 @@ def _describe(beton: Any) -> str:
 
 def _pair(options: argparse.Namespace) -> None:
     _check_output(options)
-    import torch
-
     from xmix_data.augment import CenterCrop
     from xmix_data.backbones import load_backbone
     from xmix_data.beton import open_domain
@@ -297,9 +347,7 @@ def _pair(options: argparse.Namespace) -> None:
             "add source classes"
         )
     with _job() as (rank, local_rank):
-        device = options.device
-        if device is None:
-            device = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
+        device = options.device or _default_device(local_rank)
         backbone = load_backbone(options.model, options.weights)
         target, source = (
             class_centroids(
@@ -352,11 +400,21 @@ def _job() -> Iterator[tuple[int, int]]:
     logging.getLogger("xmix_data").setLevel(
         logging.INFO if os.environ["RANK"] == "0" else logging.WARNING
     )
-    distributed.init_process_group("gloo")
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if _has_gpu() else "gloo")
     try:
         yield distributed.get_rank(), int(os.environ.get("LOCAL_RANK", "0"))
     finally:
         distributed.destroy_process_group()
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _default_device(local_rank: int) -> str:
+    return f"cuda:{local_rank}" if _has_gpu() else "cpu"
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -369,6 +427,69 @@ def _report(options: argparse.Namespace) -> None:
         alpha=options.alpha, beta=options.beta, overwrite=options.overwrite,
     )  # fmt: skip
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB; open it in a browser")
+
+
+def _train(options: argparse.Namespace) -> None:
+    from xmix_data.backbones import load_backbone
+    from xmix_data.beton import open_domain
+    from xmix_data.methods import METHODS
+    from xmix_data.training import Recipe, fit
+
+    method = _with_options(METHODS[options.method], options.set)
+    recipe = Recipe(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Recipe)
+                       if hasattr(options, f.name)})  # fmt: skip
+    rows = None
+    if options.same_rows:
+        if not options.source:
+            raise ValueError("--same-rows is about the source's classes; give --source")
+        rows = range(len(open_domain(options.source).class_names))
+    with _job() as (rank, local_rank):
+        result = fit(
+            method,
+            load_backbone(options.model, options.weights),
+            options.target,
+            source=options.source,
+            pairing=options.pairing,
+            test=options.test,
+            unlabelled=options.unlabelled,
+            source_rows=rows,
+            recipe=recipe,
+            device=options.device or _default_device(local_rank),
+            num_workers=options.workers,
+            output=options.output,
+            progress=True,
+            tensorboard=options.tensorboard,
+        )
+    if rank:
+        return
+    if options.json:
+        print((options.output / "result.json").read_text(), end="")
+    elif result.accuracy is None:
+        print(f"{options.output}: trained; no test set was given")
+    else:
+        print(f"{options.output}: top-1 accuracy {100 * result.accuracy:.2f} %")
+
+
+def _with_options(method: Any, texts: Sequence[str]) -> Any:
+    """A method with options of the command line, which are numbers, words, or none."""
+    known = [field.name for field in dataclasses.fields(method)]
+    chosen = {}
+    for text in texts:
+        name, found, value = text.partition("=")
+        if not found or name not in known:
+            raise ValueError(
+                f"--set {text}: give NAME=VALUE; {method.name} has the options "
+                f"{', '.join(known) or 'none'}"
+            )
+        words = {"true": True, "false": False, "none": None}
+        try:
+            chosen[name] = words[value.lower()] if value.lower() in words else json.loads(value)
+        except json.JSONDecodeError:
+            chosen[name] = value
+    try:
+        return method(**chosen)
+    except TypeError as error:
+        raise ValueError(f"--set {' '.join(texts)}: {error}") from error
 
 
 def _inspect(options: argparse.Namespace) -> None:

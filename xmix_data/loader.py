@@ -202,15 +202,17 @@ class _Loader(Generic[B]):
             self._digest = self._plan.digest()
         return self._digest
 
-    def last_samples(self) -> list[str]:
-        """The samples of the batch that the caller got last, named: file, index and class.
+    @property
+    def last_rows(self) -> PlanRows | None:
+        """The plan of the batch that the caller got last."""
+        return self._last
+
+    def describe(self, rows: PlanRows) -> list[str]:
+        """The samples of a batch, named: file, index and class.
 
         Returns:
-            One text a sample; of two domains, ``"target + source"``. Empty before the first batch.
+            One text a sample; of two domains ``"TARGET + SOURCE"``.
         """
-        rows = self._last
-        if rows is None:
-            return []
         names = [self._target.describe(i) for i in rows.target.tolist()]
         if self._source is None or rows.source is None:
             return names

@@ -275,7 +275,9 @@ class Pairing:
             )
             _check_seed(options.get("seed", 0))
             pairs = _parse_pairs(document["pairs"], shared=bool(options.get("strict")))
-            _check_domains(pairs, source)
+            for provenance in (target, source):
+                _check_domains(provenance)
+            _check_sources(pairs, len(source.get("domains", ())))
             similarity = document.get("similarity")
             parsed = None if similarity is None else _parse_similarity(similarity, len(pairs))
             return cls(pairs, options, target, source, parsed)
@@ -357,18 +359,19 @@ def _overlap(one: PairedClass, other: PairedClass) -> bool:
     return one.first is None or other.first is None or other.first < one.first + one.images
 
 
-def _check_domains(pairs: Mapping[str, Sequence[PairedClass]], source: Mapping[str, Any]) -> None:
-    """What a pairing over several sources says of them must be usable."""
-    domains = source.get("domains", [])
-    for domain in domains:
+def _check_domains(provenance: Mapping[str, Any]) -> None:
+    for domain in provenance.get("domains", ()):
         for key in ("files", "fingerprints"):
-            if not all(isinstance(text, str) for text in domain[key]):
-                raise ValueError(f"source domains have no list of {key}")
+            texts = domain[key]
+            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+                raise ValueError(f"domains have no list of {key}")
+
+
+def _check_sources(pairs: Mapping[str, Sequence[PairedClass]], sources: int) -> None:
     for paired in (p for ps in pairs.values() for p in ps):
-        if paired.domain >= max(1, len(domains)):
+        if paired.domain >= max(1, sources):
             raise ValueError(
-                f"source class {paired.name!r} is of source {paired.domain}, "
-                f"and it knows {len(domains)}"
+                f"source class {paired.name!r} is of source {paired.domain}, and it knows {sources}"
             )
 
 
