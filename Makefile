@@ -38,7 +38,7 @@ format: $(READY)
 bench: $(READY)
 	@test -n "$(DATA)" || { echo "give a class folder of photographs: make bench DATA=FOLDER"; exit 2; }
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
-	for name in conversion loader_throughput cold_cache growth step_cost; do \
+	for name in conversion loader_throughput cold_cache growth step_cost pairing; do \
 	    $(BIN)/python benchmarks/$$name.py $(DATA) || exit 1; done
 	$(BIN)/python benchmarks/startup.py
 

@@ -217,12 +217,51 @@ def startup() -> str:
     return table(["what", "median and range"], rows, machine_line(document, measured))
 
 
+def pairing() -> str:
+    """Seconds and memory of pairing classes."""
+    document = result("pairing")
+
+    def seconds(runs: list[dict[str, float]], key: str) -> str:
+        values = [run[key] for run in runs]
+        return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
+
+    rows = []
+    for name, runs in document["pairings"].items():
+        classes, dimensions = name.split(" x ")
+        peak = max(run["peak_mb"] for run in runs)
+        steps = [seconds(runs, key) for key in ("total_s", "cosines_s", "greedy_s", "optimal_s")]
+        rows.append([f"{int(classes):,}", f"{int(dimensions):,}", *steps, f"{peak:,.0f} MB"])
+    head = ["source classes", "dimensions", "`pair_classes`, s", "cosines, s", "greedy, s",
+            "optimal, s", "peak memory"]  # fmt: skip
+    faiss = document["machine"]["versions"]["faiss-gpu"]
+    rounds = document["configuration"]["rounds"]
+    measured = f"n = {rounds} processes each, interleaved; faiss-gpu {faiss}"
+    return table(head, rows, machine_line(document, measured))
+
+
+def features() -> str:
+    """Extraction beside the model's forward pass."""
+    document = result("pairing")
+    setup, rates = document["configuration"], document["images_per_s"]
+    ours, alone = rates["class_centroids"], rates["the model alone"]
+    shares_ = [a / b for a, b in zip(ours, alone, strict=True)]
+    rows = [[setup["model"], spread(ours), spread(alone), shares(shares_)]]
+    head = ["model", "`class_centroids`, images/s", "the model alone, images/s", "ratio"]
+    measured = (
+        f"{setup['device']}, {setup['crop']} px, batch {setup['batch_size']}, "
+        f"{setup['images']} photographs, n = {setup['rounds']} interleaved rounds"
+    )
+    return table(head, rows, machine_line(document, measured))
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "conversion": conversion,
     "loaders": loaders,
     "compared": compared,
     "limits": limits,
     "cold_cache": cold_cache,
+    "features": features,
+    "pairing": pairing,
     "startup": startup,
     "step_cost": step_cost,
 }

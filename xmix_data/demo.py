@@ -1,7 +1,7 @@
 """The whole way on data that packages ship: fonts and handwritten digits, no download.
 
-Comes in: an empty folder. Goes out: three betons, a pairing, a contact sheet, and a transcript in
-which every number is measured in this run. Uses nothing but the public interface.
+Comes in: an empty folder. Goes out: three betons, a pairing, its report, a contact sheet, and a
+transcript in which every number is measured in this run.
 
 The source domain is letters and digits drawn from matplotlib's fonts (36 classes); the target
 domain is scikit-learn's handwritten digits, few of each class.
@@ -40,6 +40,7 @@ from xmix_data import (
     write_beton,
     xmixup_loss,
 )
+from xmix_data.report import write_report
 
 __all__ = ["Glyphs", "HandwrittenDigits", "run"]
 
@@ -148,7 +149,11 @@ def _run(output: Path, seeds: int, settings: _Settings) -> None:
 
     print("6/6 Written")
     sheet.save(output / "mixed.png")
-    for name in ("source.beton", "target.beton", "test.beton", "pairing.json", "mixed.png"):
+    write_report(
+        pairing, target, source, output / "report.html", alpha=settings.alpha, overwrite=True
+    )
+    for name in ("source.beton", "target.beton", "test.beton", "pairing.json", "report.html",
+                 "mixed.png"):  # fmt: skip
         print(f"    {output / name}")
     print(f"Done in {time.perf_counter() - began:.0f} s.")
 
