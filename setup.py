@@ -37,6 +37,7 @@ EXTRAS = {
     "test": [
         "hypothesis>=6.100",
         "import-linter>=2.1",
+        "lightning>=2.2",
         "matplotlib>=3.8",
         "mypy>=1.15",
         "pytest>=8.2",

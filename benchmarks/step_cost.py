@@ -1,48 +1,54 @@
-"""Time of a training step: plain fine-tuning, XMixup and Co-Train, each fed in three ways.
+"""Time and memory of a training step of every method, relative to plain fine-tuning.
 
     python benchmarks/step_cost.py FOLDER [--device cuda --model resnet50 --dtype bfloat16
         --image-size 256 --crop 224 --batch-size 256 --compile] [--json FILE]
 
-FOLDER is a class folder of photographs. Co-Train sees as many source images beside the target's.
-A step is fed by one batch that is on the device already (what training alone costs), by this
-library, or by torch's DataLoader with Pillow. Rounds are interleaved. What a step fed by a loader
-takes longer than one fed by the resident batch is the share that the device idles.
+FOLDER is a class folder of photographs; the source is two betons of half the classes each. All
+methods are fed by this library; plain fine-tuning, XMixup and Co-Train also by one batch that is on
+the device already (what training alone costs), and by torch's DataLoader with Pillow. Seq-Train
+takes two steps: one on source images, one on the target. Rounds are interleaved. What a step fed by
+a loader takes longer than one fed by the resident batch is the share that the device idles. Memory
+is what one step takes beyond network and momentum, on a CPU in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import itertools
 import json
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from peers import MixedDataset, PairDataset, Pairs, Task, pillow_decoder, torch_cut, torch_loader
 from torch import Tensor, nn
-from torch.nn import functional
 
 from xmix_data import (
     Beton,
     ImageLoader,
     MixedBatch,
+    PairedBatch,
     RandomCrop,
     XMixLoader,
     machine,
     write_beton,
-    xmixup_loss,
 )
+from xmix_data.backbones import load_backbone
 from xmix_data.bench import Bench
+from xmix_data.beton import open_images
+from xmix_data.images import select
+from xmix_data.methods import METHODS, Method, Phase, TransferNetwork, split_classifier
 
-METHODS = ("plain", "XMixup", "Co-Train")
 FED_BY = ("resident batch", "xmix_data", "torch DataLoader")
+FED_IN_ALL_WAYS = ("finetune", "xmixup", "cotrain")
 
 
 def main() -> None:
@@ -64,9 +70,14 @@ def main() -> None:
         help="of a row in a round; take several times what the loaders prefetch",
     )
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/step_cost.json"))
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.memory_of:
+        print(json.dumps(memory_of(options)))
+        return
     with tempfile.TemporaryDirectory() as scratch:
-        rows = make_rows(options, Path(scratch))
+        data = Data(options, Path(scratch))
+        rows = make_rows(options, data)
         for name, row in rows.items():
             seconds = row()  # compile, fill caches, start workers
             print(f"{name}: first {options.steps} steps in {seconds:.1f} s", flush=True)
@@ -75,15 +86,17 @@ def main() -> None:
             for name, row in rows.items():
                 times[name].append(row() / options.steps)
             print(f"round {number + 1} of {options.rounds}", flush=True)
-    setup = {k: v for k, v in vars(options).items() if k not in ("folder", "json")}
+        memory = {name: memory_in_new_process(name, options) for name in METHODS}
+    setup = {k: v for k, v in vars(options).items() if k not in ("folder", "json", "memory_of")}
     result = {
         "benchmark": "step_cost",
         "machine": machine.describe(),
         "configuration": {**setup, "threads": threads(options.device)},
         "seconds_per_step": times,
+        "memory_mb": memory,
     }
     options.json.write_text(json.dumps(result, indent=1) + "\n")
-    plain = times["plain, xmix_data"]
+    plain = times["finetune, xmix_data"]
     for name, values in times.items():
         share = statistics.median(v / p for v, p in zip(values, plain, strict=True))
         print(f"{name:32} {1000 * statistics.median(values):8.1f} ms  {share:5.2f} x plain")
@@ -96,85 +109,80 @@ def threads(device: str) -> dict[str, int]:
     return {"training": training, "loading": max(1, cores - training) if device == "cpu" else cores}
 
 
-@dataclass
-class Learner:
-    """A network with one head, or two, and its optimizer."""
+class Data:
+    """The betons of a run."""
 
-    options: Any
-    targets: int
-    sources: int
-
-    def __post_init__(self) -> None:
-        torch.manual_seed(0)
-        device = self.options.device
-        body: Any = getattr(torchvision.models, self.options.model)(weights=None)
-        features = body.fc.in_features
-        body.fc = nn.Identity()
-        body = body.to(device, memory_format=torch.channels_last)
-        self.target_head = nn.Linear(features, self.targets).to(device)
-        self.source_head = nn.Linear(features, self.sources).to(device)
-        parts = nn.ModuleList([body, self.target_head, self.source_head])
-        self.optimizer = torch.optim.SGD(parts.parameters(), lr=0.01, momentum=0.9)
-        self.body = torch.compile(body) if self.options.compile else body
-
-    def features(self, images: Tensor) -> Tensor:
-        """(B, F) in the step's autocast type."""
-        features: Tensor = self.body(images)
-        return features
-
-    def step(self, method: str, batch: tuple[Tensor, ...]) -> None:
-        """One step of SGD on what a feed of this method yields."""
-        dtype = getattr(torch, self.options.dtype)
-        with torch.autocast(self.options.device, dtype, enabled=dtype != torch.float32):
-            loss = getattr(self, {"plain": "plain", "XMixup": "mixed", "Co-Train": "both"}[method])(
-                *batch
-            )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-
-    def plain(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Cross entropy on the target."""
-        return functional.cross_entropy(self.target_head(self.features(images)), labels)
-
-    def mixed(self, *batch: Tensor) -> Tensor:
-        """XMixup's loss."""
-        mixed = MixedBatch(*batch)
-        z = self.features(mixed.images)
-        return xmixup_loss(self.target_head(z), self.source_head(z), mixed)
-
-    def both(self, targets: Tensor, sources: Tensor, labels: Tensor, others: Tensor) -> Tensor:
-        """Co-Train's loss: both cross entropies, of a batch twice as large."""
-        z = self.features(torch.cat([targets, sources]))
-        target_z, source_z = z.chunk(2)
-        return functional.cross_entropy(self.target_head(target_z), labels) + (
-            functional.cross_entropy(self.source_head(source_z), others)
+    def __init__(self, options: Any, scratch: Path) -> None:
+        self.target = write_beton(
+            options.folder, scratch / "target.beton", image_size=options.image_size
         )
+        names = self.target.class_names
+        self.source = [
+            write_beton(
+                select(open_images(self.target), classes=part), scratch / f"source-{i}.beton",
+                image_size=options.image_size, encoding="keep",
+            )
+            for i, part in enumerate((names[::2], names[1::2]))
+        ]  # fmt: skip
+        self.pairing = scratch / "pairing.json"
+        Bench(self.target, self.target).pairing.save(self.pairing)
 
 
-def make_rows(options: Any, scratch: Path) -> dict[str, Callable[[], float]]:
+class Learner:
+    """A method with its network and optimizer, for one of its phases."""
+
+    def __init__(self, options: Any, data: Data, method: Method, phase: Phase) -> None:
+        torch.manual_seed(0)
+        self.options, self.method = options, method
+        body, classifier = split_classifier(load_backbone(options.model, "none").network)
+        assert classifier is not None
+        heads = {
+            name: nn.Linear(classifier.in_features, len(data.target.class_names))
+            for name in phase.heads
+        }
+        network = TransferNetwork(body, heads.get("target"), heads.get("source"))
+        network.to(options.device, memory_format=torch.channels_last)
+        method.prepare(network, phase)
+        learning = [p for p in network.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.SGD(learning, lr=0.01, momentum=0.9)
+        self.network = torch.compile(network) if options.compile else network
+        self.steps = 0
+
+    def step(self, batch: Any) -> None:
+        """One step of SGD."""
+        dtype = getattr(torch, self.options.dtype)
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self.options.device, dtype, enabled=dtype != torch.float32):
+            self.method.backward(self.network, batch, step=self.steps)
+        self.optimizer.step()
+        self.steps += 1
+
+
+def make_rows(options: Any, data: Data) -> dict[str, Callable[[], float]]:
     """For each method and feed what runs a few steps and returns the seconds."""
-    beton = write_beton(options.folder, scratch / "jpg.beton", image_size=options.image_size)
-    Bench(beton, beton).pairing.save(scratch / "pairing.json")
     if options.device == "cpu":
         torch.set_num_threads(threads("cpu")["training"])
     rows = {}
-    for fed_by, method in itertools.product(FED_BY, METHODS):
-        learner = Learner(options, len(beton.class_names), len(beton.class_names))
-        batches = feed(fed_by, method, options, beton, scratch / "pairing.json")
-        rows[f"{method}, {fed_by}"] = make_row(options, learner, method, batches)
+    for fed_by, name in itertools.product(FED_BY, METHODS):
+        if fed_by == "xmix_data" or name in FED_IN_ALL_WAYS:
+            rows[f"{name}, {fed_by}"] = make_row(options, data, name, fed_by)
     return rows
 
 
-def make_row(
-    options: Any, learner: Learner, method: str, batches: Iterator[tuple[Tensor, ...]]
-) -> Callable[[], float]:
-    """Seconds of some steps, the device's work included."""
+def make_row(options: Any, data: Data, name: str, fed_by: str) -> Callable[[], float]:
+    """Seconds of some steps of each phase, the device's work included."""
+    phases = []
+    for number in range(len(METHODS[name]().phases)):
+        method = METHODS[name]()
+        phase = method.phases[number]
+        learner = Learner(options, data, method, phase)
+        phases.append((learner, feed(fed_by, phase, options, data)))
 
     def run() -> float:
         started = time.perf_counter()
-        for batch in itertools.islice(batches, options.steps):
-            learner.step(method, batch)
+        for learner, batches in phases:
+            for batch in itertools.islice(batches, options.steps):
+                learner.step(batch)
         if options.device != "cpu":
             torch.cuda.synchronize()
         return time.perf_counter() - started
@@ -182,55 +190,104 @@ def make_row(
     return run
 
 
-def feed(
-    fed_by: str, method: str, options: Any, beton: Beton, pairing: Path
-) -> Iterator[tuple[Tensor, ...]]:
-    """Batches without end: what `Learner` takes for the method."""
+def memory_in_new_process(name: str, options: Any) -> float:
+    """Megabytes that a step of a method takes."""
+    command = [sys.executable, __file__, str(options.folder), "--memory-of", name]
+    for key in ("device", "model", "dtype", "image_size", "crop", "batch_size"):
+        command += [f"--{key.replace('_', '-')}", str(getattr(options, key))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(json.loads(done.stdout.splitlines()[-1]))
+
+
+def memory_of(options: Any) -> float:
+    """The most of its phases; what network and momentum take is there before."""
+    most = 0.0
+    with tempfile.TemporaryDirectory() as scratch:
+        data = Data(options, Path(scratch))
+        for number in range(len(METHODS[options.memory_of]().phases)):
+            method = METHODS[options.memory_of]()
+            phase = method.phases[number]
+            learner = Learner(options, data, method, phase)
+            batch = next(feed("resident batch", phase, options, data))
+            learner.step(batch)  # what is made once, kernels say
+            before = start_of_peak(options.device)
+            learner.step(batch)
+            most = max(most, peak_mb(options.device) - before)
+    return most
+
+
+def start_of_peak(device: str) -> float:
+    """Megabytes held now, from where on the peak is looked for."""
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated() / 2**20
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the kernel forgets the peak so far
+    return status_mb("VmRSS")
+
+
+def peak_mb(device: str) -> float:
+    """The most megabytes held since then."""
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return status_mb("VmHWM")
+
+
+def status_mb(key: str) -> float:
+    """What the kernel says of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
+
+
+def feed(fed_by: str, phase: Phase, options: Any, data: Data) -> Iterator[Any]:
+    """Batches of a phase without end."""
     if fed_by == "torch DataLoader":
-        return from_torch(method, options, beton, pairing)
-    ours = from_xmix(method, options, beton, pairing)
+        return from_torch(phase, options, data.target, data.pairing)
+    ours = from_xmix(phase, options, data)
     return itertools.repeat(next(ours)) if fed_by == "resident batch" else ours
 
 
-def from_xmix(
-    method: str, options: Any, beton: Beton, pairing: Path
-) -> Iterator[tuple[Tensor, ...]]:
+def from_xmix(phase: Phase, options: Any, data: Data) -> Iterator[Any]:
     """From this library."""
     settings: dict[str, Any] = {
         "batch_size": options.batch_size, "crop": RandomCrop(options.crop), "drop_last": True,
         "device": options.device, "num_workers": threads(options.device)["loading"],
-        "dtype": getattr(torch, options.dtype),
+        "dtype": getattr(torch, options.dtype), "flip": True,
     }  # fmt: skip
-    if method == "plain":
-        loader: Any = ImageLoader(beton, flip=True, shuffle=True, **settings)
+    if phase.batches == "target":
+        loader: Any = ImageLoader(data.target, shuffle=True, **settings)
+    elif phase.batches == "auxiliary":
+        loader = ImageLoader(data.source, shuffle=True, pairing=data.pairing, **settings)
     else:
-        loader = XMixLoader(beton, beton, pairing, mix=method == "XMixup", **settings)
+        mix = phase.batches == "mixed"
+        loader = XMixLoader(data.target, data.source, data.pairing, mix=mix, **settings)
     while True:
-        for batch in loader:
-            yield batch if method != "Co-Train" else batch[:4]
+        yield from loader
 
 
-def from_torch(
-    method: str, options: Any, beton: Beton, pairing: Path
-) -> Iterator[tuple[Tensor, ...]]:
+def from_torch(phase: Phase, options: Any, beton: Beton, pairing: Path) -> Iterator[Any]:
     """From torch's DataLoader, with Pillow and torchvision's transforms in its workers."""
     task = Task(
         str(beton.path), str(beton.path), str(pairing), batch_size=options.batch_size,
         size=options.crop, threads=threads(options.device)["loading"],
     )  # fmt: skip
     pairs, image = Pairs(task), pillow_decoder(torch_cut(task))
-    kind = MixedDataset if method == "XMixup" else PairDataset
-    dataset = TargetsOnly(pairs, image) if method == "plain" else kind(pairs, image)
+    kinds = {"target": TargetsOnly, "mixed": MixedDataset, "paired": PairDataset}
+    dataset = kinds[phase.batches](pairs, image)
     loader = torch_loader(task, pairs, dataset, pin_memory=options.device != "cpu")
     torch.set_num_threads(threads(options.device)["training"])
     while True:
         for batch in loader:
-            moved = [x.to(options.device, non_blocking=True) for x in batch]
-            if method == "XMixup":
+            moved: list[Tensor] = [x.to(options.device, non_blocking=True) for x in batch]
+            if phase.batches == "mixed":
                 images, lam, labels, others = moved
-                yield images, labels, others, lam
+                yield MixedBatch(images, labels, others, lam)
+            elif phase.batches == "target":
+                yield moved[0], moved[2]
             else:
-                yield (moved[0], moved[2]) if method == "plain" else tuple(moved)
+                images, sources, labels, others = moved
+                one_domain = torch.zeros_like(others)
+                yield PairedBatch(images, sources, labels, others, one_domain, one_domain.float())
 
 
 class TargetsOnly(PairDataset):

@@ -158,32 +158,42 @@ def cold_cache() -> str:
     return table(head, rows, machine_line(document, measured))
 
 
+NAMES = {
+    "finetune": "plain fine-tuning (L2)", "l2sp": "L2-SP", "bss": "BSS", "seqtrain": "Seq-Train",
+    "cotrain": "Co-Train", "mixup": "Mixup", "xmixup": "**XMixup**",
+    "gradmix": "GradMix, two sources",
+}  # fmt: skip
+
+
 def step_cost() -> str:
     """Training steps by method and feed."""
     document = result("step_cost")
     setup, times = document["configuration"], document["seconds_per_step"]
-    methods, feeds = (list(dict.fromkeys(name.split(", ")[i] for name in times)) for i in (0, 1))
-    plain = times["plain, xmix_data"]
-    rows = []
-    for method in methods:
-        cells = []
-        for fed_by in feeds:
-            values = times[f"{method}, {fed_by}"]
-            share = statistics.median(v / p for v, p in zip(values, plain, strict=True))
-            cells.append(f"{1000 * statistics.median(values):.0f} ms, {share:.2f}")
-        rows.append([method, *cells])
+    plain = times["finetune, xmix_data"]
+    feeds = ("resident batch", "torch DataLoader")
+
+    def relative(name: str) -> str:
+        values = times.get(name)
+        if values is None:
+            return ""
+        ratio = statistics.median(v / p for v, p in zip(values, plain, strict=True))
+        return f"{1000 * statistics.median(values):.0f} ms, {ratio:.2f}"
+
+    memory = document["memory_mb"]
+    rows = [
+        [label, relative(f"{method}, xmix_data"),
+         f"{memory[method]:,.0f} MB, {memory[method] / memory['finetune']:.2f}",
+         *(relative(f"{method}, {fed_by}") for fed_by in feeds)]
+        for method, label in NAMES.items()
+    ]  # fmt: skip
     cores = setup["threads"]
     measured = (
         f"{setup['model']}, {setup['dtype']}, {setup['crop']} px, batch {setup['batch_size']}, "
         f"{cores['training']} thread(s) training and {cores['loading']} loading, median of n = "
         f"{setup['rounds']} interleaved rounds of {setup['steps']} steps"
     )
-    for method in methods:
-        fed = zip(times[f"{method}, xmix_data"], times[f"{method}, resident batch"], strict=True)
-        idle = statistics.median(1 - alone / step for step, alone in fed)
-        rows[methods.index(method)].append(f"{max(idle, 0):.1%}")
-    head = ["a step, and times plain fed by xmix_data", *(f"fed by {feed}" for feed in feeds),
-            "share of waiting, xmix_data"]  # fmt: skip
+    head = ["a step, and times plain fine-tuning's", "time, fed by xmix_data", "memory",
+            *(f"time, fed by {fed_by}" for fed_by in feeds)]  # fmt: skip
     return table(head, rows, machine_line(document, measured))
 
 

@@ -40,6 +40,7 @@ from xmix_data import (
     write_beton,
     xmixup_loss,
 )
+from xmix_data.backbones import Backbone
 from xmix_data.report import write_report
 
 __all__ = ["Glyphs", "HandwrittenDigits", "run"]
@@ -128,7 +129,8 @@ def _run(output: Path, seeds: int, settings: _Settings) -> None:
     backbone = _pretrain(source, settings)
 
     print("3/6 Pair each digit with the glyph whose centroid is most similar")
-    pairing = pair_classes(class_centroids(target, backbone), class_centroids(source, backbone))
+    named = Backbone(backbone, "a small residual network, trained on the glyphs")
+    pairing = pair_classes(class_centroids(target, named), class_centroids(source, named))
     pairing.save(output / "pairing.json")
     _print_pairs(pairing)
 

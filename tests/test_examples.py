@@ -1,0 +1,107 @@
+"""The examples of the docs, as they are, on small betons with small networks."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Betons, reversed_pairing
+from torchvision.models import ResNet
+from torchvision.models.resnet import BasicBlock
+
+from xmix_data import Beton, Pairing, RandomCrop, XMixLoader, write_beton, xmixup_loss
+
+EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
+NEEDS = {"lightning_module": "lightning", "timm_model": "timm"}
+EPOCHS = 4
+
+
+class Colours:
+    """Noise around a colour of the class's own: learnt in a few steps."""
+
+    def __init__(self, classes: int, prefix: str, seed: int) -> None:
+        random = np.random.default_rng(seed)
+        self.classes = [f"{prefix}{i}" for i in range(classes)]
+        self.targets = [label for label in range(classes) for _ in range(24)]
+        colours = random.integers(0, 256, (classes, 1, 1, 3))
+        noise = random.normal(0, 20, (len(self.targets), 24, 24, 3))
+        self.pixels = np.clip(colours[self.targets] + noise, 0, 255).astype(np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        return self.pixels[index], self.targets[index]
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> tuple[Beton, Beton, Pairing]:
+    folder = tmp_path_factory.mktemp("colours")
+    target, source = (
+        write_beton(
+            Colours(classes, name[0], seed), folder / f"{name}.beton", image_size=24,
+            num_workers=0, progress=False,
+        )
+        for seed, (name, classes) in enumerate((("target", 4), ("source", 5)))
+    )  # fmt: skip
+    return target, source, reversed_pairing(target, source)
+
+
+def small_network() -> Any:
+    torch.manual_seed(0)
+    return ResNet(BasicBlock, [1, 1, 1, 1])
+
+
+def example(name: str) -> Any:
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name], reason=f"needs {NEEDS[name]}: pip install {NEEDS[name]}")
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.py")))
+def test_every_example_learns(colours: tuple[Beton, Beton, Pairing], name: str) -> None:
+    module = example(name)
+    model = small_network()
+    if name == "timm_model":
+        model = module.timm.create_model("resnet10t", pretrained=False)
+    torch.manual_seed(1)
+    losses = module.train(*colours, model=model, epochs=EPOCHS, batch_size=12, crop=20)
+    assert len(losses) == EPOCHS and np.isfinite(losses).all()
+    assert min(losses[1:]) < 0.8 * losses[0], losses
+
+
+def test_lightning_trains_as_the_plain_loop_does(betons: Betons) -> None:
+    """The same batches, the same heads: the same losses."""
+    arguments = (betons.target_raw, betons.source_raw, betons.pairing)
+    losses = []
+    for name in ("plain_loop", "lightning_module"):
+        module = example(name)
+        model = small_network()
+        torch.manual_seed(1)
+        losses.append(module.train(*arguments, model=model, epochs=2, batch_size=9, crop=32))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_soft_labels_are_the_two_head_loss_and_two_terms_more(betons: Betons) -> None:
+    """What `own_criterion` trains on, against what `plain_loop` trains on, on the same logits."""
+    options: dict[str, Any] = {"batch_size": 9, "crop": RandomCrop(32)}
+    arguments = (betons.target_raw, betons.source_raw, betons.pairing)
+    batch = next(iter(XMixLoader(*arguments, **options)))
+    _, soft = next(iter(XMixLoader(*arguments, labels="soft", **options)))
+    n, m = len(betons.target_raw.class_names), len(betons.source_raw.class_names)
+    logits = torch.randn(9, n + m, dtype=torch.float64)
+    joint = torch.nn.functional.cross_entropy(logits, soft.double())
+    log_mass = torch.stack([logits[:, :n].logsumexp(1), logits[:, n:].logsumexp(1)], 1)
+    log_mass = log_mass - logits.logsumexp(1, keepdim=True)
+    lam = batch.lam.double()
+    more = -(lam * log_mass[:, 0] + (1 - lam) * log_mass[:, 1]).mean()
+    two = xmixup_loss(logits[:, :n], logits[:, n:], batch)
+    assert joint.item() == pytest.approx((two + more).item(), rel=1e-6)
