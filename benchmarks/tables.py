@@ -264,14 +264,87 @@ def features() -> str:
     return table(head, rows, machine_line(document, measured))
 
 
+def accuracy_line(document: dict[str, Any]) -> str:
+    """How the accuracies were measured."""
+    setup = document["configuration"]
+    pretraining = setup["pretraining"]
+    measured = (
+        f"a residual network of widths {', '.join(map(str, setup['widths']))} at {setup['crop']} "
+        f"px, trained from scratch on the source ({100 * document['pretrained']:.1f} % there); "
+        f"{setup['iterations']} iterations of batch 48 for every method, last iterate; four "
+        f"combinations of options for each, chosen on {setup['validation']} validation images a "
+        f"class with one seed; n = {setup['seeds']} seeds; pre-training "
+        f"{pretraining['iterations']} iterations of batch {pretraining['batch_size']}"
+    )
+    return machine_line(document, measured)
+
+
+def mean_and_deviation(values: list[float]) -> str:
+    """Percent."""
+    return f"{100 * statistics.mean(values):.2f} ± {100 * statistics.stdev(values):.2f}"
+
+
+def difference(values: list[float], base: list[float]) -> str:
+    """Paired difference with its 95 % confidence interval, in points."""
+    from scipy import stats
+
+    pairs = [100 * (v - b) for v, b in zip(values, base, strict=True)]
+    half = stats.t.ppf(0.975, len(pairs) - 1) * statistics.stdev(pairs) / len(pairs) ** 0.5
+    return f"{statistics.mean(pairs):+.2f} ({-half:+.2f}, {half:+.2f})"
+
+
+def accuracy_rows(document: dict[str, Any], names: list[str], base: str) -> str:
+    """Mean and deviation of some rows, and what they differ by from another."""
+    accuracy, chosen = document["accuracy"], document["chosen"]
+    rows = []
+    for name in names:
+        options = chosen.get(name)
+        text = ", ".join(f"{k} {v:g}" for k, v in options.items()) if options else ""
+        shown = "" if name == base else difference(accuracy[name], accuracy[base])
+        rows.append([name, mean_and_deviation(accuracy[name]), shown, text])
+    head = ["", "top-1, %", f"minus {base}, points (95 % interval)", "chosen"]
+    return table(head, rows, accuracy_line(document))
+
+
+def accuracy() -> str:
+    """Table 1 of the paper, in small."""
+    document = result("transfer_accuracy_cpu")
+    return accuracy_rows(document, list(document["chosen"]), "L2")
+
+
+def ablations() -> str:
+    """Tables 3 and 4 of the paper, and the size of the auxiliary set and α, in small."""
+    document = result("transfer_accuracy_cpu")
+    names = [name for name in document["accuracy"] if name.startswith("XMixup")]
+    return accuracy_rows(document, names, "XMixup")
+
+
+def probes() -> str:
+    """Table 2 and Fig. 2 of the paper, in small."""
+    document = result("transfer_accuracy_cpu")
+    rows = []
+    for name, found in document["model"].items():
+        smallest = found["singular_values"][-3:]
+        rows.append([
+            name, *(f"{100 * share:.1f}" for share in found["probe"].values()),
+            ", ".join(f"{value:.3f}" for value in smallest),
+        ])  # fmt: skip
+    groups = next(iter(document["model"].values()))["probe"]
+    head = ["network", *(f"{group}, %" for group in groups), "smallest singular values"]
+    return table(head, rows, accuracy_line(document))
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "conversion": conversion,
     "loaders": loaders,
     "compared": compared,
     "limits": limits,
+    "ablations": ablations,
+    "accuracy": accuracy,
     "cold_cache": cold_cache,
     "features": features,
     "pairing": pairing,
+    "probes": probes,
     "startup": startup,
     "step_cost": step_cost,
 }
