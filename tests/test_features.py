@@ -23,6 +23,8 @@ from xmix_data import (
 )
 from xmix_data.backbones import load_backbone, penultimate_features
 from xmix_data.centroids import CentroidSum
+from xmix_data.methods import FineTune
+from xmix_data.training import Recipe, fit
 
 
 class Small(nn.Module):
@@ -104,6 +106,31 @@ def test_weights_come_from_a_file(tmp_path: Path) -> None:
     images = torch.randn(2, 3, 64, 64)
     features = (penultimate_features(m.eval(), images) for m in (trained, loaded))
     assert torch.equal(*features)
+
+
+def test_the_classifier_takes_the_size_of_the_weights(tmp_path: Path) -> None:
+    """Its rows can then start a source head."""
+    trained = load_backbone("resnet18", "none").network
+    trained.fc = nn.Linear(512, 7)
+    torch.save(trained.state_dict(), tmp_path / "weights.pt")
+    loaded = load_backbone("resnet18", tmp_path / "weights.pt").network
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(loaded(images), trained.eval()(images))
+
+
+def test_what_training_wrote_is_a_backbone(betons: Betons, tmp_path: Path) -> None:
+    """Pre-train on a source, then pair by that network."""
+    recipe = Recipe(iterations=2, batch_size=4, crop=32)
+    made = fit(
+        FineTune(), load_backbone("resnet18", "none"), betons.target_jpg, recipe=recipe,
+        output=tmp_path,
+    )  # fmt: skip
+    loaded = load_backbone("resnet18", tmp_path / "model.pt").network
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        logits = made.network.eval()(images).target_logits
+        assert torch.allclose(loaded(images), logits, atol=1e-5)
 
 
 def test_wrong_weights_are_refused(tmp_path: Path) -> None:

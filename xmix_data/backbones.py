@@ -171,7 +171,7 @@ def _load_timm(name: str, trained: bool) -> Backbone:
 
 
 def _load_weights(network: nn.Module, path: Path) -> None:
-    """Load a state dict; a classifier head of another size is left as it is, nothing else."""
+    """Load a state dict, or what `xmix train` wrote; the classifier takes the file's size."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such weights file; give a state dict, default or none")
     try:
@@ -180,42 +180,50 @@ def _load_weights(network: nn.Module, path: Path) -> None:
         raise ValueError(
             f"{path}: no state dict that torch.load(weights_only=True) reads ({error})"
         ) from error
-    for key in ("state_dict", "model"):
+    head = _classifier_name(network)
+    for key in ("state_dict", "model", "network"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict):
         raise ValueError(f"{path}: holds a {type(state).__name__}, expected a state dict")
-    state = {key.removeprefix("module."): value for key, value in state.items()}
+    state = {_own_key(key, head): value for key, value in state.items()}
+    if head is not None:
+        _resize_classifier(network, head, state)
     own = network.state_dict()
-    head = _classifier_keys(network)
-    state = {
-        key: value
-        for key, value in state.items()
-        if key not in head or getattr(value, "shape", None) == own[key].shape
-    }
-    missing = [key for key in own if key not in state and key not in head]
+    missing = [key for key in own if key not in state and not key.startswith(f"{head}.")]
     unexpected = [key for key in state if key not in own]
-    wrong = [key for key in state if key in own and state[key].shape != own[key].shape]
-    if missing or unexpected or wrong:
-        kind, key = next(
-            (kind, keys[0])
-            for kind, keys in (
-                ("lacks", missing),
-                ("has unknown", unexpected),
-                ("misshapes", wrong),
+    wrong = [
+        key for key in state if key in own and getattr(state[key], "shape", None) != own[key].shape
+    ]
+    for kind, keys in (("lacks", missing), ("has unknown", unexpected), ("misshapes", wrong)):
+        if keys:
+            raise ValueError(
+                f"{path}: {kind} {keys[0]!r}; the weights are not those of {type(network).__name__}"
             )
-            if keys
-        )
-        raise ValueError(
-            f"{path}: {kind} {key!r}; the weights are not those of {type(network).__name__}"
-        )
     network.load_state_dict(state, strict=False)
 
 
-def _classifier_keys(network: nn.Module) -> set[str]:
-    """State keys of the last linear layer."""
+def _own_key(key: Any, head: str | None) -> str:
+    """A key of a wrapped network, or of one that `xmix train` made, in the network's own terms."""
+    text = str(key).removeprefix("module.").removeprefix("backbone.")
+    return text.replace("target_head.", f"{head}.", 1) if text.startswith("target_head.") else text
+
+
+def _classifier_name(network: nn.Module) -> str | None:
+    """The last linear layer."""
     linear = [name for name, m in network.named_modules() if isinstance(m, nn.Linear)]
-    return {f"{linear[-1]}.weight", f"{linear[-1]}.bias"} if linear else set()
+    return linear[-1] if linear else None
+
+
+def _resize_classifier(network: nn.Module, head: str, state: dict[str, Any]) -> None:
+    """Give the network a classifier of as many classes as the weights have."""
+    layer = network.get_submodule(head)
+    assert isinstance(layer, nn.Linear)
+    shape: tuple[int, ...] = tuple(getattr(state.get(f"{head}.weight"), "shape", ()))
+    if len(shape) == 2 and shape[1] == layer.in_features and shape[0] != layer.out_features:
+        parent, _, name = head.rpartition(".")
+        made = nn.Linear(layer.in_features, shape[0], bias=layer.bias is not None)
+        setattr(network.get_submodule(parent), name, made)
 
 
 def state_hash(network: nn.Module) -> str:
