@@ -7,6 +7,7 @@ the traceback. Work is imported when a command needs it, so that ``--help`` answ
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import dataclasses
 import json
@@ -15,7 +16,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from xmix_data.errors import XMixError
 
@@ -431,28 +432,23 @@ def _report(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     from xmix_data.backbones import load_backbone
-    from xmix_data.beton import open_domain
     from xmix_data.methods import METHODS
     from xmix_data.training import Recipe, fit
 
     method = _with_options(METHODS[options.method], options.set)
     recipe = Recipe(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Recipe)
                        if hasattr(options, f.name)})  # fmt: skip
-    rows = None
-    if options.same_rows:
-        if not options.source:
-            raise ValueError("--same-rows is about the source's classes; give --source")
-        rows = range(len(open_domain(options.source).class_names))
     with _job() as (rank, local_rank):
+        backbone = load_backbone(options.model, options.weights)
         result = fit(
             method,
-            load_backbone(options.model, options.weights),
+            backbone,
             options.target,
             source=options.source,
             pairing=options.pairing,
             test=options.test,
             unlabelled=options.unlabelled,
-            source_rows=rows,
+            source_rows=_same_rows(backbone, options.source) if options.same_rows else None,
             recipe=recipe,
             device=options.device or _default_device(local_rank),
             num_workers=options.workers,
@@ -470,26 +466,45 @@ def _train(options: argparse.Namespace) -> None:
         print(f"{options.output}: top-1 accuracy {100 * result.accuracy:.2f} %")
 
 
+def _same_rows(backbone: Any, source: Sequence[Path] | None) -> range:
+    from xmix_data.beton import open_domain
+    from xmix_data.methods import split_classifier
+
+    if not source:
+        raise ValueError("--same-rows is about the source's classes; give --source")
+    classes = len(open_domain(source).class_names)
+    _, classifier = split_classifier(backbone.network)
+    outputs = 0 if classifier is None else classifier.out_features
+    if outputs != classes:
+        raise ValueError(
+            f"--same-rows: the classifier of {backbone.name} has {outputs} outputs, and the source "
+            f"{classes} classes; give the source that it was trained on, or leave --same-rows out"
+        )
+    return range(classes)
+
+
 def _with_options(method: Any, texts: Sequence[str]) -> Any:
-    """A method with options of the command line, which are numbers, words, or none."""
-    known = [field.name for field in dataclasses.fields(method)]
-    chosen = {}
+    """A method with options of the command line: numbers, words, true, false or none."""
+    types, kinds = {f.name: f.type for f in dataclasses.fields(method)}, get_type_hints(method)
+    words = {"true": True, "false": False, "none": None}
+    chosen: dict[str, Any] = {}
     for text in texts:
         name, found, value = text.partition("=")
-        if not found or name not in known:
+        if not found or name not in types:
             raise ValueError(
                 f"--set {text}: give NAME=VALUE; {method.name} has the options "
-                f"{', '.join(known) or 'none'}"
+                f"{', '.join(types) or 'none'}"
             )
-        words = {"true": True, "false": False, "none": None}
-        try:
-            chosen[name] = words[value.lower()] if value.lower() in words else json.loads(value)
-        except json.JSONDecodeError:
-            chosen[name] = value
-    try:
-        return method(**chosen)
-    except TypeError as error:
-        raise ValueError(f"--set {' '.join(texts)}: {error}") from error
+        given: Any = value
+        with contextlib.suppress(ValueError, SyntaxError):  # what is no literal is a word
+            given = words[value.lower()] if value.lower() in words else ast.literal_eval(value)
+        fitting = get_args(kinds[name]) or (kinds[name],)
+        if float in fitting and type(given) is int:
+            given = float(given)
+        if type(given) not in fitting:
+            raise ValueError(f"--set {text}: the value is to be of type {types[name]}")
+        chosen[name] = given
+    return method(**chosen)
 
 
 def _inspect(options: argparse.Namespace) -> None:

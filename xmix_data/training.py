@@ -13,8 +13,8 @@ import hashlib
 import json
 import logging
 import math
-import time
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,13 +90,14 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("iterations", "batch_size", "crop", "log_every", "save_every", "test_every"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1")
         for name in ("learning_rate", "alpha", "beta"):
             value = getattr(self, name)
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} is {value}; it must be a number above 0")
-        if not 0 <= self.drop_at <= 1 or not 0 <= self.momentum < 1 or self.weight_decay < 0:
+        decays = 0 <= self.weight_decay < math.inf
+        if not 0 <= self.drop_at <= 1 or not 0 <= self.momentum < 1 or not decays:
             raise ValueError(
                 f"drop_at {self.drop_at}, momentum {self.momentum}, weight_decay "
                 f"{self.weight_decay}: give 0 .. 1, 0 .. 1, and at least 0"
@@ -149,24 +150,27 @@ def fit(
         recipe: The numbers.
         device: Where to train.
         num_workers: Decoding threads of each loader.
-        output: Folder for metrics, checkpoints and the result; ``None`` keeps none.
+        output: Folder for metrics, checkpoints and the result, which all processes see; ``None``
+            keeps none.
         progress: Show progress on stderr.
         tensorboard: Write the metrics for TensorBoard as well, into ``output``.
 
     Raises:
         ValueError: Something is missing or does not fit together; says what.
         BetonError: A beton is damaged.
+        OSError: ``output`` cannot be written.
         XMixError: The loss is not finite.
     """
-    run = _Run(
-        method, _backbone(backbone), target, source, pairing, test, unlabelled, source_rows,
-        recipe or Recipe(), torch.device(device), num_workers, output, progress, tensorboard,
-    )  # fmt: skip
-    network = None
-    for number, phase in enumerate(method.phases):
-        network = run.train(number, phase, network)
-    assert network is not None
-    return run.finish(network)
+    with ExitStack() as stack:
+        run = _Run(
+            method, _backbone(backbone), target, source, pairing, test, unlabelled, source_rows,
+            recipe or Recipe(), device, num_workers, output, progress, tensorboard, stack,
+        )  # fmt: skip
+        network = None
+        for number, phase in enumerate(method.phases):
+            network = run.train(number, phase, network)
+        assert network is not None
+        return run.finish(network)
 
 
 def _backbone(model: str | nn.Module | Backbone) -> Backbone:
@@ -189,19 +193,19 @@ class _Run:
         unlabelled: Betons | None,
         source_rows: Sequence[int] | None,
         recipe: Recipe,
-        device: torch.device,
+        device: str | torch.device,
         num_workers: int | None,
         output: str | Path | None,
         progress: bool,
         tensorboard: bool,
+        stack: ExitStack,
     ) -> None:
-        self.method, self.backbone, self.recipe, self.device = method, backbone, recipe, device
+        self.method, self.backbone, self.recipe = method, backbone, recipe
         self.target = open_domain(target)
         self.source, self.test, self.unlabelled = (
             None if given is None else open_domain(given) for given in (source, test, unlabelled)
         )
-        self.pairing = pairing
-        self.source_rows, self.num_workers, self.progress = source_rows, num_workers, progress
+        self.pairing, self.source_rows, self.progress = pairing, source_rows, progress
         needs_source = any(
             phase.batches != "target" or phase.heads != ("target",) for phase in method.phases
         )
@@ -212,21 +216,43 @@ class _Run:
             )
         if unlabelled is not None and not method.unlabelled:
             raise ValueError(f"{method.name} has no use for unlabelled images; leave them out")
-        self.test_ids = None if self.test is None else _test_ids(self.test, self.target)
+        if backbone.one_size and recipe.crop != backbone.size:
+            raise ValueError(
+                f"{backbone.name} takes images of {backbone.size} pixels and no others, and crop "
+                f"is {recipe.crop}; give it crop={backbone.size}"
+            )
+        self.common: dict[str, Any] = {
+            "batch_size": recipe.batch_size, "device": device, "num_workers": num_workers,
+            "mean": backbone.mean, "std": backbone.std,
+        }  # fmt: skip
+        # All of them now: what does not fit is said before hours of training, not after.
+        self.loaders = [
+            [stack.enter_context(loader) for loader in self._loaders(phase)]
+            for phase in method.phases
+        ]
+        self.device = self.loaders[0][0].device
+        self.tests = self.test_ids = None
+        if self.test is not None:
+            self.test_ids = _test_ids(self.test, self.target)
+            crop = CenterCrop(recipe.crop)
+            self.tests = ImageLoader(self.test.betons, crop=crop, **self.common)
+            stack.enter_context(self.tests)
         self.body, self.classifier = split_classifier(backbone.network)
+        self.features = self._features()
         self.log = _Log(None if output is None else Path(output), tensorboard)
+        stack.callback(self.log.close)
         self.saved = self._saved()
 
     def train(self, number: int, phase: Phase, earlier: TransferNetwork | None) -> TransferNetwork:
         """The training loop, for one phase of the method."""
-        recipe, method, saved = self.recipe, self.method, self.saved
+        recipe, method, loaders, saved = self.recipe, self.method, self.loaders[number], self.saved
         iterations = phase.iterations or recipe.iterations
         network = self._network(number, phase, earlier)
         if saved is not None and saved["phase"] > number:
             return network  # what it had learnt is where the next phase starts
         resumes = saved is not None and saved["phase"] == number
-        if saved is not None and saved["start"] is not None:
-            network.load_state_dict(saved["start"])
+        if saved is not None and resumes and saved["start"] is not None:
+            self._load(network, saved["start"])
         start = _copied(network.state_dict()) if number else None
         method.prepare(network, phase)
         decay = recipe.weight_decay if method.weight_decay is None else method.weight_decay
@@ -234,18 +260,14 @@ class _Run:
             [p for p in network.parameters() if p.requires_grad],
             recipe.learning_rate, recipe.momentum, weight_decay=decay,
         )  # fmt: skip
-        with ExitStack() as stack:
-            loaders = [stack.enter_context(loader) for loader in self._loaders(phase)]
-            first = 0
-            if resumes:
-                first = self._restore(network, optimizer, loaders)
-            wrapped = self._wrapped(network)
-            average = _average if _world_size() > 1 else None
-            batches = [_endless(loader) for loader in loaders]
-            bar = stack.enter_context(self._bar(number, iterations))
+        first = self._restore(network, optimizer) if resumes else 0
+        wrapped = self._wrapped(network)
+        average = _average if _world_size() > 1 else None
+        batches = [_endless(loader) for loader in loaders]
+        unchecked: list[tuple[int, torch.Tensor, PlanRows | None]] = []
+        network.train()
+        with self._bar(number, iterations) as bar:
             bar.advance(first)
-            unchecked: list[tuple[int, torch.Tensor, PlanRows | None]] = []
-            network.train()
             for step in range(first, iterations):
                 batch, *more = (next(endless) for endless in batches)
                 # What is random in a network, dropout say, is the same after a resume.
@@ -256,22 +278,28 @@ class _Run:
                         wrapped, batch, step=step, average=average,
                         unlabelled=more[0][0] if more else None,
                     )  # fmt: skip
-                unchecked.append((step, made.loss, loaders[0].last_rows))
-                done, last = step + 1, step + 1 == iterations
-                logs = last or done % recipe.log_every == 0
-                if logs or self.device.type == "cpu":  # reading the loss makes a GPU wait
-                    self._require_finite(unchecked, loaders[0])
                 rate = recipe.rate(step, iterations) * made.lr_scale
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 optimizer.step()
+                _share_buffers(network)
+                done, last = step + 1, step + 1 == iterations
+                logs, saves = (
+                    last or done % every == 0 for every in (recipe.log_every, recipe.save_every)
+                )
+                unchecked.append((done, made.loss, loaders[0].last_rows))
+                if logs or saves or self.device.type == "cpu":  # looking makes a GPU wait
+                    self._require_finite(unchecked, loaders[0], network if saves else None)
                 bar.advance()
                 if logs:
-                    self.log.write(number, done, loss=float(made.loss), lr=rate, **made.values)
+                    means = self._means({"loss": float(made.loss), **made.values})
+                    self.log.write(number, done, loss=means.pop("loss"), lr=rate, **means)
                 if recipe.test_every and done % recipe.test_every == 0 and not last:
                     self._test(number, done, network)
-                if last or done % recipe.save_every == 0:
-                    self._save(number, done, network, start, optimizer, loaders)
+                if saves:
+                    self._save(number, done, network, start, optimizer)
+        for loader in loaders:
+            loader.close()
         return network
 
     def finish(self, network: TransferNetwork) -> Result:
@@ -279,7 +307,6 @@ class _Run:
         number = len(self.method.phases) - 1
         iterations = self.method.phases[-1].iterations or self.recipe.iterations
         accuracy = self._test(number, iterations, network)
-        self.log.close()
         if self.log.folder is not None and _rank() == 0:
             with whole_file(self.log.folder / "model.pt") as stream:
                 classes = None if self.source is None else self.source.class_names
@@ -290,7 +317,7 @@ class _Run:
                     stream,
                 )  # fmt: skip
             recipe = dataclasses.asdict(self.recipe)
-            document = {"method": repr(self.method), "model": self.backbone.name,
+            document = {"method": _described(self.method), "model": self.backbone.name,
                         "recipe": recipe, "accuracy": accuracy}  # fmt: skip
             with whole_file(self.log.folder / "result.json") as stream:
                 stream.write((json.dumps(document, indent=1) + "\n").encode())
@@ -301,13 +328,12 @@ class _Run:
     ) -> TransferNetwork:
         """The heads of a phase on the backbone as it is; its new heads are always the same."""
         torch.manual_seed(_seed(self.recipe.seed, number, 0, 0))
-        features = self._features()
         target = source = None
         if "target" in phase.heads or "joint" in phase.heads:
-            target = nn.Linear(features, len(self.target.class_names))
+            target = nn.Linear(self.features, len(self.target.class_names))
         if self.source is not None and ("source" in phase.heads or "joint" in phase.heads):
             source = source_head(
-                self.classifier, features, self.source.class_names, self.source_rows
+                self.classifier, self.features, self.source.class_names, self.source_rows
             )
         body = self.body if earlier is None else earlier.backbone
         network = TransferNetwork(body, target, source, joint="joint" in phase.heads)
@@ -318,16 +344,15 @@ class _Run:
             return self.classifier.in_features
         with torch.no_grad():  # the model ended in its features; one image tells how many
             side = self.backbone.size if self.backbone.one_size else self.recipe.crop
-            body = self.body.eval()
-            return int(body(torch.zeros(1, 3, side, side)).shape[1])
+            body = self.body.to(self.device).eval()
+            return int(body(torch.zeros(1, 3, side, side, device=self.device)).shape[1])
 
     def _loaders(self, phase: Phase) -> list[ImageLoader | XMixLoader]:
         """Of the phase's batches and, where the method wants them, of unlabelled images."""
-        recipe, backbone = self.recipe, self.backbone
-        common: dict[str, Any] = {
-            "batch_size": recipe.batch_size, "crop": RandomCrop(recipe.crop), "flip": recipe.flip,
-            "seed": recipe.seed, "device": self.device, "num_workers": self.num_workers,
-            "mean": backbone.mean, "std": backbone.std, "drop_last": True,
+        recipe = self.recipe
+        common = {
+            **self.common, "crop": RandomCrop(recipe.crop), "flip": recipe.flip,
+            "seed": recipe.seed, "drop_last": True,
         }  # fmt: skip
         kind = phase.batches
         loaders: list[ImageLoader | XMixLoader] = []
@@ -353,6 +378,7 @@ class _Run:
         if _world_size() > 1:
             ids = [self.device] if self.device.type == "cuda" else None
             wrapped = DistributedDataParallel(wrapped, device_ids=ids)
+            wrapped.broadcast_buffers = False  # they are shared whether a method uses DDP or not
         if self.recipe.compile:
             wrapped = torch.compile(wrapped)  # type: ignore[assignment]
         return wrapped
@@ -367,29 +393,45 @@ class _Run:
         self,
         unchecked: list[tuple[int, torch.Tensor, PlanRows | None]],
         loader: ImageLoader | XMixLoader,
+        network: nn.Module | None,
     ) -> None:
-        """Raises if a loss since the last look is not finite; forgets those that are."""
-        finite = torch.isfinite(torch.stack([loss for _, loss, _ in unchecked])).tolist()
-        for fine, (step, loss, rows) in zip(finite, unchecked, strict=True):
-            if not fine:
-                names = [] if rows is None else loader.describe(rows)
-                more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        """Raises if a loss since the last look, or a weight, is not finite; forgets the losses."""
+        looks = [torch.isfinite(loss) for _, loss, _ in unchecked]
+        if network is not None:
+            looks.append(torch.stack([p.isfinite().all() for p in network.parameters()]).all())
+        own = torch.stack(looks).float()
+        everywhere = own.clone()
+        if _world_size() > 1:  # no process goes on, or saves, after the error of another
+            distributed.all_reduce(everywhere, distributed.ReduceOp.MIN)
+        if not everywhere.all():
+            which = everywhere.tolist().index(0)
+            step, loss, rows = unchecked[min(which, len(unchecked) - 1)]
+            if own[which]:
                 raise XMixError(
-                    f"{self.method.name}: the loss is {float(loss)} in step {step + 1}, from "
-                    f"{'; '.join(names[:_NAMED])}{more}; lower the learning rate, or look at "
-                    "these images. Checkpoints hold what was before"
+                    f"{self.method.name}: the loss of another process is not finite in step "
+                    f"{step}; see what it says"
                 )
+            found = f"the loss is {loss}" if which < len(unchecked) else "a weight is not finite"
+            names = [] if rows is None else loader.describe(rows)
+            more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+            raise XMixError(
+                f"{self.method.name}: {found} in step {step}, from "
+                f"{'; '.join(names[:_NAMED])}{more}; lower the learning rate, or look at these "
+                "images. The checkpoint, if there is one, holds what was before"
+            )
         unchecked.clear()
 
+    def _means(self, values: dict[str, float]) -> dict[str, float]:
+        """Over all processes."""
+        means = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
+        if _world_size() > 1:
+            _average([means])
+        return dict(zip(values, means.tolist(), strict=True))
+
     def _test(self, number: int, step: int, network: TransferNetwork) -> float | None:
-        if self.test is None or self.test_ids is None:
+        if self.tests is None or network.heads == ("source",):
             return None
-        with ImageLoader(
-            self.test.betons, batch_size=self.recipe.batch_size, crop=CenterCrop(self.recipe.crop),
-            device=self.device, num_workers=self.num_workers, mean=self.backbone.mean,
-            std=self.backbone.std,
-        ) as loader:  # fmt: skip
-            accuracy = evaluate(network, loader, self.test_ids)
+        accuracy = evaluate(network, self.tests, self.test_ids)
         self.log.write(number, step, accuracy=accuracy)
         return accuracy
 
@@ -397,7 +439,7 @@ class _Run:
         """What a checkpoint must agree in with the run that takes it up."""
         recipe = dataclasses.asdict(self.recipe)
         return {
-            "method": repr(self.method),
+            "method": _described(self.method),
             "model": f"{self.backbone.name} {self.backbone.weights_hash}",
             "recipe": {key: value for key, value in recipe.items() if key not in _OBSERVING},
         }
@@ -409,7 +451,6 @@ class _Run:
         network: TransferNetwork,
         start: dict[str, Any] | None,
         optimizer: torch.optim.Optimizer,
-        loaders: Sequence[ImageLoader | XMixLoader],
     ) -> None:
         if self.log.folder is None or _rank() > 0:
             return
@@ -418,64 +459,86 @@ class _Run:
                 {"format": _FORMAT, "identity": self._identity(), "phase": number, "step": step,
                  "start": start, "network": network.state_dict(),
                  "optimizer": optimizer.state_dict(), "method": self.method.state_dict(),
-                 "loaders": [loader.state_dict() for loader in loaders]},
+                 "loaders": [loader.state_dict() for loader in self.loaders[number]]},
                 stream,
             )  # fmt: skip
 
     def _saved(self) -> dict[str, Any] | None:
+        """The checkpoint of an earlier run, which must be one of this training."""
         if self.log.folder is None:
             return None
         path = self.log.folder / "checkpoint.pt"
         if not path.exists():
+            self.log.cut(0, 0)
             return None
         remedy = "choose another --output, or delete it to begin anew"
         try:
             saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
             if saved["format"] != _FORMAT:
-                raise ValueError(f"its format is {saved['format']!r}")
+                raise ValueError(saved["format"])
+            theirs = {**saved["identity"], **saved["identity"]["recipe"]}
         except Exception as error:  # torch.load raises what the damage happens to lead to
-            raise ValueError(f"{path}: no checkpoint of xmix_data ({error}); {remedy}") from error
-        for key, own in self._identity().items():
-            if saved["identity"][key] != own:
+            raise ValueError(
+                f"{path}: damaged, or no checkpoint of this version ({type(error).__name__}); "
+                f"{remedy}"
+            ) from error
+        own = self._identity()
+        numbers = own.pop("recipe")
+        for key, value in {**own, **numbers}.items():
+            if theirs.get(key) != value:
                 raise ValueError(
-                    f"{path}: is of another {key}: {saved['identity'][key]}, and this is {own}; "
-                    f"{remedy}"
+                    f"{path}: is of another {key}: {theirs.get(key)}, and this is {value}; {remedy}"
                 )
-        phases = self.method.phases
-        ended = saved["phase"] + 1 == len(phases) and saved["step"] == (
+        number, phases = saved["phase"], self.method.phases
+        if len(saved["loaders"]) != len(self.loaders[number]):
+            raise ValueError(f"{path}: was made with other --unlabelled images; {remedy}")
+        for loader, state in zip(self.loaders[number], saved["loaders"], strict=True):
+            try:
+                loader.load_state_dict(state)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}; or {remedy}") from error
+        ended = number + 1 == len(phases) and saved["step"] == (
             phases[-1].iterations or self.recipe.iterations
         )
-        self.log.cut(saved["phase"], saved["step"], test_again=ended)
+        self.log.cut(number, saved["step"], test_again=ended)
         return saved
 
-    def _restore(
-        self,
-        network: TransferNetwork,
-        optimizer: torch.optim.Optimizer,
-        loaders: Sequence[ImageLoader | XMixLoader],
-    ) -> int:
+    def _restore(self, network: TransferNetwork, optimizer: torch.optim.Optimizer) -> int:
         """Take up the checkpoint; returns the steps that are done."""
         saved = self.saved
         assert saved is not None
-        network.load_state_dict(saved["network"])
+        self._load(network, saved["network"])
         optimizer.load_state_dict(saved["optimizer"])
         self.method.load_state_dict(saved["method"])
-        if len(loaders) != len(saved["loaders"]):
-            raise ValueError("the checkpoint was made with other --unlabelled images")
-        for loader, state in zip(loaders, saved["loaders"], strict=True):
-            loader.load_state_dict(state)
         _log.info("goes on after iteration %d", saved["step"])
         return int(saved["step"])
+
+    def _load(self, network: TransferNetwork, state: dict[str, Any]) -> None:
+        try:
+            network.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{self.log.folder}: the checkpoint has heads for other classes ({error}); give "
+                "the same betons, or choose another --output"
+            ) from error
 
 
 class _Log:
     """Metrics as JSON lines, and for TensorBoard; only the first process writes."""
 
     def __init__(self, folder: Path | None, tensorboard: bool) -> None:
-        self.folder, self._board, self._time = folder, None, time.perf_counter()
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            if tensorboard and _rank() == 0:
+        self.folder, self._board = folder, None
+        if folder is None:
+            if tensorboard:
+                raise ValueError("tensorboard writes into output; give one")
+            return
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(f"{folder}: is a file; give the name of a folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        if _rank() == 0:
+            with (folder / "metrics.jsonl").open("a"):  # can it be written?
+                pass
+            if tensorboard:
                 self._board = _summary_writer(folder)
 
     def write(self, phase: int, step: int, **values: float) -> None:
@@ -488,22 +551,22 @@ class _Log:
             for name, value in values.items():
                 self._board.add_scalar(f"phase {phase}/{name}", value, step)
 
-    def cut(self, phase: int, step: int, *, test_again: bool) -> None:
+    def cut(self, phase: int, step: int, *, test_again: bool = False) -> None:
         """Forget what was logged after a checkpoint: it will be logged again."""
         assert self.folder is not None
-        path = self.folder / "metrics.jsonl"
-        if _rank() > 0 or not path.exists():
+        if _rank() > 0:
             return
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        here = (phase, step)
-        kept = [
-            line
-            for line in lines
-            if (line["phase"], line["step"]) < here
-            or ((line["phase"], line["step"]) == here and not (test_again and "accuracy" in line))
-        ]
+        path, here = self.folder / "metrics.jsonl", (phase, step)
+        kept = []
+        for text in path.read_text().splitlines(keepends=True):
+            if not text.endswith("\n"):
+                break  # a process that was killed wrote half a line
+            line = json.loads(text)
+            at = (line["phase"], line["step"])
+            if at < here or (at == here and not (test_again and "accuracy" in line)):
+                kept.append(text)
         with whole_file(path) as stream:
-            stream.write("".join(json.dumps(line) + "\n" for line in kept).encode())
+            stream.write("".join(kept).encode())
 
     def close(self) -> None:
         if self._board is not None:
@@ -534,13 +597,14 @@ def evaluate(network: nn.Module, loader: ImageLoader, ids: torch.Tensor | None =
     """
     training = network.training
     network.eval()
-    counts = torch.zeros(2, dtype=torch.float64)
+    counts = torch.zeros(2, dtype=torch.float64, device=loader.device)
     for images, labels in loader:
         own = len(images) - loader.last_padding
         if ids is not None:
             labels = ids.to(labels.device)[labels]
         right = network(images).target_logits.argmax(1) == labels
-        counts += torch.tensor([float(right[:own].sum()), own], dtype=torch.float64)
+        counts[0] += right[:own].sum()
+        counts[1] += own
     network.train(training)
     if _world_size() > 1:
         distributed.all_reduce(counts)
@@ -552,6 +616,11 @@ def _test_ids(test: Domain, target: Domain) -> torch.Tensor:
     present = set(target.labels.tolist())
     for label in sorted(set(test.labels.tolist())):
         name = test.class_names[label]
+        if target.class_names.count(name) > 1:
+            raise ValueError(
+                f"test class {name!r} ({test.betons[0].path}) is in several target betons; "
+                "convert them with different class names"
+            )
         if id_of.get(name) not in present:
             raise ValueError(
                 f"test class {name!r} ({test.betons[0].path}) has no training image in the "
@@ -563,6 +632,11 @@ def _test_ids(test: Domain, target: Domain) -> torch.Tensor:
 def _endless(loader: Any) -> Iterator[Any]:
     while True:
         yield from loader
+
+
+def _described(method: Method) -> str:
+    """Its options; a function among them by name, for its address is another in each process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(method))
 
 
 def _seed(*parts: int) -> int:
@@ -588,6 +662,25 @@ def _in_a_job() -> bool:
 
 def _average(tensors: list[torch.Tensor]) -> None:
     """Replace tensors, in place, by their means over all processes."""
-    for tensor in tensors:
-        distributed.all_reduce(tensor)
-        tensor /= _world_size()
+
+    def average(flat: torch.Tensor) -> None:
+        distributed.all_reduce(flat)
+        flat /= _world_size()
+
+    _in_one_message(tensors, average)
+
+
+def _share_buffers(network: nn.Module) -> None:
+    """Give all processes the first one's buffers: averages of batch normalisation, for one."""
+    if _world_size() > 1:
+        _in_one_message(list(network.buffers()), lambda flat: distributed.broadcast(flat, 0))
+
+
+def _in_one_message(tensors: list[torch.Tensor], send: Callable[[torch.Tensor], Any]) -> None:
+    """Change tensors in place, those of a type together: a message costs more than its bytes."""
+    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+        alike = [tensor for tensor in tensors if tensor.dtype == dtype]
+        flat = torch.cat([tensor.reshape(-1) for tensor in alike])
+        send(flat)
+        for tensor, part in zip(alike, torch.split(flat, [t.numel() for t in alike]), strict=True):
+            tensor.copy_(part.view_as(tensor))
