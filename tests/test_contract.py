@@ -524,7 +524,9 @@ def test_the_sources_of_a_pairing_must_all_be_given(
 ) -> None:
     one, two, pairing = twins
     options = {"batch_size": 4, "crop": CenterCrop(8)}
-    with pytest.raises(ValueError, match=r"made over 2 sources \(.*twin\.beton\), and 1 are given"):
+    with pytest.raises(
+        ValueError, match=r"made over 2 sources \(.*twin\.beton\), and of the 1 that"
+    ):
         XMixLoader(numbered.target, one, pairing, **options)
     with pytest.raises(ValueError, match=r"source class 's1'.* is in several source betons"):
         hand_made = Pairing(pairing.pairs)
@@ -536,6 +538,67 @@ def test_the_sources_of_a_pairing_must_all_be_given(
     with pytest.raises(ValueError, match="the classes of 2 of them are in this one"):
         pairing.classes_in(two.class_names, "files:a folder with both")
     assert pairing.classes_in(["s1", "s2"], "files:a folder") == ["s1", "s2"]
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_source_that_was_converted_again_is_what_the_known_ones_leave(
+    numbered: NumberedBetons, twins: tuple[Beton, Beton, Pairing], tmp_path: Path,
+    order: tuple[int, int],
+) -> None:  # fmt: skip
+    one, two, pairing = twins
+    again = write_beton(
+        two, tmp_path / "again.beton", image_size=20, encoding="raw", num_workers=0, progress=False
+    )
+    sources = [(one, again)[i] for i in order]
+    loader = XMixLoader(
+        numbered.target, sources, pairing, mix=False, batch_size=4, crop=CenterCrop(8)
+    )
+    expected = {(0, 0, 1), (1, 1, 1), (1, 0, 3), (2, 1, 2)}
+    for batch in loader:
+        for t, domain, s in zip(
+            *(x.tolist() for x in (batch.target_labels, batch.source_domains, batch.source_labels)),
+            strict=True,
+        ):  # fmt: skip
+            assert (t, order[domain], s - 4 * domain) in expected
+
+
+def test_a_source_that_no_class_is_paired_with_need_not_be_given(
+    numbered: NumberedBetons, twins: tuple[Beton, Beton, Pairing]
+) -> None:
+    one, two, pairing = twins
+    of_second = {t: [PairedClass(f"s{i}", 0.5, 1, None, 1)] for i, t in enumerate(pairing.pairs)}
+    alone = Pairing(of_second, source=pairing.source)
+    loader = XMixLoader(numbered.target, two, alone, batch_size=4, crop=CenterCrop(8))
+    assert len(list(loader)) == 9
+    assert one.path != two.path
+
+
+def test_image_loader_gives_the_images_that_a_pairing_selects(
+    numbered: NumberedBetons, twins: tuple[Beton, Beton, Pairing], backend: str
+) -> None:
+    """The auxiliary set: each image once, labels of the whole source."""
+    one, two, pairing = twins
+    options: dict[str, Any] = {
+        "batch_size": 7, "crop": CenterCrop(8), "dtype": torch.uint8, "backend": backend
+    }  # fmt: skip
+
+    def images(source: Any, pairing: Pairing) -> list[tuple[int, int]]:
+        loader = ImageLoader(source, pairing=pairing, **options)
+        return [
+            pair
+            for pixels, labels in loader
+            for pair in zip(labels.tolist(), Numbered.indices(pixels), strict=True)
+        ]
+
+    expected = [(s, i) for s in (1, 3) for i in np.flatnonzero(one.labels == s).tolist()]
+    expected += [(4 + s, i) for s in (1, 2) for i in np.flatnonzero(two.labels == s).tolist()]
+    assert images([one, two], pairing) == expected
+    part = {"t0": [PairedClass("s1", 0.5, 4, 2)], "t1": [PairedClass("s1", 0.5, 3, 6)]}
+    few = [images(one, Pairing(part, {"seed": seed})) for seed in (0, 0, 1)]
+    assert few[0] == few[1] != few[2]
+    assert len({i for _, i in few[0]}) == 7 and {s for s, _ in few[0]} == {1}
+    with pytest.raises(ValueError, match="classes and pairing both say what to load"):
+        ImageLoader(one, pairing=pairing, classes=["s1"], **options)
 
 
 def test_parts_of_classes_are_drawn_from_once_each(

@@ -101,45 +101,75 @@ def test_under_torchrun(betons: Betons, alone: Pairing, tmp_path: Path) -> None:
     assert_same_pairing(Pairing.load(path), alone)
 
 
-DIES = """
+STOPS = """
 import os, signal, sys
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torchvision.models import MobileNetV3
 from xmix_data.cli import main
 
-seen = []
+seen, stop = [], os.environ["STOPS"].split()
 
 def forward(module, inputs):
     if isinstance(module, MobileNetV3):
         seen.append(len(inputs[0]))
-        if sum(seen) > 4 and os.environ["RANK"] == os.environ["DIES"]:
+        rank, images, kind = int(os.environ["RANK"]), sum(seen), stop[0]
+        if kind == "kill" and (rank, images > 4) == (int(stop[1]), True):
             os.kill(os.getpid(), signal.SIGKILL)
+        if kind == "interrupt" and images > int(stop[1 + rank]):
+            raise KeyboardInterrupt
 
 register_module_forward_pre_hook(forward)
 sys.exit(main(sys.argv[1:]))
 """
+"""The command, but a process kills or interrupts itself after some images."""
 
 
-@pytest.mark.parametrize(("processes", "dies"), [(2, 1), (4, 0)])
-def test_a_killed_process_ends_the_others(
-    betons: Betons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path,
-    processes: int, dies: int,
-) -> None:  # fmt: skip
-    path = tmp_path / "pairing.json"
-    monkeypatch.setenv("DIES", str(dies))
-    command = pair_command(betons, path)
-    results = finish(start(processes, "-c", DIES, *command))
-    assert results[dies][0] == -signal.SIGKILL, results
+def assert_lost(results: list[tuple[int, str, str]], but: int) -> None:
+    """All processes but one ended with status 2, and say why."""
     for rank, (status, out, err) in enumerate(results):
-        if rank != dies:
+        if rank != but:
             assert (status, out) == (2, ""), (out, err)
             line = [text for text in err.splitlines() if text.startswith("xmix: ")][-1]
             assert f"rank {rank} lost the other processes of this job" in line
+
+
+def test_a_killed_process_ends_the_others(
+    betons: Betons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "pairing.json"
+    monkeypatch.setenv("STOPS", "kill 0")
+    results = finish(start(4, "-c", STOPS, *pair_command(betons, path)))
+    assert results[0][0] == -signal.SIGKILL, results
+    assert_lost(results, but=0)
     assert not path.exists() and not list(tmp_path.glob("*.partial"))
 
-    if processes > 2:
-        return
-    monkeypatch.setenv("DIES", "none")
-    again = finish(start(processes, "-c", DIES, *command))
-    assert [status for status, *_ in again] == [0] * processes, again
-    assert not [file.name for file in own_cache.iterdir() if "unfinished" in file.name]
+
+@pytest.mark.parametrize("batch", ["3", "2"])
+def test_an_interrupted_job_goes_on(
+    betons: Betons, alone: Pairing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    own_cache: Path, batch: str,
+) -> None:  # fmt: skip
+    """Each process where it was, or from the start where another batch size deals images anew."""
+    command = pair_command(betons, tmp_path / "pairing.json")
+    monkeypatch.setenv("STOPS", "interrupt 10 5")
+    results = finish(start(2, "-c", STOPS, *command))
+    assert [status for status, *_ in results] == [130, 130], results
+    assert len([f for f in own_cache.iterdir() if ".unfinished." in f.name]) == 2
+    monkeypatch.setenv("STOPS", "none")
+    results = finish(start(2, "-c", STOPS, *command[:-2], *command[-2:], "--batch-size", batch))
+    assert [status for status, *_ in results] == [0, 0], results
+    assert_same_pairing(Pairing.load(tmp_path / "pairing.json"), alone)
+
+
+def test_processes_with_different_images_are_refused(betons: Betons, tmp_path: Path) -> None:
+    """As on machines that keep different files under one name."""
+    code = (
+        "import os, sys; from xmix_data.cli import main; a = sys.argv[1:];"
+        "a[a.index('--source') + 1] = a.pop(0) if os.environ['RANK'] == '0' else a.pop(0) and"
+        f" {str(betons.source_raw.path)!r}; sys.exit(main(a))"
+    )
+    command = pair_command(betons, tmp_path / "pairing.json")
+    results = finish(start(2, "-c", code, str(betons.source_jpg.path), *command, "--no-cache"))
+    assert results[1][0] == 2, results
+    assert "rank 1 has other images, weights or options than rank 0" in results[1][2]
+    assert results[0][0] == 2 and not (tmp_path / "pairing.json").exists()

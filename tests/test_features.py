@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,9 @@ from xmix_data import (
     RandomResizedCrop,
     class_centroids,
     pair_classes,
+    write_beton,
 )
-from xmix_data.backbones import load_backbone, penultimate_features
+from xmix_data.backbones import Backbone, load_backbone, penultimate_features
 from xmix_data.centroids import CentroidSum
 from xmix_data.methods import FineTune
 from xmix_data.training import Recipe, fit
@@ -198,6 +201,58 @@ def test_the_cache_knows_what_features_depend_on(
     assert np.array_equal(made.values, fresh.values)
 
 
+def test_another_architecture_with_the_same_weights_is_another_model(
+    betons: Betons, tmp_path: Path
+) -> None:
+    conv = nn.Conv2d(3, 5, 3)
+    for last in (nn.ReLU(), nn.Tanh()):
+        model = nn.Sequential(conv, last)
+        made = class_centroids(betons.source_jpg, model, cache=tmp_path)
+        assert np.array_equal(made.values, class_centroids(betons.source_jpg, model).values)
+
+
+def test_a_backbone_that_learnt_meanwhile_is_computed_anew(betons: Betons, tmp_path: Path) -> None:
+    backbone = Backbone(nn.Sequential(nn.Conv2d(3, 5, 3)), "small")
+    before = class_centroids(betons.source_jpg, backbone, cache=tmp_path)
+    nn.init.ones_(backbone.network[0].weight)
+    after = class_centroids(betons.source_jpg, backbone, cache=tmp_path)
+    assert not np.allclose(before.values, after.values)
+
+
+def test_renamed_classes_find_their_features(betons: Betons, tmp_path: Path) -> None:
+    model, path = Stops(Small()), tmp_path / "renamed.beton"
+    class_centroids(betons.source_raw, model, cache=tmp_path / "cache")
+    shutil.copy(betons.source_raw.path, path)
+    manifest = json.loads(Path(f"{betons.source_raw.path}.json").read_text())
+    manifest["class_names"] = [name.upper() for name in manifest["class_names"]]
+    Path(f"{path}.json").write_text(json.dumps(manifest))
+    model.seen = 0
+    made = class_centroids(path, model, cache=tmp_path / "cache")
+    assert model.seen == 0 and made.class_names == ["S0", "S1", "S2", "S3", "S4", "S5"]
+
+
+def test_an_interruption_between_sums_and_counts_is_not_kept(
+    betons: Betons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C comes anywhere; on a GPU mostly where the counts are waited for."""
+    bincount, calls = torch.bincount, [0]
+
+    def interrupted(*arguments: Any, **options: Any) -> torch.Tensor:
+        calls[0] += 1
+        if calls[0] == 4:
+            raise KeyboardInterrupt
+        return bincount(*arguments, **options)
+
+    model = Small()
+    expected = class_centroids(betons.source_jpg, model, batch_size=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "bincount", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            class_centroids(betons.source_jpg, model, batch_size=4, cache=tmp_path)
+    again = class_centroids(betons.source_jpg, model, batch_size=4, cache=tmp_path)
+    assert np.array_equal(again.values, expected.values)
+
+
 def test_interrupted_extraction_resumes(betons: Betons, tmp_path: Path) -> None:
     torch.manual_seed(0)
     inner = Small()
@@ -276,6 +331,42 @@ def test_a_cache_that_cannot_be_written_costs_a_line(
     (tmp_path / "file").write_text("")
     class_centroids(betons.target_jpg, Small(), cache=tmp_path / "file")
     assert "features are not cached" in caplog.text
+
+
+def test_a_cache_that_another_job_is_writing_costs_no_work(
+    betons: Betons, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = Small()
+    expected = class_centroids(betons.target_jpg, model, cache=tmp_path)
+    (path,) = tmp_path.iterdir()
+    path.unlink()
+    with open(f"{path}.partial", "wb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        made = class_centroids(betons.target_jpg, model, cache=tmp_path)
+    assert np.array_equal(made.values, expected.values)
+    assert "another process is writing it" in caplog.text
+
+
+def test_one_small_image_does_not_decide_for_all(tmp_path: Path) -> None:
+    sizes = [(60, 60), (50, 70), (12, 12), (64, 48)]
+
+    class Varied:
+        classes = ("one",)
+
+        def __len__(self) -> int:
+            return len(sizes)
+
+        def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+            return np.full((*sizes[index], 3), 40 * index, np.uint8), 0
+
+    beton = write_beton(
+        Varied(), tmp_path / "varied.beton", image_size=None, crop="none", encoding="raw",
+        num_workers=0, progress=False,
+    )  # fmt: skip
+    made = class_centroids(beton, Backbone(Small(), "small", size=48))
+    assert made.provenance["transform"].startswith("RandomResizedCrop(size=48")
+    large = Backbone(Small(), "small", size=12)
+    assert class_centroids(beton, large).provenance["transform"] == repr(CenterCrop(12))
 
 
 def test_without_a_manifest_nothing_is_cached(betons: Betons, tmp_path: Path) -> None:

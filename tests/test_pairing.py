@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from xmix_data import Centroids, PairedClass, Pairing, pair_classes
 from xmix_data.matching import cosine_similarity
+from xmix_data.pairing import shown_classes
 
 
 def centroids(values: Any, prefix: str = "c", counts: Any = None) -> Centroids:
@@ -312,6 +313,15 @@ def test_a_pairing_survives_its_file(tmp_path: Path) -> None:
         (lambda d: json.dumps(d).replace('"images": 10', '"images": 2.5'), "integer"),
         (lambda d: json.dumps(d).replace('"images"', '"domain": 1, "images"'), "of source 1"),
         (lambda d: json.dumps({**d, "options": []}), "options is no object"),
+        (lambda d: json.dumps({**d, "options": {"strict": "no"}}), "neither true nor false"),
+        (lambda d: json.dumps(d).replace('"images": 10', '"images": true'), "true or false"),
+        (lambda d: json.dumps(d).replace('"images": 10', '"images": 0'), "impossible numbers"),
+        (lambda d: json.dumps(d).replace('"cosine": 1.0', '"cosine": "1"'), "lacks a number"),
+        (
+            lambda d: json.dumps(d).replace('"images"', '"frist": 1, "images"'),
+            "unknown key 'frist'",
+        ),
+        (lambda d: json.dumps(d).replace('"std": 0.5', '"std": 1e308'), "impossible numbers"),
         (lambda d: json.dumps({**d, "options": {"seed": -1}}), "seed is -1"),
         (lambda d: json.dumps({**d, "similarity": {}}), "no 'matrix'"),
         (lambda d: json.dumps(d).replace("1.000 0.000", "1.000"), "damaged pairing"),
@@ -355,6 +365,25 @@ def test_parts_of_a_class_may_not_overlap(tmp_path: Path) -> None:
     for parts in (((4, 3), (0, 5)), ((None, 9), (0, 1)), ((0, 1), (3, 2), (0, 1))):
         with pytest.raises(ValueError, match=r"'s' is paired with 't.' and again with 't.'"):
             load(*parts)
+
+
+def test_a_name_that_is_no_utf8_survives_its_file(tmp_path: Path) -> None:
+    """A folder may be called anything."""
+    pairing = Pairing({"caf\udce9": [PairedClass("\udcff", 0.5, 1)]})
+    pairing.save(tmp_path / "pairing.json")
+    assert Pairing.load(tmp_path / "pairing.json") == pairing
+
+
+def test_many_classes_keep_a_part_of_their_similarities(tmp_path: Path) -> None:
+    random = np.random.default_rng(9)
+    target, source = (centroids(random.normal(size=(1201, 4)), p) for p in ("t", "s"))
+    pairing = pair_classes(target, source)
+    pairing.save(tmp_path / "pairing.json")
+    loaded = Pairing.load(tmp_path / "pairing.json")
+    shown = shown_classes(1201)
+    assert loaded.similarity is not None and loaded.similarity.matrix.shape == (1000, 1000)
+    cosines = [[*loaded.pairs.values()][t][0].cosine for t in shown]
+    assert np.abs(np.diag(loaded.similarity.matrix) - cosines).max() < 0.001
 
 
 def test_centroids_survive_their_file(tmp_path: Path) -> None:

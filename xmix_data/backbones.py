@@ -9,7 +9,6 @@ import hashlib
 import os
 import urllib.error
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +44,9 @@ class Backbone:
     std: tuple[float, ...] = _STD
     """Of the channels, in 0..1 units."""
 
-    @cached_property
+    @property
     def weights_hash(self) -> str:
-        """SHA-256 of parameters and buffers."""
+        """SHA-256 of parameters and buffers as they are now."""
         return state_hash(self.network)
 
 

@@ -10,6 +10,7 @@ import argparse
 import ast
 import contextlib
 import dataclasses
+import datetime
 import json
 import logging
 import os
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _INTERRUPTED
     except BrokenPipeError:
         return _ERROR
-    except (XMixError, ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:
+    except Exception as error:
         if options.debug:
             raise
         print(f"xmix: {_one_line(error)}", file=sys.stderr)
@@ -263,7 +264,8 @@ class _Version(argparse.Action):
 
 def _cache_folder() -> Path:
     """Where the XDG base directory specification has programs keep what can be made again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xmix_data"
+    folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(folder) / "xmix_data"
 
 
 def _image_size(text: str) -> int | None:
@@ -338,14 +340,27 @@ def _pair(options: argparse.Namespace) -> None:
     from xmix_data.backbones import load_backbone
     from xmix_data.beton import open_domain
     from xmix_data.features import class_centroids
-    from xmix_data.pairing import pair_classes, pairs_table
+    from xmix_data.pairing import check_options, pair_classes, pairs_table
 
+    chosen = {key: getattr(options, key) for key in ("method", "rounds", "min_images",
+              "num_images", "strict", "seed")}  # fmt: skip
+    check_options(**chosen)
     domains = [open_domain(options.target), open_domain(options.source)]
     n, m = (len(domain.class_names) for domain in domains)
-    if m < n * (options.rounds or 1):
+    needed = n * (options.rounds or 1)
+    if m < needed:
         raise ValueError(
-            f"{n} target classes need as many source classes in each round, and there are {m}; "
-            "add source classes"
+            f"{options.rounds or 1} round(s) for {n} target classes need {needed} source classes, "
+            f"and there are {m}; add source classes"
+        )
+    if options.num_images is not None and options.num_images < n:
+        raise ValueError(
+            f"--num-images is {options.num_images}, and there are {n} target classes; give at "
+            "least one image for each"
+        )
+    for path in set(options.target) & set(options.source):
+        logging.getLogger("xmix_data").info(
+            "%s is target and source at once: each of its classes will find itself", path
         )
     with _job() as (rank, local_rank):
         device = options.device or _default_device(local_rank)
@@ -360,16 +375,7 @@ def _pair(options: argparse.Namespace) -> None:
         )  # fmt: skip
     if rank:
         return
-    pairing = pair_classes(
-        target,
-        source,
-        method=options.method,
-        rounds=options.rounds,
-        min_images=options.min_images,
-        num_images=options.num_images,
-        strict=options.strict,
-        seed=options.seed,
-    )
+    pairing = pair_classes(target, source, **chosen)
     pairing.save(options.output)
     for line in pairs_table(pairing):
         print(line)
@@ -384,6 +390,8 @@ def _pair(options: argparse.Namespace) -> None:
 
 
 def _check_output(options: argparse.Namespace) -> None:
+    if options.output.is_dir():
+        raise IsADirectoryError(f"{options.output}: is a folder; give the name of a file")
     if options.output.exists() and not options.overwrite:
         raise FileExistsError(f"{options.output}: exists; choose another name or add --overwrite")
     if not options.output.parent.is_dir():
@@ -393,15 +401,23 @@ def _check_output(options: argparse.Namespace) -> None:
 @contextlib.contextmanager
 def _job() -> Iterator[tuple[int, int]]:
     """This process's rank in all, and on this machine; under torchrun the processes are joined."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         yield 0, 0
         return
+    if not os.environ["WORLD_SIZE"].isdecimal() or "RANK" not in os.environ:
+        raise ValueError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']!r}, RANK {os.environ.get('RANK')!r}: this is "
+            "no job; start it with torchrun, or unset WORLD_SIZE"
+        )
     from torch import distributed
 
     logging.getLogger("xmix_data").setLevel(
         logging.INFO if os.environ["RANK"] == "0" else logging.WARNING
     )
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if _has_gpu() else "gloo")
+    # A process that ends is noticed at once; one that is slow may be waited for.
+    distributed.init_process_group(
+        "cpu:gloo,cuda:nccl" if _has_gpu() else "gloo", timeout=datetime.timedelta(hours=12)
+    )
     try:
         yield distributed.get_rank(), int(os.environ.get("LOCAL_RANK", "0"))
     finally:
@@ -420,6 +436,9 @@ def _default_device(local_rank: int) -> str:
 
 def _report(options: argparse.Namespace) -> None:
     _check_output(options)
+    for path in (options.pairing, *options.target, *options.source):
+        if options.output.resolve() == path.resolve():
+            raise ValueError(f"{path}: would be overwritten by its report; give another name")
     from xmix_data.pairing import Pairing
     from xmix_data.report import write_report
 

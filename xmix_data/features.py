@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import distributed, nn
 
@@ -32,6 +33,8 @@ __all__ = ["class_centroids"]
 
 _log = logging.getLogger("xmix_data")
 
+_VERSION = 1
+"""Of how features are computed: another one finds nothing in earlier caches."""
 _SECONDS_BETWEEN_SAVES = 30.0
 _SAVE_SHARE = 0.02
 """Sums of many classes are large: saving them takes at most this share of the time."""
@@ -62,10 +65,12 @@ def class_centroids(
         batch_size: Images of a batch, in each process.
         num_workers: Decoding threads.
         crop: The test-time transform; default the centre square that the model was trained for,
-            224 x 224 for most. Smaller images are used whole, and enlarged only for models that
-            take one size only. Normalised with the model's mean and standard deviation.
+            224 x 224 for most. Where all images are smaller they are used whole, and enlarged only
+            for models that take one size only; where some are, the centre square of every image is
+            resized. Normalised with the model's mean and standard deviation.
         cache: A folder. Centroids that were computed before, of the same content by the same
-            weights and transform, are read from it; interrupted work is taken up again.
+            network, weights and transform, are read from it; interrupted work is taken up again.
+            (A network is known by its `repr`: delete the cache after changing a ``forward``.)
         progress: Show progress on stderr.
 
     Returns:
@@ -74,14 +79,14 @@ def class_centroids(
     Raises:
         BetonError: The beton or one of its images is damaged.
         ValueError: No such model, its features are no vectors, or the cache is damaged.
-        XMixError: Another process of the job ended.
+        XMixError: Another process of the job ended, or has other images, weights or options.
     """
     backbone = _backbone(model)
     domain = open_domain(beton)
     if crop is None:
         crop = _test_crop(domain, backbone)
     folder = None if cache is None else _folder(Path(cache))
-    network = backbone.network
+    network, weights_hash = backbone.network, backbone.weights_hash
     modes = [(module, module.training) for module in network.modules()]
     backbone.network.to(device).eval()
     try:
@@ -95,6 +100,7 @@ def class_centroids(
                 num_workers,
                 folder,
                 progress,
+                weights_hash,
             ).centroids()
             for part in domain.parts
         ]
@@ -113,10 +119,11 @@ def _backbone(model: str | nn.Module | Backbone) -> Backbone:
 
 
 def _test_crop(domain: Domain, backbone: Backbone) -> Crop:
-    smallest = min(int(domain.heights.min()), int(domain.widths.min()))
+    shorter = np.minimum(domain.heights, domain.widths)
+    smallest, largest = int(shorter.min()), int(shorter.max())
     if smallest >= backbone.size:
         return CenterCrop(backbone.size)
-    if backbone.one_size:  # all of a square image
+    if backbone.one_size or smallest < largest:  # one small image must not decide for all
         return RandomResizedCrop(backbone.size, scale=(1, 1), ratio=(1, 1))
     return CenterCrop(smallest)
 
@@ -143,12 +150,13 @@ class _Extraction:
         num_workers: int | None,
         folder: Path | None,
         progress: bool,
+        weights_hash: str,
     ) -> None:
         self._domain, self._backbone, self._device = domain, backbone, device
         self._progress = progress
         self._provenance = {
             "model": backbone.name,
-            "weights_hash": backbone.weights_hash,
+            "weights_hash": weights_hash,
             "transform": repr(crop),
             "domains": domain.provenance,
         }
@@ -157,59 +165,81 @@ class _Extraction:
             num_workers=num_workers, mean=backbone.mean, std=backbone.std,
         )  # fmt: skip
         self._name = ", ".join(beton.path.name for beton in domain.betons)
-        kind = type(backbone.network)
-        content = [beton.fingerprint for beton in domain.betons]
         self._key = json.dumps([
-            f"{kind.__module__}.{kind.__qualname__}", backbone.weights_hash, repr(crop),
-            backbone.mean, backbone.std, content,
+            _VERSION, backbone.name, repr(backbone.network), weights_hash, repr(crop),
+            backbone.mean, backbone.std, [beton.fingerprint for beton in domain.betons],
         ])  # fmt: skip
         self._finished = self._unfinished = None
         # Without a manifest nothing tells two contents of the same sizes apart.
         if folder is not None and all(beton.manifest is not None for beton in domain.betons):
             stem = hashlib.sha256(self._key.encode()).hexdigest()[:32]
             rank, world_size = self._loader.rank, self._loader.world_size
+            # Which images are a rank's own depends on the batch size, where there are several.
+            share = f"{rank}-of-{world_size}" + (f"-by-{batch_size}" if world_size > 1 else "")
             self._finished = folder / f"{stem}.npz"
-            self._unfinished = folder / f"{stem}.{rank}-of-{world_size}.unfinished.npz"
+            self._unfinished = folder / f"{stem}.{share}.unfinished.npz"
 
     def centroids(self) -> Centroids:
-        with self._loader, _named_loss_of_a_process():
-            made = self._read() if self._loader.rank == 0 else None
-            made = _from_first_process(made)
+        with self._loader:
+            made: Centroids | None
+            key, made = _from_first_process((self._key, self._read()))
+            if key != self._key:
+                raise XMixError(
+                    f"rank {self._loader.rank} has other images, weights or options than rank 0; "
+                    "give all processes the same betons, and a model with the same weights"
+                )
             if made is None:
                 total = self._sum()
-                _add_up(total.tensors())
+                sums = total.tensors()
+                _add_up(sums)
+                expected = np.bincount(self._domain.labels, minlength=len(self._domain.class_names))
+                if not np.array_equal(sums[1].cpu().numpy(), expected):
+                    raise XMixError(
+                        f"features of {self._name}: not every image was counted once; delete "
+                        f"{self._unfinished or 'the cache'}, and run again"
+                    )
                 made = total.centroids(self._domain.class_names, self._provenance)
                 self._keep(made)
         return made
 
     def _read(self) -> Centroids | None:
-        if self._finished is None or not self._finished.exists():
+        """In the first process: what was computed before."""
+        if self._finished is None or self._loader.rank > 0:
             return None
-        made = Centroids.load(self._finished)
-        if made.class_names != self._domain.class_names or made.provenance.get("key") != self._key:
+        try:
+            made = Centroids.load(self._finished)
+        except FileNotFoundError:
+            return None
+        if made.provenance.get("key") != self._key or len(made.counts) != len(
+            self._domain.class_names
+        ):
             raise ValueError(
                 f"{self._finished}: is of other features than its name says; delete it, and run "
                 "again"
             )
         _log.info("features of %s: read from %s", self._name, self._finished)
-        return Centroids(made.values, made.counts, made.class_names, self._provenance, made.domains)
+        return Centroids(made.values, made.counts, self._domain.class_names, self._provenance)
 
     def _keep(self, made: Centroids) -> None:
         if self._finished is None or self._unfinished is None:
             return
         if self._loader.rank == 0:
             keyed = {**self._provenance, "key": self._key}
-            Centroids(made.values, made.counts, made.class_names, keyed).save(self._finished)
-        self._unfinished.unlink(missing_ok=True)
+            named = Centroids(made.values, made.counts, made.class_names, keyed)
+            with _only_logged():
+                named.save(self._finished)
+        with contextlib.suppress(OSError):
+            self._unfinished.unlink()
 
     def _sum(self) -> CentroidSum:
         """This process's share of the sums."""
         total = CentroidSum(len(self._domain.class_names), self._device)
         loader, done = self._loader, 0
-        if self._unfinished is not None and self._unfinished.exists():
-            done = total.load(self._unfinished, self._key)
-            loader.load_state_dict({**loader.state_dict(), "position": done})
-        saved, last_save = time.monotonic(), 0.0
+        if self._unfinished is not None:
+            with contextlib.suppress(FileNotFoundError):
+                done = total.load(self._unfinished, self._key)
+                loader.load_state_dict({**loader.state_dict(), "position": done})
+        saved, last_save, consistent = time.monotonic(), 0.0, True
         share = -(-len(self._domain) // loader.world_size)
         with Progress(f"features of {self._name}", share, enabled=self._progress) as bar:
             bar.advance(done // loader.world_size)
@@ -217,15 +247,17 @@ class _Extraction:
                 for images, labels in loader:
                     own = len(images) - loader.last_padding
                     features = penultimate_features(self._backbone.network, images)
+                    consistent = False  # an interruption may come between any two lines
                     total.add(features[:own], labels[:own])
                     done = loader.state_dict()["position"]
+                    consistent = True
                     bar.advance(len(images))
                     waited = time.monotonic() - saved
                     if waited > max(_SECONDS_BETWEEN_SAVES, last_save / _SAVE_SHARE):
                         last_save = self._save(total, done)
                         saved = time.monotonic()
             except BaseException:
-                if done:
+                if done and consistent:
                     self._save(total, done)
                 raise
         if loader.world_size > 1:  # the others may not come to their end
@@ -236,8 +268,18 @@ class _Extraction:
         """Seconds that it took."""
         started = time.monotonic()
         if self._unfinished is not None:
-            total.save(self._unfinished, done, self._key)
+            with _only_logged():
+                total.save(self._unfinished, done, self._key)
         return time.monotonic() - started
+
+
+@contextlib.contextmanager
+def _only_logged() -> Iterator[None]:
+    """A cache that cannot be written, or that another job is writing, costs no work."""
+    try:
+        yield
+    except OSError as error:
+        _log.warning("features are not cached: %s", error)
 
 
 def _in_a_job() -> bool:
@@ -248,7 +290,8 @@ def _from_first_process(value: Any) -> Any:
     if not _in_a_job():
         return value
     values = [value]
-    distributed.broadcast_object_list(values)
+    with _named_loss_of_a_process():
+        distributed.broadcast_object_list(values)
     return values[0]
 
 
@@ -256,10 +299,10 @@ def _add_up(tensors: Sequence[torch.Tensor]) -> None:
     """Sum tensors over all processes, in place."""
     if not _in_a_job():
         return
-    on_gpu = distributed.get_backend() == "nccl"
     for tensor in tensors:
-        moved = tensor.cuda() if on_gpu else tensor.cpu()
-        distributed.all_reduce(moved)
+        moved = tensor if distributed.get_backend() == "nccl" else tensor.cpu()
+        with _named_loss_of_a_process():
+            distributed.all_reduce(moved)
         tensor.copy_(moved)
 
 
@@ -268,8 +311,6 @@ def _named_loss_of_a_process() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not _in_a_job() or isinstance(error, XMixError):
-            raise
         raise XMixError(
             f"rank {distributed.get_rank()} lost the other processes of this job "
             f"({str(error).splitlines()[0]}); see what they say, and run again: what was computed "

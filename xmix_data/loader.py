@@ -331,7 +331,12 @@ class _Pass(Iterator[B]):
         self._loader = loader
         self._samples, self._batches = len(plan), _spans(loader, len(plan), position)
         self._stream: ImageStream | None = loader._backend.stream(
-            _planned(plan, _spans(loader, len(plan), position))
+            # Between the batches of one of many processes lie those of the others.
+            _planned(
+                plan,
+                _spans(loader, len(plan), position),
+                _PLANNED_AT_ONCE if loader.world_size == 1 else 1,
+            )
         )
         self._exhausted = False
 
@@ -389,13 +394,15 @@ def _spans(loader: _Loader[Any], samples: int, position: int) -> Iterator[tuple[
         yield start, start + share, position
 
 
-def _planned(plan: EpochPlan, spans: Iterator[tuple[int, int, int]]) -> Iterator[PlanRows]:
+def _planned(
+    plan: EpochPlan, spans: Iterator[tuple[int, int, int]], at_once: int
+) -> Iterator[PlanRows]:
     """The rows of each batch; planned for several at once, as a call costs more than its rows."""
     ahead: list[tuple[int, int]] = []
     while True:
         for start, stop, _ in spans:
             ahead.append((start, stop))
-            if stop - ahead[0][0] >= _PLANNED_AT_ONCE:
+            if stop - ahead[0][0] >= at_once:
                 break
         if not ahead:
             return

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -37,9 +36,20 @@ from xmix_data.matching import (
     shrink,
 )
 
-__all__ = ["Draw", "PairedClass", "Pairing", "Similarity", "pair_classes", "pairs_table"]
+__all__ = [
+    "Draw",
+    "PairedClass",
+    "Pairing",
+    "Similarity",
+    "check_options",
+    "pair_classes",
+    "pairs_table",
+    "shown_classes",
+]
 
 _FORMAT, _VERSION = "xmix_data.pairing", 1
+_MOST_SHOWN = 1000
+_MOST_PAIRS_ASSIGNED = 25_000_000
 _MATRIX_DECIMALS = 3
 """Of the cosines that are kept for looking at."""
 
@@ -76,10 +86,11 @@ class Similarity:
     std: float
     """Over all n * m cosines."""
     matrix: npt.NDArray[np.float32]
-    """(n, n): each target class by the first source class of each target class, rounded to 3
-    decimals; the pairs stand on the diagonal."""
+    """(k, k): each target class by the first source class of each target class, rounded to 3
+    decimals; the pairs stand on the diagonal. Of `shown_classes`: all, or 1,000 of more."""
     by_method: Mapping[str, float]
-    """Mean cosine of one round by each method."""
+    """Mean cosine of one round by each method; without ``"optimal"``, whose time grows fastest,
+    where there are more than 25 million pairs of classes."""
 
 
 @dataclass(frozen=True)
@@ -216,15 +227,25 @@ class Pairing:
             return None
         given = [part["fingerprints"] for part in source.provenance]
         wanted = [part["fingerprints"] for part in recorded]
-        if all(given.count(fingerprints) == 1 for fingerprints in wanted):
-            return [given.index(fingerprints) for fingerprints in wanted]
-        if len(given) == len(wanted):
-            return list(range(len(wanted)))
-        files = "; ".join(", ".join(part["files"]) for part in recorded)
-        raise ValueError(
-            f"the pairing was made over {len(wanted)} sources ({files}), and {len(given)} are "
-            "given; give as many, in that order"
-        )
+        found = {
+            i: given.index(fingerprints)
+            for i, fingerprints in enumerate(wanted)
+            if given.count(fingerprints) == 1
+        }
+        used = sorted({paired.domain for paired in self._paired()})
+        unknown = [i for i in used if i not in found]
+        if unknown and len(given) == len(wanted) and all(i == j for i, j in found.items()):
+            found |= {i: i for i in unknown}  # converted again: known by their places
+        elif unknown and len(given) == len(used) and len(unknown) == 1:
+            left = set(range(len(given))) - set(found.values())
+            found[unknown[0]] = left.pop()
+        elif unknown:
+            files = "; ".join(", ".join(part["files"]) for part in recorded)
+            raise ValueError(
+                f"the pairing was made over {len(wanted)} sources ({files}), and of the "
+                f"{len(given)} that are given not all are known; give as many, in that order"
+            )
+        return [found.get(i, -1) for i in range(len(wanted))]
 
     def _check_parts(self, draws: Iterable[Iterable[Draw]], source: Domain) -> None:
         counts = np.bincount(source.labels, minlength=len(source.class_names))
@@ -254,7 +275,7 @@ class Pairing:
             document["similarity"] = _similarity_entry(self.similarity)
         text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         with whole_file(path) as stream:
-            stream.write(text.encode())
+            stream.write(text.encode(errors="surrogateescape"))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Pairing:
@@ -265,7 +286,7 @@ class Pairing:
             ValueError: The file is damaged or of another kind; names what is wrong with it.
         """
         try:
-            document = json.loads(Path(path).read_text(encoding="utf-8"))
+            document = json.loads(Path(path).read_text("utf-8", "surrogateescape"))
             if not isinstance(document, dict) or document.get("format") != _FORMAT:
                 raise ValueError(f"it is no document of format {_FORMAT!r}")
             if document["version"] != _VERSION:
@@ -274,7 +295,10 @@ class Pairing:
                 _parse_mapping(key, document[key]) for key in ("options", "target", "source")
             )
             _check_seed(options.get("seed", 0))
-            pairs = _parse_pairs(document["pairs"], shared=bool(options.get("strict")))
+            shared = options.get("strict", False)
+            if not isinstance(shared, bool):
+                raise ValueError(f"strict is {shared!r}, neither true nor false")
+            pairs = _parse_pairs(document["pairs"], shared=shared)
             for provenance in (target, source):
                 _check_domains(provenance)
             _check_sources(pairs, len(source.get("domains", ())))
@@ -344,14 +368,21 @@ def _parse_pairs(entries: Any, *, shared: bool) -> dict[str, list[PairedClass]]:
 
 
 def _parse_paired(entry: Any) -> PairedClass:
-    name, cosine = entry["name"], float(entry["cosine"])
-    images, domain = operator.index(entry["images"]), operator.index(entry.get("domain", 0))
-    first = None if entry.get("first") is None else operator.index(entry["first"])
+    name, cosine = entry["name"], entry["cosine"]
+    numbers = (entry["images"], entry.get("domain", 0), entry.get("first"))
     if not isinstance(name, str):
         raise ValueError(f"source class {name!r} is no name")
-    if not -1 <= cosine <= 1 or images < 0 or (first or 0) < 0 or domain < 0:
+    strange = set(entry) - {*PairedClass._fields}
+    if strange:
+        raise ValueError(f"source class {name!r} has the unknown key {min(strange)!r}")
+    if any(isinstance(number, bool) for number in (cosine, *numbers)):
+        raise ValueError(f"source class {name!r} has true or false for a number")
+    images, domain, first = (None if n is None else operator.index(n) for n in numbers)
+    if images is None or domain is None or not isinstance(cosine, (int, float)):
+        raise ValueError(f"source class {name!r} lacks a number")
+    if not -1 <= cosine <= 1 or images < 1 or (first or 0) < 0 or domain < 0:
         raise ValueError(f"source class {name!r} has impossible numbers")
-    return PairedClass(name, cosine, images, first, domain)
+    return PairedClass(name, float(cosine), images, first, domain)
 
 
 def _overlap(one: PairedClass, other: PairedClass) -> bool:
@@ -388,13 +419,15 @@ def _similarity_entry(similarity: Similarity) -> dict[str, Any]:
 
 
 def _parse_similarity(entry: Any, classes: int) -> Similarity:
+    classes = len(shown_classes(classes))
     matrix = np.array([row.split() for row in entry["matrix"]], np.float32)
     by_method = {str(name): float(value) for name, value in entry["by_method"].items()}
     similarity = Similarity(float(entry["mean"]), float(entry["std"]), matrix, by_method)
     numbers = [similarity.mean, similarity.std, *by_method.values()]
     if (
         matrix.shape != (classes, classes)
-        or not all(map(math.isfinite, numbers))
+        or not all(-1 <= number <= 1 for number in numbers)
+        or similarity.std < 0
         or not np.all(np.abs(matrix) <= 1)
     ):
         raise ValueError("similarity has impossible numbers")
@@ -442,11 +475,7 @@ def pair_classes(
             there are too few source classes.
         MissingDependencyError: FAISS is not installed.
     """
-    if method not in METHODS and method != RANDOM_IMAGES:
-        known = ", ".join([*METHODS, RANDOM_IMAGES])
-        raise ValueError(f"method is {method!r}; it must be one of {known}")
-    _check_amounts(rounds, min_images, num_images, strict, method)
-    _check_seed(seed)
+    check_options(method, rounds, min_images, num_images, strict, seed)
     _check_fit(target, source, rounds or 1)
     cosines = cosine_similarity(target.values, source.values)
     random = np.random.Philox(key=np.array([seed, 0], np.uint64))
@@ -485,9 +514,19 @@ def pair_classes(
     )  # fmt: skip
 
 
-def _check_amounts(
-    rounds: int | None, min_images: int | None, num_images: int | None, strict: bool, method: str
+def check_options(
+    method: str,
+    rounds: int | None,
+    min_images: int | None,
+    num_images: int | None,
+    strict: bool,
+    seed: int,
 ) -> None:
+    """What `pair_classes` says of its options without knowing the classes."""
+    if method not in METHODS and method != RANDOM_IMAGES:
+        known = ", ".join([*METHODS, RANDOM_IMAGES])
+        raise ValueError(f"method is {method!r}; it must be one of {known}")
+    _check_seed(seed)
     if rounds is not None and min_images is not None:
         raise ValueError("rounds and min_images exclude each other; give one")
     for name, value in (("rounds", rounds), ("min_images", min_images), ("num_images", num_images)):
@@ -540,18 +579,34 @@ def _similarity(cosines: Cosines, firsts: Sequence[int], seed: int) -> Similarit
         random = np.random.Philox(key=np.array([seed, 0], np.uint64))
         return float(np.mean([cosines[pair] for pair in choose(cosines, random)], dtype=np.float64))
 
+    shown = shown_classes(len(cosines))
     return Similarity(
         float(cosines.mean(dtype=np.float64)),
         float(cosines.std(dtype=np.float64)),
-        np.round(cosines[:, firsts], _MATRIX_DECIMALS),
-        {name: round(mean_of(choose), COSINE_DECIMALS) for name, choose in METHODS.items()},
+        np.round(cosines[np.ix_(shown, np.asarray(firsts)[shown])], _MATRIX_DECIMALS),
+        {
+            name: round(mean_of(choose), COSINE_DECIMALS)
+            for name, choose in METHODS.items()
+            if name != "optimal" or cosines.size <= _MOST_PAIRS_ASSIGNED
+        },
     )
+
+
+def shown_classes(classes: int) -> npt.NDArray[np.int64]:
+    """Positions of the target classes in `Similarity.matrix`: all, or 1,000 spread over them."""
+    return np.unique(np.linspace(0, classes - 1, min(classes, _MOST_SHOWN)).astype(np.int64))
 
 
 def pairs_table(pairing: Pairing, width: int = 28) -> Iterator[str]:
     """Lines of a table for the terminal: target class, source classes, cosines."""
+    domains = pairing.source.get("domains", ())
+
+    def one(paired: PairedClass) -> str:
+        where = f" of {domains[paired.domain]['files'][0]}" if len(domains) > 1 else ""
+        return f"{paired.name}{where} ({paired.cosine:.3f})"
+
     for name, paired in pairing.pairs.items():
-        shown = ", ".join(f"{p.name} ({p.cosine:.3f})" for p in paired[:_SHOWN])
+        shown = ", ".join(map(one, paired[:_SHOWN]))
         more = f", and {len(paired) - _SHOWN} more" if len(paired) > _SHOWN else ""
         yield f"{name[:width]:<{width}}  {shown}{more}"
 

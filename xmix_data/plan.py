@@ -101,13 +101,17 @@ class SourcePool:
         order = np.argsort(source_labels, kind="stable")
         labels = np.asarray(source_labels)[order]
 
+        shuffled: dict[int, npt.NDArray[np.int64]] = {}
+
         def images_of(draw: Draw) -> npt.NDArray[np.int64]:
             start, stop = np.searchsorted(labels, (draw.label, draw.label + 1))
             if draw.first is None:
                 return np.asarray(order[start:stop])
             # The key knows no class ids: a beton of fewer classes draws the same images.
-            keys = np.random.Philox(key=np.array([seed, 1], np.uint64)).random_raw(stop - start)
-            part = np.argsort(keys, kind="stable")[draw.first : draw.first + draw.images]
+            if stop - start not in shuffled:
+                keys = np.random.Philox(key=np.array([seed, 1], np.uint64)).random_raw(stop - start)
+                shuffled[stop - start] = np.argsort(keys, kind="stable")
+            part = shuffled[stop - start][draw.first : draw.first + draw.images]
             return np.asarray(order[start + np.sort(part)])
 
         images = [np.concatenate([images_of(draw) for draw in drawn]) for drawn in draws]

@@ -33,7 +33,7 @@ from xmix_data.beton import BetonLike, Domain, open_domain, open_images
 from xmix_data.errors import BetonError
 from xmix_data.files import whole_file
 from xmix_data.jpeg import jpeg_problem
-from xmix_data.pairing import Draw, PairedClass, Pairing, Similarity
+from xmix_data.pairing import Draw, PairedClass, Pairing, Similarity, shown_classes
 from xmix_data.plan import ImageSizes, SourcePool
 
 __all__ = ["write_report"]
@@ -46,8 +46,8 @@ _MOST_LISTED = 20_000
 """Source classes on the page; beyond them a target class says how many more it has."""
 _UNFOLDED = 4
 """Source classes of a target class that show without a click."""
-_MOST_CELLS, _MOST_NAMED = 1000, 40
-"""Classes along the matrix, and those whose names fit beside it."""
+_MOST_NAMED = 40
+"""Classes whose names fit beside the matrix."""
 _MIXED_PAIRS, _MIXED_SIDE = 5, 96
 _QUANTILES = (0.9, 0.7, 0.5, 0.3, 0.1)
 """Of λ: from much of the target, which stands at the left, to much of the source."""
@@ -505,19 +505,13 @@ def _images(rows: Sequence[_Row], target: Domain) -> str:
     return f"<p>{escape(text)}</p><figure>{chart}</figure>"
 
 
-def _chosen_cells(rows: Sequence[_Row]) -> npt.NDArray[np.int64]:
-    """Which classes the matrix shows: all, or some spread over them."""
-    return np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _MOST_CELLS)).astype(np.int64))
-
-
 def _matrix(rows: Sequence[_Row], similarity: Similarity | None) -> str:
     if similarity is None:
         return (
             "<p>This pairing records no similarities of other classes than its pairs, as it was "
             "made by hand; <code>xmix pair</code> records them.</p>"
         )
-    cells = _chosen_cells(rows)
-    cosines = similarity.matrix[np.ix_(cells, cells)]
+    cells, cosines = shown_classes(len(rows)), similarity.matrix
     low, high = float(cosines.min()), float(cosines.max())
     levels = np.rint((cosines - low) / max(high - low, 1e-6) * 255).astype(np.uint8)
     picture = Image.fromarray(levels)
@@ -566,8 +560,7 @@ def _data(rows: Sequence[_Row], similarity: Similarity | None) -> str:
     """What the matrix needs to say its cells' values, as JSON."""
     if similarity is None:
         return "null"
-    cells = _chosen_cells(rows)
-    cosines = similarity.matrix[np.ix_(cells, cells)].astype(np.float64)
+    cells, cosines = shown_classes(len(rows)), similarity.matrix.astype(np.float64)
     document = {
         "targets": [rows[k].name for k in cells],
         "sources": [rows[k].sources[0].paired.name for k in cells],

@@ -201,6 +201,7 @@ class _Run:
         stack: ExitStack,
     ) -> None:
         self.method, self.backbone, self.recipe = method, backbone, recipe
+        self.weights_hash = backbone.weights_hash
         self.target = open_domain(target)
         self.source, self.test, self.unlabelled = (
             None if given is None else open_domain(given) for given in (source, test, unlabelled)
@@ -440,7 +441,7 @@ class _Run:
         recipe = dataclasses.asdict(self.recipe)
         return {
             "method": _described(self.method),
-            "model": f"{self.backbone.name} {self.backbone.weights_hash}",
+            "model": f"{self.backbone.name} {self.weights_hash}",
             "recipe": {key: value for key, value in recipe.items() if key not in _OBSERVING},
         }
 
