@@ -442,7 +442,8 @@ def test_damage_harms_nothing_but_its_image(
     assert status in (OK, DAMAGED, WRONG_SIZE)
     assert (status == OK) == (decoder.message() == "")
     if shrink == 1:
-        assert jpeg_problem(data, *size) == (decoder.message() or None)
+        # It stops at the first problem, where the window's reader may go on to a worse one.
+        assert (jpeg_problem(data, *size) is None) == (decoder.message() == "")
 
     rows, columns = (draw.draw(st.integers(1, side)) for side in (height, width))
     top = draw.draw(st.integers(0, height - rows))

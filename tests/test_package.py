@@ -129,7 +129,7 @@ def test_pair_command_writes_what_the_loader_takes(
         (["pair", "--target", "T", "--source", "S", "--model", "no", "-o", "p.json"],
          "torchvision has no classifier 'no'"),
         (["pair", "--target", "S", "--source", "T", "--model", "resnet18", "-o", "p.json"],
-         "4 target classes need as many source classes in each round, and there are 3"),
+         "1 round(s) for 4 target classes need 4 source classes, and there are 3"),
         (["pair", "--target", "T", "--source", "S", "--model", "resnet18", "-o", "no/p.json"],
          "no: no such folder"),
         (["inspect", "no.beton"], "no.beton: no such beton"),
