@@ -179,11 +179,18 @@ def step_cost() -> str:
         ratio = statistics.median(v / p for v, p in zip(values, plain, strict=True))
         return f"{1000 * statistics.median(values):.0f} ms, {ratio:.2f}"
 
+    def waiting(method: str) -> str:
+        alone = times.get(f"{method}, resident batch")
+        if alone is None:
+            return ""
+        shares_ = [1 - a / t for a, t in zip(alone, times[f"{method}, xmix_data"], strict=True)]
+        return f"{max(statistics.median(shares_), 0):.1%}"
+
     memory = document["memory_mb"]
     rows = [
         [label, relative(f"{method}, xmix_data"),
          f"{memory[method]:,.0f} MB, {memory[method] / memory['finetune']:.2f}",
-         *(relative(f"{method}, {fed_by}") for fed_by in feeds)]
+         *(relative(f"{method}, {fed_by}") for fed_by in feeds), waiting(method)]
         for method, label in NAMES.items()
     ]  # fmt: skip
     cores = setup["threads"]
@@ -193,7 +200,8 @@ def step_cost() -> str:
         f"{setup['rounds']} interleaved rounds of {setup['steps']} steps"
     )
     head = ["a step, and times plain fine-tuning's", "time, fed by xmix_data", "memory",
-            *(f"time, fed by {fed_by}" for fed_by in feeds)]  # fmt: skip
+            *(f"time, fed by {fed_by}" for fed_by in feeds),
+            "share of waiting, xmix_data"]  # fmt: skip
     return table(head, rows, machine_line(document, measured))
 
 
