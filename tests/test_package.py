@@ -113,7 +113,8 @@ def test_pair_command_writes_what_the_loader_takes(
     assert list(pairing.pairs) == ["t0", "t1", "t2"]
     assert pairing.target["domains"][0]["fingerprints"] == [numbered.target.fingerprint]
     assert pairing.target["model"] == "resnet18"
-    assert "mean cosine" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "mean cosine" in out and "was the backbone trained (--weights)?" in out
     xmix_data.XMixLoader(
         numbered.target, numbered.source, path, batch_size=4, crop=xmix_data.RandomCrop(8)
     )

@@ -387,6 +387,8 @@ def _pair(options: argparse.Namespace) -> None:
             + ", ".join(f"{name} {value:.4f}" for name, value in means.items())
             + f"; two arbitrary classes {pairing.similarity.mean:.4f}"
         )
+        if not pairing.similarity.tells_classes_apart:
+            print("these features hardly tell classes apart: was the backbone trained (--weights)?")
 
 
 def _check_output(options: argparse.Namespace) -> None:

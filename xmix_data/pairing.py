@@ -48,6 +48,8 @@ __all__ = [
 ]
 
 _FORMAT, _VERSION = "xmix_data.pairing", 1
+_UNTRAINED = 0.9
+"""A mean of all cosines above which the features hardly tell classes apart."""
 _MOST_SHOWN = 1000
 _MOST_PAIRS_ASSIGNED = 25_000_000
 _MATRIX_DECIMALS = 3
@@ -91,6 +93,11 @@ class Similarity:
     by_method: Mapping[str, float]
     """Mean cosine of one round by each method; without ``"optimal"``, whose time grows fastest,
     where there are more than 25 million pairs of classes."""
+
+    @property
+    def tells_classes_apart(self) -> bool:
+        """Whether arbitrary classes differ; those of an untrained backbone hardly do."""
+        return self.mean <= _UNTRAINED
 
 
 @dataclass(frozen=True)

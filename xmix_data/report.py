@@ -51,8 +51,6 @@ _MOST_NAMED = 40
 _MIXED_PAIRS, _MIXED_SIDE = 5, 96
 _QUANTILES = (0.9, 0.7, 0.5, 0.3, 0.1)
 """Of λ: from much of the target, which stands at the left, to much of the source."""
-_UNTRAINED = 0.9
-"""A mean of all cosines above which the features hardly tell classes apart."""
 _COLOURS = ("#221a44", "#35508d", "#2a8799", "#57b97a", "#c6d84f", "#fdf3b0")
 """Of the matrix, from its lowest cosine to its highest; lighter is more."""
 
@@ -326,7 +324,7 @@ def _warnings(pairing: Pairing, rows: Sequence[_Row]) -> str:
     similarity, found = pairing.similarity, []
     if similarity is None:
         return ""
-    if similarity.mean > _UNTRAINED:
+    if not similarity.tells_classes_apart:
         found.append((
             "poor",
             "The features hardly tell classes apart: a target and a source class have a cosine of "
