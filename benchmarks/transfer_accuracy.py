@@ -369,8 +369,8 @@ class Runs:
 
 def train(one: Mapping[str, Any], scale: Scale, work: Path) -> float:
     """Accuracy of one training."""
-    network = fine_tuned(one, scale, work)
-    return network.accuracy if network.accuracy is not None else 0.0
+    accuracy: float = fine_tuned(one, scale, work).accuracy
+    return accuracy
 
 
 def fine_tuned(one: Mapping[str, Any], scale: Scale, work: Path) -> Any:

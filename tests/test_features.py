@@ -387,8 +387,8 @@ def test_a_vision_transformer_sees_whole_enlarged_images(betons: Betons) -> None
     images, labels = next(iter(ImageLoader(betons.target_raw, batch_size=99, crop=resize)))
     features = penultimate_features(backbone.network, images).double()
     assert np.abs(made.values[0] - features[labels == 0].mean(0).numpy()).max() < 1e-4
-    small = Betons(*betons).target_raw
-    assert class_centroids(small, Small()).provenance["transform"] == repr(CenterCrop(40))
+    whole = class_centroids(betons.target_raw, Small())
+    assert whole.provenance["transform"] == repr(CenterCrop(40))
 
 
 def test_models_of_timm_come_with_their_own_transform(tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from xmix_data.errors import MissingDependencyError
+from xmix_data.mixing import IMAGENET_MEAN, IMAGENET_STD
 
-__all__ = ["Backbone", "load_backbone", "penultimate_features", "state_hash"]
+__all__ = ["Backbone", "as_backbone", "load_backbone", "penultimate_features", "state_hash"]
 
 _WITHOUT_LINEAR = "squeezenet"
 """Classifies by a convolution: what comes before it is no feature vector."""
@@ -27,7 +28,6 @@ _SIZE = 224
 _SIZES = {"inception_v3": 299}
 _OF_ONE_SIZE = "maxvit"
 """Torchvision's models of this family, like its vision transformers, take one size only."""
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,14 +40,26 @@ class Backbone:
     """Side in pixels of its test images."""
     one_size: bool = False
     """Whether it takes no other size."""
-    mean: tuple[float, ...] = _MEAN
-    std: tuple[float, ...] = _STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     """Of the channels, in 0..1 units."""
 
     @property
     def weights_hash(self) -> str:
         """SHA-256 of parameters and buffers as they are now."""
         return state_hash(self.network)
+
+
+def as_backbone(model: str | nn.Module | Backbone) -> Backbone:
+    """What a user may give: a name (with its default weights), a module, or a `Backbone`.
+
+    Raises:
+        ValueError: No such model.
+        OSError: Its weights could not be downloaded.
+    """
+    if isinstance(model, str):
+        return load_backbone(model, "default")
+    return model if isinstance(model, Backbone) else Backbone(model, type(model).__name__)
 
 
 @torch.no_grad()

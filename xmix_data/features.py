@@ -22,7 +22,7 @@ import torch
 from torch import distributed, nn
 
 from xmix_data.augment import CenterCrop, Crop, RandomResizedCrop
-from xmix_data.backbones import Backbone, load_backbone, penultimate_features
+from xmix_data.backbones import Backbone, as_backbone, penultimate_features
 from xmix_data.beton import BetonLike, Domain, open_domain
 from xmix_data.centroids import Centroids, CentroidSum
 from xmix_data.errors import XMixError
@@ -81,14 +81,14 @@ def class_centroids(
         ValueError: No such model, its features are no vectors, or the cache is damaged.
         XMixError: Another process of the job ended, or has other images, weights or options.
     """
-    backbone = _backbone(model)
+    backbone = as_backbone(model)
     domain = open_domain(beton)
     if crop is None:
         crop = _test_crop(domain, backbone)
     folder = None if cache is None else _folder(Path(cache))
     network, weights_hash = backbone.network, backbone.weights_hash
     modes = [(module, module.training) for module in network.modules()]
-    backbone.network.to(device).eval()
+    network.to(device).eval()
     try:
         parts = [
             _Extraction(
@@ -108,14 +108,6 @@ def class_centroids(
         for module, training in modes:
             module.training = training
     return Centroids.joined(parts)
-
-
-def _backbone(model: str | nn.Module | Backbone) -> Backbone:
-    if isinstance(model, Backbone):
-        return model
-    if isinstance(model, str):
-        return load_backbone(model, "default")
-    return Backbone(model, type(model).__name__)
 
 
 def _test_crop(domain: Domain, backbone: Backbone) -> Crop:

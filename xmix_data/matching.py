@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 COSINE_DECIMALS = 6
-"""Cosines are rounded before they are compared, so that ties do not depend on the summation
+"""Cosines are rounded before they are compared, so that ties hardly depend on the summation
 order of a matrix product (CPU, GPU, number of threads)."""
 _CANDIDATES = 64
 """How many source classes of a target class are put in order at a time."""
@@ -189,13 +189,28 @@ def _random(cosines: Cosines, random: np.random.Philox) -> Choice:
 METHODS: Mapping[str, Callable[[Cosines, np.random.Philox], Choice]] = {
     "greedy": _greedy, "in-order": _in_order, "optimal": _optimal, "random": _random
 }  # fmt: skip
+"""One round of each."""
 RANDOM_IMAGES = "random-images"
+"""The method that selects images and not classes."""
 
 
 def random_images(
     targets: int, counts: npt.NDArray[np.int64], size: int, random: np.random.Philox
 ) -> list[list[Part]]:
-    """``size`` images of any class, dealt to the target classes in equal shares."""
+    """``size`` images of any class, dealt to the target classes in equal shares.
+
+    Args:
+        targets: n, how many target classes there are.
+        counts: (m,) images of the source classes.
+        size: How many images to draw.
+        random: What they are drawn by.
+
+    Returns:
+        The parts of source classes of each target class; no image is in two.
+
+    Raises:
+        ValueError: ``size`` is below n, or more than there are.
+    """
     total = int(counts.sum())
     if not targets <= size <= total:
         raise ValueError(
@@ -219,7 +234,19 @@ def random_images(
 def shrink(
     parts: Sequence[Sequence[Part]], size: int, random: np.random.Philox
 ) -> list[list[Part]]:
-    """``size`` images of those selected, drawn at random, at least one for each target class."""
+    """``size`` images of those selected, drawn at random, at least one for each target class.
+
+    Args:
+        parts: The whole source classes of each target class.
+        size: How many images to keep, fewer than are selected.
+        random: What they are drawn by.
+
+    Returns:
+        The parts that are kept; source classes without an image are left out.
+
+    Raises:
+        ValueError: ``size`` is below the number of target classes.
+    """
     if size < len(parts):
         raise ValueError(
             f"num_images is {size}, and there are {len(parts)} target classes; "
@@ -246,7 +273,17 @@ def shrink(
 def grow(
     parts: Sequence[list[Part]], cosines: Cosines, counts: npt.NDArray[np.int64], size: int
 ) -> None:
-    """Add unused source classes, the most similar first, until ``size`` images are selected."""
+    """Add unused source classes, the most similar first, until ``size`` images are selected.
+
+    Args:
+        parts: The source classes of each target class; added to in place.
+        cosines: (n, m).
+        counts: (m,) images of the source classes.
+        size: How many images there shall be; the last class gives what is missing.
+
+    Raises:
+        ValueError: The source has fewer images.
+    """
     free = np.ones(cosines.shape[1], bool)
     free[[s for of_one in parts for s, *_ in of_one]] = False
     selected = sum(images for of_one in parts for *_, images in of_one)

@@ -150,13 +150,13 @@ class Pairing:
             ValueError: It cannot be told which of the pairing's sources this is.
         """
         domains = self.source.get("domains", ())
+        if len(domains) < 2:
+            return self.source_classes
         by_domain: dict[int, list[str]] = {}
         for paired in self._paired():
             by_domain.setdefault(paired.domain, []).append(paired.name)
         fitting = [i for i, used in by_domain.items() if set(used) <= set(names or ())]
         exact = [i for i, d in enumerate(domains) if fingerprint in d["fingerprints"]]
-        if len(domains) < 2:
-            return self.source_classes
         if len(exact) == 1:
             fitting = exact
         if len(fitting) != 1:

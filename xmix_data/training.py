@@ -25,7 +25,7 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from xmix_data.augment import CenterCrop, RandomCrop
-from xmix_data.backbones import Backbone, load_backbone
+from xmix_data.backbones import Backbone, as_backbone
 from xmix_data.beton import BetonLike, Domain, open_domain
 from xmix_data.errors import MissingDependencyError, XMixError
 from xmix_data.files import whole_file
@@ -163,7 +163,7 @@ def fit(
     """
     with ExitStack() as stack:
         run = _Run(
-            method, _backbone(backbone), target, source, pairing, test, unlabelled, source_rows,
+            method, as_backbone(backbone), target, source, pairing, test, unlabelled, source_rows,
             recipe or Recipe(), device, num_workers, output, progress, tensorboard, stack,
         )  # fmt: skip
         network = None
@@ -171,12 +171,6 @@ def fit(
             network = run.train(number, phase, network)
         assert network is not None
         return run.finish(network)
-
-
-def _backbone(model: str | nn.Module | Backbone) -> Backbone:
-    if isinstance(model, str):
-        return load_backbone(model, "default")
-    return model if isinstance(model, Backbone) else Backbone(model, type(model).__name__)
 
 
 class _Run:
