@@ -44,6 +44,7 @@ EXTRAS = {
         "ruff>=0.9",
         "playwright>=1.40",  # drives the system's chromium; brings no browser of its own
         "scikit-learn>=1.3",
+        "tensorboard>=2.14",
         "timm>=1.0",
     ],
 }

@@ -4,7 +4,7 @@
 
 SOURCE and TARGET are folders with the class folders ``train`` and ``test``; their classes must not
 overlap. A network is trained on SOURCE/train from scratch, classes are paired by its features, and
-every method fine-tunes it to TARGET/train. Options of a method (four combinations for each) are
+every method fine-tunes it to TARGET/train. Options of a method (six combinations for each) are
 chosen on a validation part of TARGET/train; TARGET/test is seen by the chosen ones only, trained on
 all of TARGET/train, with several seeds. Everything is kept in DIR: run again after an interruption.
 """
@@ -59,6 +59,8 @@ class Scale:
     pretraining: Recipe
     iterations: int
     seeds: int
+    sweep_seeds: int
+    """Of the sweeps over α and over the size of the auxiliary set."""
     validation: int
     """Images of each target class that are kept from training while options are chosen."""
     device: str = "cpu"
@@ -68,18 +70,18 @@ SCALES = {
     "cpu": Scale(
         (32, 64, 128, 256), 56, 48,
         Recipe(iterations=4700, batch_size=128, learning_rate=0.1, weight_decay=5e-4, crop=48),
-        iterations=800, seeds=5, validation=8,
+        iterations=800, seeds=5, sweep_seeds=3, validation=8,
     ),
     "gpu": Scale(
         (64, 128, 256, 512), 64, 56,
         Recipe(iterations=12_000, batch_size=256, learning_rate=0.2, weight_decay=5e-4, crop=56),
-        iterations=3000, seeds=5, validation=8, device="cuda",
+        iterations=3000, seeds=5, sweep_seeds=3, validation=8, device="cuda",
     ),
 }  # fmt: skip
 
-RATES = (0.003, 0.01, 0.03, 0.1)
+RATES = (0.001, 0.003, 0.006, 0.01, 0.03, 0.1)
 PAIR = "one round"
-SINGLE_RATES = (0.01, 0.03)
+SINGLE_RATES = (0.003, 0.01, 0.03)
 
 
 def _grid(rates: Sequence[float], **options: Sequence[Any]) -> list[dict[str, Any]]:
@@ -100,7 +102,7 @@ GRIDS: Mapping[str, list[dict[str, Any]]] = {
     "xmixup": _grid(SINGLE_RATES, loader_alpha=(1.0, 4.0)),
     "gradmix": _grid(SINGLE_RATES, gamma=(1.0, 4.0)),
 }
-"""Four combinations for each method. ``loader_alpha`` is that of λ ~ Beta(alpha, 1)."""
+"""Six combinations for each method. ``loader_alpha`` is that of λ ~ Beta(alpha, 1)."""
 
 
 @dataclass(frozen=True)
@@ -196,10 +198,11 @@ def main() -> None:
     best = {k: v for k, v in chosen["XMixup"].items() if k != "loader_alpha"}
     sweeps = [Row(f"XMixup, α = {a:g}", "xmixup", fixed=(("loader_alpha", a),)) for a in ALPHAS]
     sizes = [Row(f"XMixup, {s:g} x", "xmixup", pairing=f"{s:g} x") for s in SIZES]
+    few = dataclasses.replace(scale, seeds=scale.sweep_seeds)
     for row in sweeps:
-        tasks += final_tasks(row, best, scale)
+        tasks += final_tasks(row, best, few)
     for row in sizes:
-        tasks += final_tasks(row, chosen["XMixup"], scale)
+        tasks += final_tasks(row, chosen["XMixup"], few)
     done = runs.of(tasks)
 
     def accuracies(row: Row) -> list[float]:

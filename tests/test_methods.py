@@ -153,6 +153,12 @@ def test_l2sp_is_the_penalty_summed_by_hand() -> None:
     # A wrapper, as DDP is one, has other parameter names; the penalty is the same.
     wrapped = method.loss(lambda batch: nn.Sequential(net)(batch), (x, y), step=0)
     assert value(wrapped) == pytest.approx(value(loss), rel=1e-12)
+    # A step adds the penalty's gradient itself: that of the loss, and the loss as well.
+    loss.backward()
+    expected = gradients(net)
+    step = method.backward(net, (x, y), step=0)
+    assert value(step.loss) == pytest.approx(value(loss), rel=1e-12)
+    same(gradients(net), expected)
 
 
 def test_l2sp_pulls_towards_the_starting_point() -> None:

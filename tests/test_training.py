@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import logging
 import math
@@ -22,7 +21,16 @@ from conftest import Betons, Images
 from torch import distributed, nn
 from torch.nn.functional import cross_entropy
 
-from xmix_data import Beton, CenterCrop, ImageLoader, Pairing, RandomCrop, XMixError, write_beton
+from xmix_data import (
+    Beton,
+    BetonError,
+    CenterCrop,
+    ImageLoader,
+    Pairing,
+    RandomCrop,
+    XMixError,
+    write_beton,
+)  # fmt: skip
 from xmix_data.backbones import Backbone, state_hash
 from xmix_data.cli import _parser, _with_options, main
 from xmix_data.methods import (
@@ -829,14 +837,62 @@ def test_an_output_that_cannot_be_written(betons: Betons, tmp_path: Path) -> Non
         os.seteuid(user)
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("tensorboard") is not None, reason="tensorboard is installed"
-)
+def test_tensorboard_shows_the_metrics(betons: Betons, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    given = data(betons, SeqTrain())
+    numbers = recipe(iterations=4, test_every=2)
+    fit(SeqTrain(), network(), recipe=numbers, output=tmp_path, tensorboard=True, **given)
+    board = EventAccumulator(str(tmp_path))
+    board.Reload()
+    shown = {
+        (int(tag.split("/")[0].removeprefix("phase ")), event.step, tag.split("/")[1]): event.value
+        for tag in board.Tags()["scalars"]
+        for event in board.Scalars(tag)
+    }
+    written = {
+        (line["phase"], line["step"], name): value
+        for line in metrics(tmp_path)
+        for name, value in line.items()
+        if name not in ("phase", "step")
+    }
+    assert {name for _, _, name in written} == {"loss", "lr", "accuracy"}
+    assert shown == pytest.approx(written, rel=1e-6)
+
+
 def test_tensorboard_that_is_missing(
-    betons: Betons, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    betons: Betons, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
     assert main(train_command(betons, tmp_path / "run", "finetune", "--tensorboard")) == 2
     assert "pip install tensorboard" in error_line(capsys)
+
+
+def test_a_training_that_a_damaged_image_stopped_goes_on_without_it(
+    betons: Betons, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for suffix in ("", ".json"):
+        shutil.copy(f"{betons.target_jpg.path}{suffix}", tmp_path / f"t.beton{suffix}")
+    with (tmp_path / "t.beton").open("r+b") as stream:
+        stream.seek(int(betons.target_jpg.pointers[11]))
+        stream.write(b"no")
+    output = tmp_path / "run"
+    given = {**data(betons, FineTune()), "target": tmp_path / "t.beton"}
+    numbers = recipe(save_every=1)
+
+    def train(on_error: str, output: Path | None = output) -> dict[str, Any]:
+        chosen = dataclasses.replace(numbers, on_error=on_error)
+        result = fit(FineTune(), network(), recipe=chosen, output=output, **given)
+        return result.network.state_dict()
+
+    with pytest.raises(BetonError, match="image 11"):
+        train("raise")
+    assert 1 <= len(metrics(output)) < numbers.iterations
+    resumed = train("replace")
+    assert "another of its class replaces it" in caplog.text
+    same(resumed, train("replace", None))
 
 
 # The command

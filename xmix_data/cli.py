@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from xmix_data.errors import XMixError
+from xmix_data.progress import printable
 
 __all__ = ["main"]
 
@@ -58,9 +59,18 @@ def _log_to_stderr() -> None:
     log = logging.getLogger("xmix_data")
     if not log.handlers:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("xmix: %(message)s"))
+        handler.setFormatter(_Printable("xmix: %(message)s"))
         log.addHandler(handler)
         log.setLevel(logging.INFO)
+
+
+class _Printable(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def _say(text: str) -> None:
+    print(printable(text))
 
 
 def _one_line(error: BaseException) -> str:
@@ -68,7 +78,7 @@ def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     expected = isinstance(error, (XMixError, ValueError, OSError))
-    text = " ".join((text or "").split())
+    text = printable(" ".join((text or "").split()))
     return text if expected and text else f"{type(error).__name__}: {text} (--debug shows where)"
 
 
@@ -211,6 +221,10 @@ def _parser() -> argparse.ArgumentParser:
     ):
         text = help if default is None else f"{help} (default: {default})"
         train.add_argument(f"--{name}", type=kind, default=default, help=text)
+    train.add_argument(
+        "--on-error", choices=("raise", "replace"), default="raise",
+        help="at a damaged image: stop, or take another of its class (default: raise)",
+    )  # fmt: skip
     train.add_argument("--no-flip", dest="flip", action="store_false", help="mirror no images")
     train.add_argument("--amp", action="store_true", help="forward passes in bfloat16")
     train.add_argument("--compile", action="store_true", help="torch.compile the network")
@@ -322,7 +336,7 @@ def _convert(options: argparse.Namespace) -> None:
         overwrite=options.overwrite,
         shard=options.shard,
     )
-    print(_describe(beton))
+    _say(_describe(beton))
 
 
 def _describe(beton: Any) -> str:
@@ -378,8 +392,8 @@ def _pair(options: argparse.Namespace) -> None:
     pairing = pair_classes(target, source, **chosen)
     pairing.save(options.output)
     for line in pairs_table(pairing):
-        print(line)
-    print(f"{options.output}: {pairing!r}, mean cosine {pairing.mean_cosine:.3f}")
+        _say(line)
+    _say(f"{options.output}: {pairing!r}, mean cosine {pairing.mean_cosine:.3f}")
     if pairing.similarity is not None:
         means = pairing.similarity.by_method
         print(
@@ -448,7 +462,7 @@ def _report(options: argparse.Namespace) -> None:
         Pairing.load(options.pairing), options.target, options.source, options.output,
         alpha=options.alpha, beta=options.beta, overwrite=options.overwrite,
     )  # fmt: skip
-    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB; open it in a browser")
+    _say(f"{path}: {path.stat().st_size / 1e6:.1f} MB; open it in a browser")
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -482,9 +496,9 @@ def _train(options: argparse.Namespace) -> None:
     if options.json:
         print((options.output / "result.json").read_text(), end="")
     elif result.accuracy is None:
-        print(f"{options.output}: trained; no test set was given")
+        _say(f"{options.output}: trained; no test set was given")
     else:
-        print(f"{options.output}: top-1 accuracy {100 * result.accuracy:.2f} %")
+        _say(f"{options.output}: top-1 accuracy {100 * result.accuracy:.2f} %")
 
 
 def _same_rows(backbone: Any, source: Sequence[Path] | None) -> range:
@@ -542,16 +556,16 @@ def _inspect(options: argparse.Namespace) -> None:
         facts["manifest"] = beton.manifest is not None
         facts["skipped"] = (beton.manifest or {}).get("skipped", [])
         facts["verified"] = options.verify
-        print(json.dumps(facts, indent=1, ensure_ascii=False))
+        print(json.dumps(facts, indent=1))
         return
-    print(_describe(beton))
+    _say(_describe(beton))
     counts = beton.class_counts
     print(f"images a class: {min(counts)} to {max(counts)}")
-    print(f"fingerprint: {beton.fingerprint}")
+    _say(f"fingerprint: {beton.fingerprint}")
     if beton.manifest is None:
         print("no manifest: written elsewhere, or its .json was left behind; classes are numbers")
     for skipped in (beton.manifest or {}).get("skipped", []):
-        print(f"skipped at conversion: {skipped['path']}: {skipped['reason']}")
+        _say(f"skipped at conversion: {skipped['path']}: {skipped['reason']}")
     if options.verify:
         print("verified: every image decodes, and the content is what was written")
 

@@ -22,6 +22,7 @@ from xmix_data.augment import CenterCrop, Crop, RandomCrop
 from xmix_data.backends import STREAM_STATS, ImageStream, Spec, make_backend
 from xmix_data.batch import MixedBatch, PairedBatch
 from xmix_data.beton import BetonLike, Domain, open_domain
+from xmix_data.errors import BetonError
 from xmix_data.mixing import IMAGENET_MEAN, IMAGENET_STD
 from xmix_data.pairing import Pairing
 from xmix_data.plan import EpochPlan, ImageSizes, Plan, PlanRows, SourcePool
@@ -37,6 +38,14 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.uint8)
 _STATE_VERSION = 1
 _PLANNED_AT_ONCE = 512
 """Positions of an epoch; the last batch may reach beyond."""
+
+MOST_REPLACED = 0.01
+"""Share of a process's images of an epoch that ``on_error="replace"`` replaces at most, in each
+domain."""
+FEW_REPLACED = 10
+"""So many are always replaced: of a few images a share says little."""
+_MOST_NAMED = 20
+"""Damaged images that a loader names in the log; the rest it only counts."""
 
 B = TypeVar("B")
 
@@ -71,8 +80,9 @@ class _Loader(Generic[B]):
         if dtype not in _DTYPES:
             known = ", ".join(str(d).removeprefix("torch.") for d in _DTYPES)
             raise ValueError(f"dtype is {dtype}; it must be one of torch's {known}")
-        if on_error != "raise":
-            raise ValueError(f"on_error is {on_error!r}; this version knows only 'raise'")
+        if on_error not in ("raise", "replace"):
+            raise ValueError(f"on_error is {on_error!r}; it must be 'raise' or 'replace'")
+        self._replaces = on_error == "replace"
         step = self.batch_size * self.world_size
         if drop_last and len(plan.samples) < step:
             raise ValueError(
@@ -106,7 +116,11 @@ class _Loader(Generic[B]):
         self._closed = False
         self._digest: str | None = None
         self._pass: weakref.ref[_Pass[B]] | None = None
-        self._stats: dict[str, float] = dict.fromkeys(("batches", "samples", *STREAM_STATS), 0)
+        self._stats: dict[str, float] = dict.fromkeys(
+            ("batches", "samples", "replaced", *STREAM_STATS), 0
+        )
+        self._damaged: set[tuple[int, int]] = set()
+        """Images that were replaced: domain and index."""
 
     def _batch(self, rows: PlanRows, images: tuple[torch.Tensor, ...]) -> B:
         raise NotImplementedError
@@ -236,7 +250,8 @@ class _Loader(Generic[B]):
             that the caller waited for data (the loader is the bottleneck);
             ``loader_waited_s``, seconds that the decoding threads waited for the caller, averaged
             over them (training is); ``decode_s`` and ``copy_s``, seconds that all threads decoded
-            JPEG, and cropped, resized and mixed; ``bytes_read`` of stored images; ``disk_waits``,
+            JPEG, and cropped, resized and mixed; ``replaced``, damaged images that
+            ``on_error="replace"`` replaced; ``bytes_read`` of stored images; ``disk_waits``,
             how often a decoding thread waited for a page that was not in memory.
         """
         totals = dict(self._stats)
@@ -271,6 +286,10 @@ class _Loader(Generic[B]):
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    @property
+    def _domains(self) -> list[Domain]:
+        return [self._target] if self._source is None else [self._target, self._source]
 
     @property
     def target(self) -> Domain:
@@ -311,11 +330,13 @@ class _Loader(Generic[B]):
         from xmix_data.preview import contact_sheet
 
         self._require_open()
-        rows = self._plan.epoch(self._epoch).rows(0, min(n, len(self._plan.samples)))
+        plan = self._plan.epoch(self._epoch)
+        rows = plan.rows(0, min(n, len(self._plan.samples)))
         spec = Spec(**{
             **vars(self._spec), "mix": False, "dtype": torch.uint8, "device": torch.device("cpu"),
         })  # fmt: skip
-        _, images = next(make_backend("torch", spec).stream(iter([rows])))
+        replace = plan.replaced if self._replaces else None
+        rows, images = next(make_backend("torch", spec).stream(iter([rows]), replace))
         pixels = [x.permute(0, 2, 3, 1).numpy() for x in images]
         names = self._target.class_names
         columns = [[names[i] for i in self._target.labels[rows.target]]]
@@ -336,8 +357,11 @@ class _Pass(Iterator[B]):
                 plan,
                 _spans(loader, len(plan), position),
                 _PLANNED_AT_ONCE if loader.world_size == 1 else 1,
-            )
+            ),
+            plan.replaced if loader._replaces else None,
         )
+        self._replaced = [0, 0]
+        """Of the target, of the source."""
         self._exhausted = False
 
     def __next__(self) -> B:
@@ -349,6 +373,7 @@ class _Pass(Iterator[B]):
             )
         try:
             rows, images = next(self._stream)
+            self._count_damaged(rows)
         except StopIteration:
             self.close()
             self._exhausted = True
@@ -365,6 +390,25 @@ class _Pass(Iterator[B]):
         self._loader._stats["batches"] += 1
         self._loader._stats["samples"] += len(rows)
         return batch
+
+    def _count_damaged(self, rows: PlanRows) -> None:
+        """Nothing is replaced in silence, and not much in any case."""
+        loader = self._loader
+        images = -(-self._samples // loader.world_size)
+        for domain, index in rows.damaged:
+            where = loader._domains[domain].describe(index)
+            if (domain, index) not in loader._damaged:
+                loader._damaged.add((domain, index))
+                if len(loader._damaged) <= _MOST_NAMED:
+                    _log.warning("%s cannot be decoded; another of its class replaces it", where)
+            loader._stats["replaced"] += 1
+            self._replaced[domain] += 1
+            if self._replaced[domain] > max(FEW_REPLACED, MOST_REPLACED * images):
+                raise BetonError(
+                    f"{where} and {self._replaced[domain] - 1} images before it were damaged and "
+                    f"replaced in this epoch, more than {MOST_REPLACED:.0%} of {images}; see what "
+                    "is damaged with `xmix inspect --verify`, and convert again"
+                )
 
     def stats(self) -> dict[str, float]:
         return {} if self._stream is None else self._stream.stats()
@@ -438,7 +482,10 @@ class XMixLoader(_Loader[Any]):
         prefetch: Batches made ahead.
         drop_last: Leave out an incomplete last batch; otherwise it is padded to a multiple of the
             number of processes from the start of the epoch's order.
-        on_error: ``"raise"`` stops at a damaged image.
+        on_error: ``"raise"`` stops at a damaged image and names it. ``"replace"`` takes another
+            image of its class (of a source class: one that the pairing draws), the same for any
+            number of threads and ranks; names it in the log, counts it in ``stats()["replaced"]``,
+            and stops above 1 % of this process's images of an epoch, and ten, in either domain.
         rank, world_size: Found from torch.distributed unless given.
         backend: ``"ffcv"``, or ``"torch"``, the slow reference.
 

@@ -11,8 +11,8 @@ batch's numbers are one contiguous draw. Only the epoch's permutation is materia
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,11 +21,14 @@ import numpy.typing as npt
 from xmix_data.augment import Crop
 from xmix_data.pairing import Draw
 
-__all__ = ["EpochPlan", "ImageSizes", "Plan", "PlanRows", "SourcePool"]
+__all__ = ["EpochPlan", "ImageSizes", "Plan", "PlanRows", "Replace", "SourcePool"]
 
 _WORDS_A_COUNTER = 4
-_ROW, _TARGET_CROP, _SOURCE_CROP, _PERMUTATION = range(4)
+_ROW, _TARGET_CROP, _SOURCE_CROP, _PERMUTATION, _REPLACEMENT = range(5)
 """Streams: the last word of the counter."""
+
+TARGET, SOURCE = range(2)
+"""The domains of a row."""
 
 _PICK, _LAM, _TARGET_FLIP, _SOURCE_FLIP = range(4)
 """Columns of the row stream."""
@@ -65,6 +68,10 @@ class PlanRows:
     source: npt.NDArray[np.int64] | None = None
     """(B,) sample indices in the source domain; ``None`` where there is only one domain."""
     source_crops: Crops | None = None
+    start: int = 0
+    """Position in the epoch of the first row."""
+    damaged: tuple[tuple[int, int], ...] = ()
+    """Images that were drawn and replaced: (`TARGET` or `SOURCE`, sample index) of each."""
 
     def __len__(self) -> int:
         return len(self.target)
@@ -77,7 +84,32 @@ class PlanRows:
             self.lam[start:stop],
             None if self.source is None else self.source[start:stop],
             None if self.source_crops is None else self.source_crops.part(start, stop),
+            self.start + start,
         )
+
+    def of(self, domain: int) -> tuple[npt.NDArray[np.int64], Crops]:
+        """Sample indices and crops of `TARGET` or `SOURCE`."""
+        if domain == TARGET:
+            return self.target, self.target_crops
+        assert self.source is not None and self.source_crops is not None
+        return self.source, self.source_crops
+
+    def with_image(
+        self, domain: int, item: int, index: int, box: npt.NDArray[np.int32]
+    ) -> PlanRows:
+        """A copy with another image in one place, because the one that was there is damaged."""
+        indices, crops = self.of(domain)
+        damaged = (*self.damaged, (domain, int(indices[item])))
+        indices, boxes = indices.copy(), crops.boxes.copy()
+        indices[item], boxes[item] = index, box
+        crops = Crops(boxes, crops.flips)
+        if domain == TARGET:
+            return replace(self, target=indices, target_crops=crops, damaged=damaged)
+        return replace(self, source=indices, source_crops=crops, damaged=damaged)
+
+
+Replace = Callable[[PlanRows, int, int, int], PlanRows]
+"""`EpochPlan.replaced`."""
 
 
 class SourcePool:
@@ -98,6 +130,7 @@ class SourcePool:
         seed: int = 0,
     ) -> None:
         self.sizes = sizes
+        self._labels = source_labels
         order = np.argsort(source_labels, kind="stable")
         labels = np.asarray(source_labels)[order]
 
@@ -127,6 +160,12 @@ class SourcePool:
         """(B,) source sample indices for the given target labels and uniform numbers."""
         offsets = np.floor(uniforms * self.counts[target_labels]).astype(np.int64)
         return np.asarray(self.images[self._starts[target_labels] + offsets])
+
+    def alike(self, target_label: int, index: int) -> npt.NDArray[np.int64]:
+        """The images of a source image's class that a target class draws from."""
+        start = self._starts[target_label]
+        pool = self.images[start : start + self.counts[target_label]]
+        return np.asarray(pool[self._labels[pool] == self._labels[index]])
 
 
 @dataclass(frozen=True)
@@ -201,12 +240,52 @@ class EpochPlan:
         )
         lam = _beta_quantile(uniforms[:, _LAM], plan.alpha, plan.beta).astype(np.float32)
         if plan.pool is None:
-            return PlanRows(target, target_crops, lam)
+            return PlanRows(target, target_crops, lam, start=start)
         source = plan.pool.pick(plan.target_labels[target], uniforms[:, _PICK])
         source_crops = self._crops(
             _SOURCE_CROP, start, source, plan.pool.sizes, uniforms[:, _SOURCE_FLIP]
         )
-        return PlanRows(target, target_crops, lam, source, source_crops)
+        return PlanRows(target, target_crops, lam, source, source_crops, start)
+
+    def replaced(self, rows: PlanRows, domain: int, item: int, attempt: int) -> PlanRows:
+        """The rows with another image of the same class in one place.
+
+        The other images of the class (of a source class: those that the target class draws from)
+        are tried in a random order of the position's own, so that any rank, thread and batch size
+        comes to the same one. λ, the flip and the random numbers of the crop stay.
+
+        Args:
+            rows: Of this epoch.
+            domain: `TARGET` or `SOURCE`.
+            item: Which of the rows.
+            attempt: Which of the other images, counted from 0.
+
+        Raises:
+            IndexError: The class has no more images.
+        """
+        plan, position = self._plan, rows.start + item
+        planned = self.rows(position, position + 1)
+        label = int(plan.target_labels[planned.target[0]])
+        drawn, sizes, crop_stream, flip = (
+            int(planned.target[0]), plan.target_sizes, _TARGET_CROP, _TARGET_FLIP
+        )  # fmt: skip
+        if domain == TARGET:
+            alike = plan.samples[plan.target_labels[plan.samples] == label]
+        else:
+            assert plan.pool is not None and planned.source is not None
+            drawn, sizes, crop_stream, flip = (
+                int(planned.source[0]), plan.pool.sizes, _SOURCE_CROP, _SOURCE_FLIP
+            )  # fmt: skip
+            alike = plan.pool.alike(label, drawn)
+        others = alike[alike != drawn]
+        counter = np.array([0, position, domain, _REPLACEMENT], np.uint64)
+        keys = np.random.Philox(key=self._key, counter=counter).random_raw(len(others))
+        other = others[np.argsort(keys, kind="stable")[attempt : attempt + 1]]
+        if not len(other):
+            raise IndexError(f"no image of the class is left after {attempt} others")
+        flips = self._uniforms(_ROW, position, 1, 4)[:, flip]
+        box = self._crops(crop_stream, position, other, sizes, flips).boxes[0]
+        return rows.with_image(domain, item, int(other[0]), box)
 
     def _crops(
         self,

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, plain lines elsewhere."""
+"""What people see in a terminal: progress (a bar, or plain lines elsewhere), and safe text."""
 
 from __future__ import annotations
 
@@ -6,9 +6,19 @@ import sys
 import time
 from types import TracebackType
 
-__all__ = ["Progress"]
+__all__ = ["Progress", "printable"]
 
 _SECONDS_BETWEEN_LINES = 10.0
+
+
+def printable(text: str) -> str:
+    """The text with escapes for what is no visible character.
+
+    Names come from files of other people: they must neither steer a terminal nor fail to print.
+    """
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
+    )
 
 
 class Progress:
@@ -18,20 +28,30 @@ class Progress:
         label: What is being done, e.g. ``"convert"``.
         total: How many items there are.
         unit: What they are.
+        done: How many were finished earlier.
         enabled: ``False`` prints nothing.
     """
 
     def __init__(
-        self, label: str, total: int, *, unit: str = "images", enabled: bool = True
+        self,
+        label: str,
+        total: int,
+        *,
+        unit: str = "images",
+        done: int = 0,
+        enabled: bool = True,
     ) -> None:
-        self._label, self._total, self._unit, self._done = label, total, unit, 0
+        self._label, self._total, self._unit = printable(label), total, unit
+        self._done = self._done_earlier = done
         self._enabled, self._said = enabled, -1
         self._bar = None
         self._started = self._printed = time.monotonic()
         if enabled and sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, desc=label, unit=f" {unit}", dynamic_ncols=True)
+            self._bar = tqdm(
+                total=total, initial=done, desc=self._label, unit=f" {unit}", dynamic_ncols=True
+            )
 
     def advance(self, count: int = 1) -> None:
         """Count ``count`` more items as finished."""
@@ -43,13 +63,13 @@ class Progress:
 
     def _line(self) -> None:
         self._printed, self._said = time.monotonic(), self._done
-        rate = self._done / max(self._printed - self._started, 1e-9)
+        new = self._done - self._done_earlier
+        rate = new / max(self._printed - self._started, 1e-9)
         share = 100 * self._done // max(self._total, 1)
-        print(
-            f"{self._label}: {self._done}/{self._total} ({share} %), {rate:.0f} {self._unit}/s",
-            file=sys.stderr,
-            flush=True,
-        )
+        line = f"{self._label}: {self._done}/{self._total} ({share} %)"
+        if new:
+            line += f", {rate:.0f} {self._unit}/s"
+        print(line, file=sys.stderr, flush=True)
 
     def __enter__(self) -> Progress:
         return self

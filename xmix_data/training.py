@@ -49,8 +49,8 @@ Betons = BetonLike | Sequence[BetonLike]
 _FORMAT = "xmix_data.checkpoint/1"
 _NAMED = 4
 """How many samples of a batch with a loss that is not finite are named."""
-_OBSERVING = ("log_every", "save_every", "test_every")
-"""Numbers of a recipe that change nothing in the weights."""
+_MAY_CHANGE = ("log_every", "save_every", "test_every", "on_error")
+"""What a recipe may have otherwise when a run is resumed."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,8 @@ class Recipe:
     amp: bool = False
     """Forward passes in bfloat16."""
     compile: bool = False
+    on_error: str = "raise"
+    """``"replace"`` trains on in spite of some damaged images, see `XMixLoader`; a test never."""
     seed: int = 0
     log_every: int = 50
     """Iterations from one line of metrics to the next; the loss is looked at as often."""
@@ -261,8 +263,7 @@ class _Run:
         batches = [_endless(loader) for loader in loaders]
         unchecked: list[tuple[int, torch.Tensor, PlanRows | None]] = []
         network.train()
-        with self._bar(number, iterations) as bar:
-            bar.advance(first)
+        with self._bar(number, first, iterations) as bar:
             for step in range(first, iterations):
                 batch, *more = (next(endless) for endless in batches)
                 # What is random in a network, dropout say, is the same after a resume.
@@ -347,7 +348,7 @@ class _Run:
         recipe = self.recipe
         common = {
             **self.common, "crop": RandomCrop(recipe.crop), "flip": recipe.flip,
-            "seed": recipe.seed, "drop_last": True,
+            "seed": recipe.seed, "drop_last": True, "on_error": recipe.on_error,
         }  # fmt: skip
         kind = phase.batches
         loaders: list[ImageLoader | XMixLoader] = []
@@ -378,11 +379,11 @@ class _Run:
             wrapped = torch.compile(wrapped)  # type: ignore[assignment]
         return wrapped
 
-    def _bar(self, number: int, iterations: int) -> Progress:
+    def _bar(self, number: int, first: int, iterations: int) -> Progress:
         phases = len(self.method.phases)
         label = self.method.name + (f", phase {number + 1} of {phases}" if phases > 1 else "")
         enabled = self.progress and _rank() == 0
-        return Progress(label, iterations, unit="iterations", enabled=enabled)
+        return Progress(label, iterations, unit="iterations", done=first, enabled=enabled)
 
     def _require_finite(
         self,
@@ -436,7 +437,7 @@ class _Run:
         return {
             "method": _described(self.method),
             "model": f"{self.backbone.name} {self.weights_hash}",
-            "recipe": {key: value for key, value in recipe.items() if key not in _OBSERVING},
+            "recipe": {key: value for key, value in recipe.items() if key not in _MAY_CHANGE},
         }
 
     def _save(

@@ -11,14 +11,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from xmix_data.errors import BetonError
+
 if TYPE_CHECKING:
     import torch
 
     from xmix_data.augment import Crop
     from xmix_data.beton import Domain
-    from xmix_data.plan import PlanRows
+    from xmix_data.plan import PlanRows, Replace
 
-__all__ = ["BACKENDS", "STREAM_STATS", "Backend", "ImageStream", "Spec", "make_backend"]
+__all__ = [
+    "BACKENDS",
+    "STREAM_STATS",
+    "Backend",
+    "ImageStream",
+    "Spec",
+    "make_backend",
+    "replacement",
+]
 
 BACKENDS = {"ffcv": "FfcvBackend", "torch": "TorchBackend"}
 """Name of each backend, which is its module's, and its class."""
@@ -59,7 +69,8 @@ class ImageStream(Protocol):
 
         Raises:
             StopIteration: The rows are exhausted.
-            BetonError: An image is damaged; names beton, index and class.
+            BetonError: An image is damaged (and so are all that might replace it); names beton,
+                index and class.
         """
 
     def close(self) -> None:
@@ -72,8 +83,33 @@ class ImageStream(Protocol):
 class Backend(Protocol):
     """Makes image streams; holds no thread while none is open."""
 
-    def stream(self, rows: Iterator[PlanRows]) -> ImageStream:
-        """Begin a pass."""
+    def stream(self, rows: Iterator[PlanRows], replace: Replace | None = None) -> ImageStream:
+        """Begin a pass.
+
+        Args:
+            rows: One item a batch.
+            replace: Names another image for one that is damaged; ``None`` stops at it. The rows
+                that the stream gives back have the replacements, and name in ``damaged`` what
+                they stand for.
+        """
+
+
+def replacement(
+    replace: Replace, rows: PlanRows, side: int, item: int, attempt: int, domain: Domain
+) -> PlanRows:
+    """What ``replace`` gives.
+
+    Raises:
+        BetonError: There is no other image.
+    """
+    try:
+        return replace(rows, side, item, attempt)
+    except IndexError:
+        where = domain.describe(int(rows.of(side)[0][item]))
+        raise BetonError(
+            f"{where} cannot be decoded, and so cannot the {attempt} others of its class that "
+            "might replace it; convert the class again"
+        ) from None
 
 
 def make_backend(name: str, spec: Spec) -> Backend:

@@ -27,13 +27,13 @@ import numpy.typing as npt
 import torch
 
 from xmix_data import decode, jpeg
-from xmix_data.backends import Spec
+from xmix_data.backends import Spec, replacement
 from xmix_data.backends.device import DeviceStage, Slot
 from xmix_data.beton import Domain
 from xmix_data.encoding import RAW
 from xmix_data.errors import BetonError
 from xmix_data.mixing import scale_and_shift
-from xmix_data.plan import Crops, PlanRows
+from xmix_data.plan import Crops, PlanRows, Replace
 
 __all__ = ["FfcvBackend"]
 
@@ -90,13 +90,17 @@ class _Side:
         """Stored bytes of a stripe's images."""
         return int(self.images[start:stop, decode.BYTES].sum())
 
+    @property
+    def damaged(self) -> npt.NDArray[np.int64]:
+        """Which images of the batch could not be made."""
+        return np.flatnonzero(self.status)
+
     def raise_if_damaged(self) -> None:
-        wrong = np.flatnonzero(self.status)
-        if len(wrong):
-            where = self.domain.describe(int(self.indices[wrong[0]]))
+        for item in self.damaged[:1]:
+            where = self.domain.describe(int(self.indices[item]))
             problem = (
                 "is not of the size in the index"
-                if self.status[wrong[0]] == jpeg.WRONG_SIZE
+                if self.status[item] == jpeg.WRONG_SIZE
                 else "cannot be decoded without a warning"
             )
             raise BetonError(f"{where} {problem}; convert it again")
@@ -172,8 +176,8 @@ class FfcvBackend:
         self.device_stage = DeviceStage(spec) if spec.device.type == "cuda" else None
         self._compile()
 
-    def stream(self, rows: Iterator[PlanRows]) -> FfcvStream:
-        return FfcvStream(self, rows)
+    def stream(self, rows: Iterator[PlanRows], replace: Replace | None = None) -> FfcvStream:
+        return FfcvStream(self, rows, replace)
 
     def workspace(self) -> decode.Workspace:
         """Buffers for one thread."""
@@ -214,18 +218,30 @@ class FfcvBackend:
         return self._job(rows, [crops[: len(rows)] for crops in slot.host_crops], slot)
 
     def _job(self, rows: PlanRows, outs: list[torch.Tensor], slot: Slot | None) -> _Job:
-        # On a GPU crops are mirrored where they are mixed.
-        flip, shape = self.device_stage is None, self.spec.crop.shape
-        sides = [_Side.of(self.spec.target, rows.target, rows.target_crops, shape, flip=flip)]
-        if self.spec.source is not None:
-            assert rows.source is not None and rows.source_crops is not None
-            sides.append(
-                _Side.of(self.spec.source, rows.source, rows.source_crops, shape, flip=flip)
-            )
+        sides = [self._side(number, rows) for number in range(len(self.domains))]
         # Twice as many stripes in the open batches as there are threads, so that all have work.
         share = self.spec.prefetch * len(rows) // (2 * self.spec.num_workers)
         stripe = max(1, min(self._largest_stripe, share))
         return _Job(rows, sides, outs, slot, stripe, -(-len(rows) // stripe), done=False)
+
+    def _side(self, number: int, rows: PlanRows) -> _Side:
+        # On a GPU crops are mirrored where they are mixed.
+        flip, shape = self.device_stage is None, self.spec.crop.shape
+        return _Side.of(self.domains[number], *rows.of(number), shape, flip=flip)
+
+    def repair(self, job: _Job, workspace: decode.Workspace, replace: Replace) -> None:
+        """Make other images in the place of damaged ones, as the plan says."""
+        for number, side in enumerate(job.sides):
+            for item in side.damaged.tolist():
+                attempt = 0
+                while side.status[item]:
+                    job.rows = replacement(
+                        replace, job.rows, number, item, attempt, self.domains[number]
+                    )
+                    side.indices, _ = job.rows.of(number)
+                    side.images[item] = self._side(number, job.rows.part(item, item + 1)).images[0]
+                    self.work(job, workspace, item, item + 1)
+                    attempt += 1
 
     def work(self, job: _Job, workspace: decode.Workspace, start: int, stop: int) -> None:
         """Make images ``start .. stop - 1`` of a batch; runs without the GIL."""
@@ -464,7 +480,7 @@ class _Queue:
             self._wake_all()
 
 
-def _run(queue: _Queue, backend: FfcvBackend) -> None:
+def _run(queue: _Queue, backend: FfcvBackend, replace: Replace | None) -> None:
     """A decoding thread."""
     try:
         workspace = backend.workspace()
@@ -492,6 +508,8 @@ def _run(queue: _Queue, backend: FfcvBackend) -> None:
         )
         if queue.stripe_done(job, times, error):
             try:
+                if replace is not None and job.error is None:
+                    backend.repair(job, workspace, replace)
                 backend.finish(job)
             except BaseException as caught:
                 error = caught
@@ -523,7 +541,9 @@ def _end(
 class FfcvStream:
     """One pass: its threads end with it, at the latest when it is garbage or the process exits."""
 
-    def __init__(self, backend: FfcvBackend, rows: Iterator[PlanRows]) -> None:
+    def __init__(
+        self, backend: FfcvBackend, rows: Iterator[PlanRows], replace: Replace | None
+    ) -> None:
         self._backend = backend
         ahead = _ReadAhead(rows, backend.domains, backend.asked)
         self._queue = _Queue(ahead, backend.open, backend.spec.prefetch)
@@ -531,7 +551,10 @@ class FfcvStream:
             threading.Thread(target=ahead.run, name="xmix-read-ahead", daemon=True),
             *(
                 threading.Thread(
-                    target=_run, args=(self._queue, backend), name=f"xmix-decode-{i}", daemon=True
+                    target=_run,
+                    args=(self._queue, backend, replace),
+                    name=f"xmix-decode-{i}",
+                    daemon=True,
                 )
                 for i in range(backend.spec.num_workers)
             ),
@@ -547,6 +570,8 @@ class FfcvStream:
         if os.getpid() != self._process:
             raise RuntimeError("this pass belongs to the process that forked; begin a new one")
         job = self._queue.next_job()
+        if isinstance(job.error, BetonError):
+            raise job.error
         if job.error is not None:
             raise RuntimeError("a decoding thread failed") from job.error
         for side in job.sides:

@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 
 from xmix_data.augment import dct_fractions
-from xmix_data.backends import STREAM_STATS, Spec
+from xmix_data.backends import STREAM_STATS, Spec, replacement
 from xmix_data.beton import Domain
 from xmix_data.encoding import RAW
 from xmix_data.errors import BetonError
-from xmix_data.plan import Crops, PlanRows
+from xmix_data.plan import SOURCE, TARGET, PlanRows, Replace
 
 __all__ = ["TorchBackend"]
 
@@ -30,22 +30,26 @@ class TorchBackend:
     def __init__(self, spec: Spec) -> None:
         self._spec = spec
 
-    def stream(self, rows: Iterator[PlanRows]) -> TorchStream:
-        return TorchStream(self._spec, rows)
+    def stream(self, rows: Iterator[PlanRows], replace: Replace | None = None) -> TorchStream:
+        return TorchStream(self._spec, rows, replace)
 
 
 class TorchStream:
-    def __init__(self, spec: Spec, rows: Iterator[PlanRows]) -> None:
-        self._spec, self._rows = spec, rows
+    def __init__(
+        self, spec: Spec, rows: Iterator[PlanRows], replace: Replace | None = None
+    ) -> None:
+        self._spec, self._rows, self._replace = spec, rows, replace
         self._stats = dict.fromkeys(STREAM_STATS, 0.0)
 
     def __next__(self) -> tuple[PlanRows, tuple[torch.Tensor, ...]]:
         started = time.perf_counter()
         rows = next(self._rows)
         spec = self._spec
-        images = [self._crops(spec.target, rows.target, rows.target_crops)]
-        if spec.source is not None and rows.source is not None and rows.source_crops is not None:
-            images.append(self._crops(spec.source, rows.source, rows.source_crops))
+        images = []
+        for side, domain in ((TARGET, spec.target), (SOURCE, spec.source)):
+            if domain is not None:
+                rows, crops = self._crops(rows, side, domain)
+                images.append(crops)
         if spec.dtype != torch.uint8:
             mean = torch.tensor(spec.mean, dtype=torch.float64)
             std = torch.tensor(spec.std, dtype=torch.float64)
@@ -68,23 +72,33 @@ class TorchStream:
         copying = self._stats["consumer_waited_s"] - self._stats["decode_s"]
         return {**self._stats, "copy_s": copying}
 
-    def _crops(self, domain: Domain, indices: npt.NDArray[np.int64], crops: Crops) -> torch.Tensor:
-        """(B, H, W, 3) uint8."""
-        shape = self._spec.crop.shape
-        fractions = dct_fractions(crops.boxes, shape)
+    def _crops(self, rows: PlanRows, side: int, domain: Domain) -> tuple[PlanRows, torch.Tensor]:
+        """(B, H, W, 3) uint8, and the rows with what had to be replaced."""
         images = []
-        for index, box, fraction, flip in zip(
-            indices, crops.boxes, fractions, crops.flips, strict=True
-        ):
-            raw = domain.modes[index] == RAW
-            fraction = 1 if raw else fraction
-            started = time.perf_counter()
-            image = _decode(domain, int(index), int(fraction))
-            if not raw:
-                self._stats["decode_s"] += time.perf_counter() - started
-            self._stats["bytes_read"] += int(domain.sizes[index])
-            images.append(_crop(image, box.tolist(), int(fraction), bool(flip), shape))
-        return torch.from_numpy(np.stack(images))
+        for item in range(len(rows)):
+            attempt = 0
+            while True:
+                try:
+                    images.append(self._image(rows, side, item, domain))
+                    break
+                except BetonError:
+                    if self._replace is None:
+                        raise
+                rows = replacement(self._replace, rows, side, item, attempt, domain)
+                attempt += 1
+        return rows, torch.from_numpy(np.stack(images))
+
+    def _image(self, rows: PlanRows, side: int, item: int, domain: Domain) -> npt.NDArray[np.uint8]:
+        indices, crops = rows.of(side)
+        index, box, shape = int(indices[item]), crops.boxes[item], self._spec.crop.shape
+        raw = domain.modes[index] == RAW
+        fraction = 1 if raw else int(dct_fractions(box[None], shape)[0])
+        started = time.perf_counter()
+        image = _decode(domain, index, fraction)
+        if not raw:
+            self._stats["decode_s"] += time.perf_counter() - started
+        self._stats["bytes_read"] += int(domain.sizes[index])
+        return _crop(image, box.tolist(), fraction, bool(crops.flips[item]), shape)
 
 
 def _crop(

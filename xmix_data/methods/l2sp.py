@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
 
 from xmix_data.methods.base import (
+    Average,
     Method,
     Network,
     Phase,
+    Step,
     cross_entropies,
     images_and_labels,
     not_negative,
@@ -46,27 +46,63 @@ class L2SP(Method):
     def __post_init__(self) -> None:
         not_negative("alpha", self.alpha)
         not_negative("beta", self.beta)
-        self._backbone: list[nn.Parameter] = []
-        self._head: list[nn.Parameter] = []
-        self._start = torch.empty(0)
+        self._held: list[_Held] = []
 
     def prepare(self, network: TransferNetwork, phase: Phase) -> None:
         super().prepare(network, phase)
-        self._backbone = list(network.backbone.parameters())
-        inside = set(map(id, self._backbone))
-        self._head = [p for p in network.parameters() if p.requires_grad and id(p) not in inside]
-        self._start = _flat(self._backbone).detach().clone()
+        backbone: list[torch.Tensor] = [p for p in network.backbone.parameters() if p.requires_grad]
+        inside = set(map(id, network.backbone.parameters()))
+        head: list[torch.Tensor] = [
+            p for p in network.parameters() if p.requires_grad and id(p) not in inside
+        ]
+        start = [p.detach().clone() for p in backbone]
+        self._held = [(self.alpha, backbone, start), (self.beta, head, None)]
 
     def loss(self, network: Network, batch: Any, *, step: int) -> torch.Tensor:
-        if not self._backbone:
+        loss = self._cross_entropy(network, batch, step)
+        for weight, parameters, start in self._held:
+            drift = parameters if start is None else _differences(parameters, start)
+            loss = loss + weight / 2 * sum(d.square().sum() for d in drift)
+        return loss
+
+    def backward(
+        self,
+        network: Network,
+        batch: Any,
+        *,
+        step: int,
+        unlabelled: torch.Tensor | None = None,
+        average: Average | None = None,
+    ) -> Step:
+        # The gradient of the penalty is known, and the same in all processes. Through autograd it
+        # would cost as much as the network itself where images are small.
+        loss = self._cross_entropy(network, batch, step)
+        loss.backward()  # type: ignore[no-untyped-call]
+        total = loss.detach()
+        with torch.no_grad():
+            for weight, parameters, start in self._held:
+                drift = parameters if start is None else _differences(parameters, start)
+                torch._foreach_add_([_gradient(p) for p in parameters], drift, alpha=weight)
+                sizes = torch.stack(torch._foreach_norm(drift))
+                total = total + weight / 2 * sizes.square().sum()
+        return Step(total)
+
+    def _cross_entropy(self, network: Network, batch: Any, step: int) -> torch.Tensor:
+        if not self._held:
             raise ValueError("no starting point is known; call prepare(network, phase) first")
         images, labels = images_and_labels(batch)
-        loss = cross_entropies(network(images), "target", labels, step).mean()
-        drift = (_flat(self._backbone) - self._start).square().sum()
-        size = _flat(self._head).square().sum()
-        return loss + self.alpha / 2 * drift + self.beta / 2 * size
+        return cross_entropies(network(images), "target", labels, step).mean()
 
 
-def _flat(parameters: Iterable[torch.Tensor]) -> torch.Tensor:
-    """All weights in one vector: a handful of kernels, however many layers there are."""
-    return torch.cat([p.reshape(-1) for p in parameters])
+_Held = tuple[float, list[torch.Tensor], list[torch.Tensor] | None]
+"""Weight, parameters, and where they are held; ``None``: at 0."""
+
+
+def _differences(ones: list[torch.Tensor], others: list[torch.Tensor]) -> list[torch.Tensor]:
+    return list(torch._foreach_sub(ones, others))
+
+
+def _gradient(parameter: torch.Tensor) -> torch.Tensor:
+    if parameter.grad is None:  # the loss does not depend on it
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
