@@ -762,6 +762,33 @@ def test_a_disk_that_fills_while_pages_are_laid_out_anew_leaves_nothing(small_di
     assert files_in(small_disk) == []
 
 
+FULL_SHARED_MEMORY = """
+mount -t tmpfs -o size=16k tmpfs /dev/shm || exit 77
+head -c 65536 /dev/zero > /dev/shm/full 2> /dev/null
+"$@"
+"""
+
+
+def test_a_full_shared_memory_is_named(tmp_path: Path) -> None:
+    """In a mount namespace of its own, as containers often have it: with hardly any space."""
+    source, out = tmp_path / "source.beton", tmp_path / "out.beton"
+    write(pairs(), source)
+    before = files_in(tmp_path)
+    shell = ["unshare", "--mount", "sh", "-c", FULL_SHARED_MEMORY, "sh"]
+    command = [sys.executable, "-m", "xmix_data", "convert", str(source), str(out), "--workers"]
+    try:
+        done = subprocess.run([*shell, *command, "2"], capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("has no unshare")
+    if done.returncode in (1, 77):
+        pytest.skip("may not mount a file system of its own")
+    assert done.returncode == 2
+    assert done.stderr.startswith("xmix: worker processes cannot be started, as /dev/shm refuses")
+    assert len(done.stderr.splitlines()) == 1 and files_in(tmp_path) == before
+    done = subprocess.run([*shell, *command, "0"], capture_output=True, text=True)
+    assert done.returncode == 0 and out.exists()
+
+
 LIMITED = """
 import sys
 from xmix_data import write_beton

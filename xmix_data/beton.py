@@ -13,6 +13,7 @@ import ctypes
 import hashlib
 import json
 import logging
+import multiprocessing
 import os
 import shutil
 import signal
@@ -31,7 +32,7 @@ from xmix_data.encoding import JPG, RAW, StoredImage, encode_image
 from xmix_data.errors import BetonError, ImageError, XMixError
 from xmix_data.files import whole_file
 from xmix_data.images import MOST_CLASSES, ClassFolder, ImageSource, MapDataset, label_problem
-from xmix_data.jpeg import jpeg_problem
+from xmix_data.jpeg import MOST_PIXELS_A_BYTE, jpeg_problem
 from xmix_data.progress import Progress
 
 __all__ = ["Beton", "Domain", "open_domain", "open_images", "write_beton"]
@@ -187,6 +188,10 @@ class Beton:
                 | (self.pointers > data_stop - np.minimum(self.sizes, data_stop)),
             ),
             ("is raw but not H*W*3 bytes long", (self.modes == RAW) & (self.sizes != pixels)),
+            (
+                "has more pixels than a JPEG of its bytes",
+                (self.modes == JPG) & (pixels // (3 * MOST_PIXELS_A_BYTE) > self.sizes),
+            ),
         ):
             if wrong.any():
                 raise self._fail(f"damaged: image {int(np.argmax(wrong))} {problem}")
@@ -226,20 +231,22 @@ class Beton:
             if manifest["format"] != MANIFEST_FORMAT:
                 raise ValueError(f"its format is {manifest['format']!r}")
             if manifest["version"] != 1:
-                raise ValueError(f"its version {manifest['version']} is newer than this xmix_data")
+                raise ValueError(f"its version is {manifest['version']!r}, known is 1")
             names, counts = manifest["class_names"], manifest["class_counts"]
-            if not all(isinstance(name, str) for name in names) or len(names) != len(counts):
+            if not _are_texts(names) or len(names) != len(counts):
                 raise ValueError("class_names and class_counts do not fit together")
             if len(set(names)) != len(names):
                 raise ValueError("two classes have the same name")
             length, samples = manifest["byte_length"], manifest["num_samples"]
-            str(manifest["content_hash"] + manifest["encoding"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            if not _are_texts([manifest["content_hash"], manifest["encoding"]]):
+                raise ValueError("content_hash or encoding is no text")
+            _check_shard(manifest.get("shard"))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise BetonError(f"{path}: damaged manifest ({reason}); {remedy}") from error
         if (length, samples) != (self.byte_length, self.num_samples):
             raise BetonError(
-                f"{path}: describes a beton of {samples} samples and {length} bytes, but "
+                f"{path}: describes a beton of {samples!r} samples and {length!r} bytes, but "
                 f"{self.path.name} has {self.num_samples} and {self.byte_length}; {remedy}"
             )
         return manifest
@@ -325,6 +332,20 @@ class Beton:
             f"Beton({str(self.path)!r}: {self.num_samples} images, "
             f"{len(self.class_names)} classes, {self.encoding})"
         )
+
+
+def _are_texts(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
+
+
+def _check_shard(shard: Any) -> None:
+    if shard is None:
+        return
+    index, count = shard["index"], shard["count"]
+    if type(index) is not int or type(count) is not int or not 0 <= index < count:
+        raise ValueError("it is a shard without a place in its set")
+    if not isinstance(shard["set"], str):
+        raise ValueError("it is a shard of no set")
 
 
 class _BetonImages:
@@ -468,9 +489,10 @@ def _order_shards(shards: list[Beton]) -> None:
     shards.sort(key=lambda beton: beton.shard["index"] if beton.shard else 0)
     indices = [beton.shard["index"] for beton in shards if beton.shard]
     count = shards[0].shard["count"] if shards[0].shard else 1
-    missing = sorted(set(range(count)) - set(indices))
-    if missing or len(indices) != count:
-        problem = f"lacks shard {missing[0]}" if missing else "names a shard twice"
+    given = set(indices)
+    missing = next((index for index in range(count) if index not in given), None)
+    if missing is not None or len(indices) != count:
+        problem = "names a shard twice" if missing is None else f"lacks shard {missing}"
         raise ValueError(
             f"{shards[0].path} is one of {count} shards, and the list {problem}; give all of them"
         )
@@ -737,6 +759,7 @@ def _encoded(
         for position in range(len(encoder)):
             yield encoder[position]
         return
+    _require_shared_memory()
     from torch.utils.data import DataLoader
 
     loader: DataLoader[Any] = DataLoader(
@@ -749,6 +772,18 @@ def _encoded(
     )
     for batch in loader:
         yield from batch
+
+
+def _require_shared_memory() -> None:
+    """Workers are told what to do through queues, whose locks lie in /dev/shm."""
+    try:
+        multiprocessing.Lock()
+    except OSError as error:
+        raise XMixError(
+            f"worker processes cannot be started, as /dev/shm refuses a lock ({error.strerror}); "
+            "free space there (in a container: --shm-size), or convert in one process "
+            "(num_workers=0, --workers 0)"
+        ) from error
 
 
 def _unchanged(batch: Any) -> Any:
