@@ -279,9 +279,10 @@ def accuracy_line(document: dict[str, Any]) -> str:
     measured = (
         f"a residual network of widths {', '.join(map(str, setup['widths']))} at {setup['crop']} "
         f"px, trained from scratch on the source ({100 * document['pretrained']:.1f} % there); "
-        f"{setup['iterations']} iterations of batch 48 for every method, last iterate; four "
+        f"{setup['iterations']} iterations of batch 48 for every method, last iterate; six "
         f"combinations of options for each, chosen on {setup['validation']} validation images a "
-        f"class with one seed; n = {setup['seeds']} seeds; pre-training "
+        f"class with one seed; n = {setup['seeds']} seeds ({setup['sweep_seeds']} where α or the "
+        "number of source images is varied); pre-training "
         f"{pretraining['iterations']} iterations of batch {pretraining['batch_size']}"
     )
     return machine_line(document, measured)
@@ -293,12 +294,13 @@ def mean_and_deviation(values: list[float]) -> str:
 
 
 def difference(values: list[float], base: list[float]) -> str:
-    """Paired difference with its 95 % confidence interval, in points."""
+    """Paired difference over the seeds with its 95 % confidence interval (t), in points."""
     from scipy import stats
 
-    pairs = [100 * (v - b) for v, b in zip(values, base, strict=True)]
+    pairs = [100 * (v - b) for v, b in zip(values, base, strict=False)]
     half = stats.t.ppf(0.975, len(pairs) - 1) * statistics.stdev(pairs) / len(pairs) ** 0.5
-    return f"{statistics.mean(pairs):+.2f} ({-half:+.2f}, {half:+.2f})"
+    mean = statistics.mean(pairs)
+    return f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
 
 
 def accuracy_rows(document: dict[str, Any], names: list[str], base: str) -> str:
@@ -309,8 +311,9 @@ def accuracy_rows(document: dict[str, Any], names: list[str], base: str) -> str:
         options = chosen.get(name)
         text = ", ".join(f"{k} {v:g}" for k, v in options.items()) if options else ""
         shown = "" if name == base else difference(accuracy[name], accuracy[base])
-        rows.append([name, mean_and_deviation(accuracy[name]), shown, text])
-    head = ["", "top-1, %", f"minus {base}, points (95 % interval)", "chosen"]
+        label = re.sub(r"([\d.]+) x$", r"\1 x the source images of one round", name)
+        rows.append([label, mean_and_deviation(accuracy[name]), shown, text])
+    head = ["method", "top-1, %", f"minus {base}, points (95 % interval)", "chosen"]
     return table(head, rows, accuracy_line(document))
 
 

@@ -214,7 +214,8 @@ def main() -> None:
         "benchmark": "transfer_accuracy",
         "machine": machine.describe(),
         "configuration": {
-            "scale": options.scale, **dataclasses.asdict(scale), "selected": selected,
+            "scale": options.scale, "rounds": scale.seeds, **dataclasses.asdict(scale),
+            "selected": selected,
             "grids": GRIDS, "validation_seed": TUNING_SEED,
         },
         "pretrained": json.loads((work / "pretraining" / "result.json").read_text())["accuracy"],
