@@ -345,6 +345,48 @@ def probes() -> str:
     return table(head, rows, accuracy_line(document))
 
 
+def soak() -> str:
+    """What an hour of random scenarios did."""
+    document = result("soak")
+    setup, memory = document["configuration"], document["memory_mb"]
+    rows = [[what, f"{count:,}"] for what, count in document["counts"].items()]
+    rows += [
+        ["memory at the beginning, at the end, at most",
+         ", ".join(f"{memory[key]:,.0f} MB" for key in ("first", "last", "most"))],
+        ["**differences, threads or files left**", f"{len(document['problems'])}"],
+    ]  # fmt: skip
+    measured = f"{setup['rounds']:,} scenarios in {setup['minutes']:.0f} minutes"
+    return table(["what", "how many"], rows, machine_line(document, measured))
+
+
+def lifetimes() -> str:
+    """What loaders leave behind."""
+    document = result("lifetimes")
+    setup, rows = document["configuration"], []
+    for name, way in document["ways"].items():
+        first, last = way["readings"][0], way["readings"][-1]
+        kept = [f"{first[what]:,.0f}, {last[what]:,.0f}" for what in ("python_threads", "files")]
+        rows.append([name, *kept, f"{way['kb_a_cycle']:+.2f}"])
+    head = ["a pass ends by", "threads before, after", "open files", "KB a cycle"]
+    measured = f"{setup['cycles']:,} cycles each, memory over the last half of them"
+    return table(head, rows, machine_line(document, measured))
+
+
+def fuzzing() -> str:
+    """Damaged files of each kind, and what came of them."""
+    document = result("fuzzing")
+    rows = [
+        [kind, *(f"{found[key]:,}" for key in ("cases", "error", "right", "finding"))]
+        for kind, found in document["kinds"].items()
+    ]
+    totals = [sum(found[key] for found in document["kinds"].values())
+              for key in ("cases", "error", "right", "finding")]  # fmt: skip
+    rows.append(["**all**", *(f"{total:,}" for total in totals)])
+    head = ["what is damaged", "cases", "a clear error", "right data", "neither"]
+    measured = f"seed {document['configuration']['seed']}"
+    return table(head, rows, machine_line(document, measured))
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "conversion": conversion,
     "loaders": loaders,
@@ -354,8 +396,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "accuracy": accuracy,
     "cold_cache": cold_cache,
     "features": features,
+    "fuzzing": fuzzing,
+    "lifetimes": lifetimes,
     "pairing": pairing,
     "probes": probes,
+    "soak": soak,
     "startup": startup,
     "step_cost": step_cost,
 }

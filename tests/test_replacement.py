@@ -278,3 +278,14 @@ def test_replacements_are_equally_likely(pair: Pair) -> None:
     assert sorted([*tries, int(rows.target[3])]) == sorted(plan.samples.tolist())
     with pytest.raises(IndexError):
         one.replaced(rows, 0, 3, 79)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("mix", [True, False])
+def test_replacements_reach_the_gpu(pair: Pair, mix: bool) -> None:
+    """Made before the batch is copied, mirrored where the plan says."""
+    ours, _ = epoch(loaders(pair, mix=mix, device="cuda"))
+    reference, _ = epoch(loaders(pair, mix=mix, backend="torch"))
+    for one, other in zip(ours, reference, strict=True):
+        torch.testing.assert_close(one.cpu(), other, rtol=0, atol=1e-6)
