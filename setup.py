@@ -25,20 +25,29 @@ REQUIRES = [
     "faiss-cpu>=1.9; platform_system != 'Linux' or platform_machine != 'x86_64'",
 ]
 
+_DALI = "nvidia-dali-cuda130>=2.4; platform_system == 'Linux'"
+
 EXTRAS = {
     # The loaders that benchmarks/loader_throughput.py compares with; spdl needs Debian's ffmpeg.
     "bench": [
         "matplotlib>=3.8",
-        "nvidia-dali-cuda130>=2.4",
+        _DALI,
         "spdl>=0.8",
         "torchcodec>=0.17",
     ],
+    "dali": [_DALI],  # backend="dali"; for CUDA 12: nvidia-dali-cuda120
     "demo": ["matplotlib>=3.8", "scikit-learn>=1.3"],  # fonts and digits of `xmix demo`
+    "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.30"],
     "test": [
+        _DALI,
+        "accelerate>=1",  # transformers' Trainer
+        "datasets>=3",  # huggingface:FOLDER
         "hypothesis>=6.100",
         "import-linter>=2.1",
         "lightning>=2.2",
         "matplotlib>=3.8",
+        "mkdocs-material>=9.6",
+        "mkdocstrings[python]>=0.30",
         "mypy>=1.15",
         "pytest>=8.2",
         "ruff>=0.9",
@@ -46,6 +55,8 @@ EXTRAS = {
         "scikit-learn>=1.3",
         "tensorboard>=2.14",
         "timm>=1.0",
+        "transformers>=5",
+        "webdataset>=0.2.90",  # a recipe of the docs
     ],
 }
 

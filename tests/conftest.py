@@ -128,9 +128,15 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "xmix_data"
 
 
-@pytest.fixture(params=["torch", "ffcv"])
+@pytest.fixture(params=["torch", "ffcv", "dali"])
 def backend(request: pytest.FixtureRequest) -> str:
     """Every backend in turn: the contract is one."""
+    return str(request.param)
+
+
+@pytest.fixture(params=["ffcv", "dali"])
+def fast_backend(request: pytest.FixtureRequest) -> str:
+    """Those that are held against `torch`, the reference."""
     return str(request.param)
 
 

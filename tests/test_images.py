@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections import Counter
 from pathlib import Path
@@ -345,7 +346,8 @@ def test_a_torchvision_dataset_is_found_by_name(folder: Path) -> None:
     assert made.class_names == ["a", "b", "c"]
     assert len(made) == len(ClassFolder(folder))
     image, label = made.read(0)
-    assert (image.mode, image.size, label) == ("RGB", (4, 4), 0)
+    opened = Image.open(io.BytesIO(image))  # the file as it is
+    assert (opened.mode, opened.size, label) == ("RGB", (4, 4), 0)
 
 
 @pytest.mark.parametrize("name", ["Flowers", "VisionDataset2", "__all__", "utils"])

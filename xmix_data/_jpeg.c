@@ -25,9 +25,13 @@ enum { OK, DAMAGED, WRONG_SIZE };
 /* Smooth upsampling looks at the chroma sample beside, which is up to two pixels away. */
 #define MARGIN 2
 
+/* A scan may be a few bytes long and costs a pass over the whole image; encoders make about ten. */
+#define MOST_SCANS 500
+
 typedef struct {
     struct jpeg_decompress_struct jpeg;
     struct jpeg_error_mgr errors;
+    struct jpeg_progress_mgr progress;
     jmp_buf failed;
     int ends_well; /* the stream ends with the marker that must end it */
     char message[JMSG_LENGTH_MAX];
@@ -48,6 +52,18 @@ static void on_message(j_common_ptr jpeg, int level)
         jpeg->err->format_message(jpeg, decoder->message);
 }
 
+/* Called every few rows of every scan: what is damaged, or asks for work without end, ends here. */
+static void on_progress(j_common_ptr jpeg)
+{
+    Decoder *decoder = jpeg->client_data;
+    if (jpeg->err->num_warnings)
+        longjmp(decoder->failed, 1);
+    if (((j_decompress_ptr)jpeg)->input_scan_number > MOST_SCANS) {
+        snprintf(decoder->message, sizeof decoder->message, "more than %d scans", MOST_SCANS);
+        longjmp(decoder->failed, 1);
+    }
+}
+
 static void no_output(j_common_ptr jpeg) { (void)jpeg; }
 
 int64_t xmix_jpeg_new(void)
@@ -60,6 +76,7 @@ int64_t xmix_jpeg_new(void)
     decoder->errors.emit_message = on_message;
     decoder->errors.output_message = no_output;
     decoder->jpeg.client_data = decoder;
+    decoder->progress.progress_monitor = on_progress;
     if (setjmp(decoder->failed)) {
         free(decoder);
         return 0;
@@ -99,7 +116,6 @@ int32_t xmix_jpeg_open(int64_t handle, int64_t data, int64_t size, int64_t heigh
     const unsigned char *bytes = (const unsigned char *)(intptr_t)data;
     int64_t *at = (int64_t *)(intptr_t)layout;
 
-    jpeg_abort_decompress(jpeg); /* an earlier image may have been left in the middle */
     decoder->errors.num_warnings = 0;
     decoder->message[0] = 0;
     decoder->ends_well = size >= 2 && bytes[size - 2] == 0xFF && bytes[size - 1] == JPEG_EOI;
@@ -107,6 +123,11 @@ int32_t xmix_jpeg_open(int64_t handle, int64_t data, int64_t size, int64_t heigh
         jpeg_abort_decompress(jpeg);
         return DAMAGED;
     }
+    /* Made anew: libjpeg keeps tables for streams without, and an image that lacks its own would
+       be decoded with those of whatever image came before. */
+    jpeg_destroy_decompress(jpeg);
+    jpeg_create_decompress(jpeg);
+    jpeg->progress = &decoder->progress;
     jpeg_mem_src(jpeg, bytes, (unsigned long)size);
     jpeg_read_header(jpeg, TRUE);
     if (jpeg->image_height != height || jpeg->image_width != width) {

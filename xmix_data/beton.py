@@ -15,6 +15,7 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import sys
@@ -31,7 +32,8 @@ import numpy.typing as npt
 from xmix_data.encoding import JPG, RAW, StoredImage, encode_image
 from xmix_data.errors import BetonError, ImageError, XMixError
 from xmix_data.files import whole_file
-from xmix_data.images import MOST_CLASSES, ClassFolder, ImageSource, MapDataset, label_problem
+from xmix_data.images import ClassFolder, ImageSource, MapDataset, label_problem
+from xmix_data.images.huggingface import HuggingFaceDataset, is_huggingface
 from xmix_data.jpeg import MOST_PIXELS_A_BYTE, jpeg_problem
 from xmix_data.progress import Progress
 
@@ -70,6 +72,14 @@ _SAMPLE = np.dtype([("f0", _IMAGE), ("f1", "<i8")], align=True)
 _SMALLEST_PAGE = 8 << 20
 _LARGEST_PAGE = 1 << 31
 _SAMPLES_A_TASK = 16
+
+_MOST_UNNAMED = 1 << 16
+"""Classes without names that a beton has at most, or as many as samples: a label beyond is damage,
+and would ask for names and counts without end."""
+
+_NO_TEXT = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+"""Half characters that JSON can name and no file can hold; the others stand for bytes of file names
+that are not UTF-8."""
 
 MANIFEST_FORMAT = "xmix_data.manifest"
 ENCODINGS = ("jpg", "raw", "keep")
@@ -201,7 +211,7 @@ class Beton:
         if lowest < 0:
             raise self._fail(f"sample {int(np.argmin(self.labels))} has the label {lowest}")
         if self.manifest is None:
-            if highest >= MOST_CLASSES:
+            if highest >= max(_MOST_UNNAMED, self.num_samples):
                 raise self._fail(f"sample {int(np.argmax(self.labels))} has the label {highest}")
             self.class_names = [str(label) for label in range(highest + 1)]
         else:
@@ -335,7 +345,9 @@ class Beton:
 
 
 def _are_texts(values: Any) -> bool:
-    return isinstance(values, list) and all(isinstance(value, str) for value in values)
+    return isinstance(values, list) and all(
+        isinstance(value, str) and not _NO_TEXT.search(value) for value in values
+    )
 
 
 def _check_shard(shard: Any) -> None:
@@ -505,7 +517,7 @@ def _order_shards(shards: list[Beton]) -> None:
 
 
 def open_images(dataset: Any) -> ImageSource:
-    """A class folder, a ``.beton``, a `Beton` or a map-style dataset as an `ImageSource`."""
+    """A class folder, a beton, or a dataset, map-style or Hugging Face's, as an `ImageSource`."""
     if isinstance(dataset, (str, os.PathLike)):
         path = Path(dataset)
         if path.is_file() or path.suffix == ".beton":
@@ -516,6 +528,8 @@ def open_images(dataset: Any) -> ImageSource:
         return folder
     if isinstance(dataset, Beton):
         return _BetonImages(dataset)
+    if is_huggingface(dataset):
+        return HuggingFaceDataset(dataset)
     if all(hasattr(dataset, name) for name in ("read", "where", "labels", "fingerprint")):
         return dataset  # type: ignore[no-any-return]
     return MapDataset(dataset)
@@ -574,7 +588,8 @@ def write_beton(
     their names only when whole; until then the work is in ``PATH.partial``.
 
     Args:
-        dataset: A class folder, a ``.beton``, or any map-style dataset of (image, label).
+        dataset: A class folder, a ``.beton``, any map-style dataset of (image, label), or a
+            ``datasets.Dataset`` of Hugging Face.
         path: The file to write, usually ``NAME.beton``.
         image_size: Shorter edge in pixels after resizing; ``None`` keeps every image's own size.
         crop: ``"square"`` keeps the centre square, ``"none"`` all of the image.

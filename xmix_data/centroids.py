@@ -96,10 +96,16 @@ class Centroids:
             meta = json.loads(str(arrays["meta"]))
             if meta["format"] != _FORMAT:
                 raise ValueError(f"format {meta['format']!r}")
+            if not all(isinstance(name, str) for name in meta["class_names"]):
+                raise ValueError("a class name is no text")
+            # It goes into a pairing, which is UTF-8 and knows no NaN.
+            text = json.dumps(meta, ensure_ascii=False, allow_nan=False)
+            text.encode(errors="surrogateescape")
             values, counts, domains = (
-                _numbers(arrays[key], kind)
-                for key, kind in (("values", "f"), ("counts", "iu"), ("domains", "iu"))
-            )
+                _numbers(arrays[key], dtype)
+                for key, dtype in (("values", np.float32), ("counts", np.int64),
+                                   ("domains", np.int64))
+            )  # fmt: skip
             return cls(values, counts, meta["class_names"], dict(meta["provenance"]), domains)
 
     @classmethod
@@ -126,17 +132,21 @@ def _arrays(path: str | os.PathLike[str], what: str) -> Iterator[Mapping[str, An
     with open(path, "rb") as stream:
         try:
             with np.load(stream, allow_pickle=False) as arrays:
+                held = sum(member.file_size for member in arrays.zip.infolist())
+                if held > os.fstat(stream.fileno()).st_size:
+                    raise ValueError(f"it promises {held} bytes of arrays")
                 yield arrays
         except Exception as error:  # NumPy and zipfile raise what the damage happens to lead to
+            reason = " ".join(str(error).split())  # NumPy's may have several lines
             raise ValueError(
-                f"{path}: damaged, or no {what} of xmix_data ({error}); delete it, "
+                f"{path}: damaged, or no {what} of xmix_data ({reason}); delete it, "
                 "and compute them again"
             ) from error
 
 
-def _numbers(array: npt.NDArray[Any], kinds: str) -> npt.NDArray[Any]:
-    if array.dtype.kind not in kinds:
-        raise ValueError(f"an array of {array.dtype}")
+def _numbers(array: npt.NDArray[Any], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    if array.dtype != dtype:
+        raise ValueError(f"an array of {array.dtype}, not {np.dtype(dtype)}")
     return array
 
 
@@ -154,6 +164,7 @@ class CentroidSum:
         self._num_classes = num_classes
         self._device = device
         self._sums: torch.Tensor | None = None
+        self._origin = "the batches before"
         self._counts = torch.zeros(num_classes, dtype=torch.int64, device=device)
 
     def add(self, features: torch.Tensor, labels: torch.Tensor) -> None:
@@ -162,12 +173,20 @@ class CentroidSum:
         Args:
             features: (B, D) floating point.
             labels: (B,) int64 class ids.
+
+        Raises:
+            ValueError: The sums so far have another D.
         """
         import torch
 
+        shape = (self._num_classes, features.shape[1])
         if self._sums is None:
-            shape = (self._num_classes, features.shape[1])
             self._sums = torch.zeros(shape, dtype=torch.float64, device=self._device)
+        if self._sums.shape != shape:
+            raise ValueError(
+                f"{self._origin}: sums of {self._sums.shape[1]} features, and these have "
+                f"{shape[1]}; delete it, and compute them again"
+            )
         self._sums.index_add_(0, labels, features.to(torch.float64))
         self._counts += torch.bincount(labels, minlength=self._num_classes)
 
@@ -201,12 +220,15 @@ class CentroidSum:
             meta = json.loads(str(arrays["meta"]))
             if (meta["format"], meta["key"]) != (_SUMS_FORMAT, key):
                 raise ValueError("its content is of other features")
-            sums, counts = _numbers(arrays["sums"], "f"), _numbers(arrays["counts"], "iu")
+            sums = _numbers(arrays["sums"], np.float64)
+            counts = _numbers(arrays["counts"], np.int64)
             position = operator.index(meta["position"])
-            if sums.ndim != 2 or not len(sums) == len(counts) == self._num_classes:
-                raise ValueError(f"sums {sums.shape} of {self._num_classes} classes")
-        self._sums = torch.from_numpy(sums.astype(np.float64)).to(self._device)
-        self._counts = torch.from_numpy(counts.astype(np.int64)).to(self._device)
+            classes = self._num_classes
+            if sums.ndim != 2 or len(sums) != classes or counts.shape != (classes,):
+                raise ValueError(f"sums {sums.shape}, counts {counts.shape} of {classes} classes")
+        self._sums = torch.from_numpy(sums).to(self._device)
+        self._counts = torch.from_numpy(counts).to(self._device)
+        self._origin = str(path)
         return position
 
     def tensors(self) -> list[torch.Tensor]:
@@ -222,6 +244,6 @@ class CentroidSum:
         if self._sums is None:
             raise ValueError("no features were added; there are no centroids")
         counts = self._counts.cpu().numpy()
-        with np.errstate(invalid="ignore", divide="ignore"):
-            values = self._sums.cpu().numpy() / counts[:, None]
-        return Centroids(values.astype(np.float32), counts, list(class_names), provenance or {})
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            values = (self._sums.cpu().numpy() / counts[:, None]).astype(np.float32)
+        return Centroids(values, counts, list(class_names), provenance or {})

@@ -104,7 +104,9 @@ def _parser() -> argparse.ArgumentParser:
         "convert", _convert, "write images as a beton",
         "xmix convert imagenet/train source.beton --pairing pairing.json",
     )  # fmt: skip
-    convert.add_argument("src", metavar="SRC", help="class folder, .beton, or torchvision:NAME")
+    convert.add_argument("src", metavar="SRC", help="class folder, .beton, torchvision:NAME, "
+        "huggingface:FOLDER (of save_to_disk), cub:FOLDER (CUB-200-2011) or dogs:FOLDER (Stanford "
+        "Dogs)")  # fmt: skip
     convert.add_argument("out", metavar="OUT.beton", type=Path)
     convert.add_argument("--encoding", choices=("jpg", "raw", "keep"), default="jpg",
         help="JPEG, raw pixels, or JPEG bytes kept where possible (default: jpg)")  # fmt: skip
@@ -123,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
         help="stop at an unreadable image, or list and skip it (default: raise)")  # fmt: skip
     convert.add_argument("--overwrite", action="store_true", help="replace an existing file")
     convert.add_argument("--workers", type=int, metavar="N", help="processes (default: all cores)")
-    convert.add_argument("--split", default="train", help="of torchvision:NAME (default: train)")
+    convert.add_argument("--split", default="train", help="of a named data set (default: train)")
     convert.add_argument("--root", type=Path, default=Path("data"),
         help="folder for the download of torchvision:NAME (default: data)")  # fmt: skip
 
@@ -301,7 +303,7 @@ def _shard(text: str) -> tuple[int, int]:
 
 def _convert(options: argparse.Namespace) -> None:
     from xmix_data.beton import open_images, write_beton
-    from xmix_data.images import select, torchvision_dataset
+    from xmix_data.images import named_source, select
     from xmix_data.pairing import Pairing
 
     path = options.out
@@ -310,10 +312,8 @@ def _convert(options: argparse.Namespace) -> None:
         path = path.with_name(f"{path.stem}-{index:05}-of-{count:05}{path.suffix}")
     if path.exists() and not options.overwrite:
         raise FileExistsError(f"{path}: exists; choose another name or add --overwrite")
-    if options.src.startswith("torchvision:"):
-        name = options.src.removeprefix("torchvision:")
-        source = open_images(torchvision_dataset(name, options.root, options.split))
-    else:
+    source = named_source(options.src, split=options.split, root=options.root)
+    if source is None:
         source = open_images(options.src)
     if options.classes:
         lines = options.classes.read_text(encoding="utf-8").splitlines()

@@ -27,8 +27,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from xmix_data.augment import dct_fractions
-from xmix_data.encoding import RAW
-from xmix_data.jpeg import OK, Decoder, library
+from xmix_data.encoding import JPG, RAW
+from xmix_data.jpeg import MOST_PIXELS_A_BYTE, OK, Decoder, library
 
 __all__ = [
     "BFLOAT16",
@@ -41,8 +41,12 @@ __all__ = [
     "crop_images",
     "decode_whole",
     "image_table",
+    "made_elsewhere",
     "mix_images",
+    "no_images",
     "normalise_images",
+    "plain_jpegs",
+    "point_at_crops",
     "read_ahead",
 ]
 
@@ -57,6 +61,8 @@ _COLUMNS = 11
 _ADDRESS, BYTES, _MODE, _HEIGHT, _WIDTH, _TOP, _LEFT, _BOX_H, _BOX_W, _FRACTION, _FLIP = range(
     _COLUMNS
 )
+_ELSEWHERE = 2
+"""A mode of the table alone: another device makes the crop, at which place the address says."""
 
 _FILTER_BITS = 22
 """Fixed-point bits of Pillow's resampling coefficients."""
@@ -80,6 +86,13 @@ _memcpy: Any = types.ExternalFunction("memcpy", _i64(_i64, _i64, _i64))
 _madvise: Any = types.ExternalFunction("madvise", types.int32(_i64, _i64, types.int32))
 _clock_gettime: Any = types.ExternalFunction("clock_gettime", types.int32(types.int32, _i64))
 
+_BASELINE, _EXTENDED, _CODES, _START, _END, _SCAN, _TABLES, _ADOBE = (
+    0xC0, 0xC1, 0xC4, 0xD8, 0xD9, 0xDA, 0xDB, 0xEE,
+)  # fmt: skip
+"""JPEG's markers: two kinds of frames, Huffman codes, start and end of the image, a scan,
+quantisation tables, Adobe's colours."""
+_RED = ord("R")
+"""What RGB files call their first component."""
 _WILLNEED = np.int32(3)
 _CLOCK_MONOTONIC = 1
 _PAGE = mmap.PAGESIZE
@@ -111,6 +124,42 @@ def image_table(
         table[:, column] = values
     table[:, _TOP : _BOX_W + 1] = boxes
     return table
+
+
+def no_images() -> ImageTable:
+    """A table without rows, to compile kernels with."""
+    return np.empty((0, _COLUMNS), np.int64)
+
+
+def point_at_crops(
+    images: ImageTable,
+    items: npt.NDArray[np.int64],
+    address: int | None,
+    shape: tuple[int, int],
+) -> None:
+    """Say of some images that their crops are made, all but mirrored.
+
+    Args:
+        images: The table; changed.
+        items: (K,) rows of it.
+        address: Of (K, height, width, 3) uint8 on the host; ``None`` for crops on a device, which
+            the host has nothing to do with.
+        shape: Height and width of the crops.
+    """
+    height, width = shape
+    places, size = np.arange(len(items)), height * width * 3
+    images[items, _ADDRESS] = places if address is None else address + places * size
+    images[items, _MODE] = _ELSEWHERE if address is None else RAW
+    images[items, BYTES] = size
+    images[items, _HEIGHT : _FRACTION + 1] = height, width, 0, 0, height, width, 1
+
+
+def made_elsewhere(
+    images: ImageTable,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Which images' crops are on a device: rows of the table (K,), and their places there (K,)."""
+    items = np.flatnonzero(images[:, _MODE] == _ELSEWHERE)
+    return items, images[items, _ADDRESS]
 
 
 def _kernel(function: Any) -> Any:
@@ -421,6 +470,9 @@ def crop_images(
     count = width * 3
     for item in range(start, stop):
         image = images[item]
+        if image[_MODE] == _ELSEWHERE:
+            status[item] = OK
+            continue
         state, streams, at, row_bytes = _open(image, height, width, work)
         to = out + item * height * count
         y = 0
@@ -435,6 +487,61 @@ def crop_images(
             to += rows * count
             y += rows
         status[item] = _close(state, streams, work)
+
+
+@_kernel
+def plain_jpegs(images: Any, plain: Any) -> None:
+    """Find the JPEGs that every decoder takes for the same image, by their headers and last bytes.
+
+    Whole, of the size in the index, with one scan and tables of their own, grey or YCbCr. It costs
+    a microsecond an image; what is damaged between header and end is not seen.
+
+    Args:
+        images: An `ImageTable`.
+        plain: (B,) bool, the result.
+    """
+    for item in range(len(images)):
+        image = images[item]
+        plain[item] = image[_MODE] == JPG and _is_plain(
+            _bytes_at(image[_ADDRESS], image[BYTES]), image[_HEIGHT], image[_WIDTH]
+        )
+
+
+@_kernel
+def _is_plain(data: Any, height: int, width: int) -> bool:
+    size = len(data)
+    if size < 4 or data[0] != 0xFF or data[1] != 0xD8 or data[size - 2] != 0xFF:
+        return False
+    if data[size - 1] != 0xD9 or height * width > MOST_PIXELS_A_BYTE * size:
+        return False
+    components, quantised, coded = 0, False, False
+    at = 2
+    while at + 4 <= size and data[at] == 0xFF:
+        marker, length = data[at + 1], np.int64(data[at + 2]) << 8 | data[at + 3]
+        if length < 2 or at + 2 + length > size:
+            return False
+        if marker == _SCAN:
+            return quantised and coded and components > 0 and data[at + 4] == components
+        if marker in (_BASELINE, _EXTENDED):
+            if components > 0 or length < 11 or data[at + 4] != 8:
+                return False
+            components = data[at + 9]
+            if (
+                np.int64(data[at + 5]) << 8 | data[at + 6] != height
+                or np.int64(data[at + 7]) << 8 | data[at + 8] != width
+                or not (components == 1 or (components == 3 and data[at + 10] != _RED))
+            ):
+                return False
+        elif marker == _ADOBE and length >= 14 and data[at + 15] != 1:
+            return False  # its colours are no YCbCr
+        elif marker == _TABLES:
+            quantised = True
+        elif marker == _CODES:
+            coded = True
+        elif 0xC0 <= marker <= 0xCF or marker in (_START, _END):
+            return False  # progressive, lossless, arithmetic; or another image inside
+        at += 2 + length
+    return False
 
 
 @_kernel

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import distributed, nn
 
@@ -184,8 +185,7 @@ class _Extraction:
                 total = self._sum()
                 sums = total.tensors()
                 _add_up(sums)
-                expected = np.bincount(self._domain.labels, minlength=len(self._domain.class_names))
-                if not np.array_equal(sums[1].cpu().numpy(), expected):
+                if not np.array_equal(sums[1].cpu().numpy(), self._counts()):
                     raise XMixError(
                         f"features of {self._name}: not every image was counted once; delete "
                         f"{self._unfinished or 'the cache'}, and run again"
@@ -193,6 +193,10 @@ class _Extraction:
                 made = total.centroids(self._domain.class_names, self._provenance)
                 self._keep(made)
         return made
+
+    def _counts(self) -> npt.NDArray[np.int64]:
+        """(C,) images of each class."""
+        return np.bincount(self._domain.labels, minlength=len(self._domain.class_names))
 
     def _read(self) -> Centroids | None:
         """In the first process: what was computed before."""
@@ -202,8 +206,8 @@ class _Extraction:
             made = Centroids.load(self._finished)
         except FileNotFoundError:
             return None
-        if made.provenance.get("key") != self._key or len(made.counts) != len(
-            self._domain.class_names
+        if made.provenance.get("key") != self._key or not np.array_equal(
+            made.counts, self._counts()
         ):
             raise ValueError(
                 f"{self._finished}: is of other features than its name says; delete it, and run "
@@ -230,7 +234,12 @@ class _Extraction:
         if self._unfinished is not None:
             with contextlib.suppress(FileNotFoundError):
                 done = total.load(self._unfinished, self._key)
-                loader.load_state_dict({**loader.state_dict(), "position": done})
+                try:
+                    loader.load_state_dict({**loader.state_dict(), "position": done})
+                except ValueError as error:
+                    raise ValueError(
+                        f"{self._unfinished}: {error}; delete it, and run again"
+                    ) from error
         saved, last_save, consistent = time.monotonic(), 0.0, True
         share = -(-len(self._domain) // loader.world_size)
         with Progress(f"features of {self._name}", share, enabled=self._progress) as bar:

@@ -17,10 +17,24 @@ import numpy.typing as npt
 
 from xmix_data.errors import MissingDependencyError
 
-__all__ = ["DAMAGED", "OK", "WRONG_SIZE", "Decoder", "jpeg_problem", "library"]
+__all__ = [
+    "DAMAGED",
+    "MOST_PIXELS_A_BYTE",
+    "OK",
+    "WRONG_SIZE",
+    "Decoder",
+    "jpeg_problem",
+    "library",
+]
 
 OK, DAMAGED, WRONG_SIZE = 0, 1, 2
 """Status of an image: decoded; not decodable without a warning; not of the size in the index."""
+
+MOST_PIXELS_A_BYTE = 1024
+"""Of a Huffman-coded stream: each block takes a bit at least, and there are eight in 32 x 32 pixels
+even with the sparsest sampling factors. A header that promises more asks for memory in vain."""
+_STRIP = 64
+"""Rows that are checked at a time."""
 
 
 @cache
@@ -95,9 +109,13 @@ def jpeg_problem(data: bytes | npt.NDArray[np.uint8], height: int, width: int) -
     height, width, layout = int(height), int(width), np.empty(2, np.int64)
     window = (height, width, 1, 0, 0, width, layout.ctypes.data)
     status = functions.xmix_jpeg_open(handle, stream.ctypes.data, stream.size, *window)
-    if status == OK:
-        rows = np.empty(height * width * 3, np.uint8)
-        status = functions.xmix_jpeg_read(handle, rows.ctypes.data, height)
+    if status == OK and height * width > MOST_PIXELS_A_BYTE * stream.size:
+        return f"{width}x{height} pixels do not fit into {stream.size} bytes"
+    rows = np.empty(min(height, _STRIP) * width * 3 if status == OK else 0, np.uint8)
+    for top in range(0, height, _STRIP):
+        if status == OK:
+            count = min(_STRIP, height - top)
+            status = functions.xmix_jpeg_read(handle, rows.ctypes.data, count)
     if status == OK:
         status = functions.xmix_jpeg_close(handle)
     return None if status == OK else decoder.message()

@@ -487,11 +487,13 @@ class XMixLoader(_Loader[Any]):
             number of threads and ranks; names it in the log, counts it in ``stats()["replaced"]``,
             and stops above 1 % of this process's images of an epoch, and ten, in either domain.
         rank, world_size: Found from torch.distributed unless given.
-        backend: ``"ffcv"``, or ``"torch"``, the slow reference.
+        backend: ``"ffcv"``; ``"dali"``: NVIDIA DALI decodes the JPEGs, on the GPU if ``device`` is
+            one; ``"auto"``: one of these, said in the log; or ``"torch"``, the slow reference.
 
     Raises:
         FileNotFoundError: A beton or the pairing does not exist.
         BetonError: A beton is damaged (at construction, or while iterating for an image).
+        MissingDependencyError: The backend is not installed; says how to install it.
         ValueError: Options or files do not fit together; says what to change.
     """
 

@@ -314,7 +314,9 @@ class Pairing:
             return cls(pairs, options, target, source, parsed)
         except FileNotFoundError:
             raise FileNotFoundError(f"{path}: no such pairing; make one with `xmix pair`") from None
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (
+            ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError,
+        ) as error:  # fmt: skip
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise ValueError(
                 f"{path}: damaged pairing ({reason}); run `xmix pair` again"
@@ -401,7 +403,11 @@ def _check_domains(provenance: Mapping[str, Any]) -> None:
     for domain in provenance.get("domains", ()):
         for key in ("files", "fingerprints"):
             texts = domain[key]
-            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            if (
+                not texts
+                or not isinstance(texts, list)
+                or not all(isinstance(t, str) for t in texts)
+            ):
                 raise ValueError(f"domains have no list of {key}")
 
 

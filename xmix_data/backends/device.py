@@ -8,15 +8,40 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from xmix_data import mixing
 from xmix_data.backends import Spec
 from xmix_data.plan import PlanRows
 
-__all__ = ["DeviceStage", "Slot"]
+__all__ = ["DeviceStage", "Made", "Slot"]
+
+
+class Made(NamedTuple):
+    """Crops of one side of a batch that the device made itself."""
+
+    crops: torch.Tensor
+    """(K, H, W, 3) uint8"""
+    items: npt.NDArray[np.int64]
+    """(M,) images of the batch, ascending: those to be taken from here, not from the host."""
+    places: npt.NDArray[np.int64]
+    """(M,) where in ``crops`` they are."""
+
+    def put_together(self, host_crops: torch.Tensor, out: torch.Tensor) -> None:
+        """Fill ``out`` (B, H, W, 3) with these crops and the host's (B, H, W, 3) for the rest."""
+        if len(self.items) < len(out):
+            out.copy_(host_crops, non_blocking=True)
+        crops = self.crops
+        if len(self.items) == len(crops) == len(out):
+            out.copy_(crops, non_blocking=True)
+        elif len(self.items):
+            items, places = (torch.from_numpy(x).to(out.device) for x in self[1:])
+            out.index_copy_(0, items, crops[places])
 
 
 class Slot:
@@ -35,6 +60,8 @@ class Slot:
         """The host's buffers have been read, the device's are full."""
         self.released = torch.cuda.Event()  # type: ignore[no-untyped-call]
         """The device's buffers have been read."""
+        self.made: Sequence[Made] = ()
+        """Kept until ``copied``."""
 
 
 class DeviceStage:
@@ -76,9 +103,16 @@ class DeviceStage:
         with self._lock:
             self._free = deque(self._slots)
 
-    def copy(self, slot: Slot, rows: PlanRows) -> None:
-        """Send a slot's filled crops on their way; called by the thread that finished them."""
+    def copy(self, slot: Slot, rows: PlanRows, made: Sequence[Made] = ()) -> None:
+        """Send a slot's filled crops on their way; called by the thread that finished them.
+
+        Args:
+            slot: Its host buffers hold what the host made.
+            rows: The batch.
+            made: For each side what the device made, of which nothing needs to be sent.
+        """
         count = len(rows)
+        slot.made = made
         slot.host_numbers[0, :count] = torch.from_numpy(rows.target_crops.flips)
         if rows.source_crops is not None:
             slot.host_numbers[1, :count] = torch.from_numpy(rows.source_crops.flips)
@@ -86,7 +120,11 @@ class DeviceStage:
         with torch.cuda.device(self._spec.device), torch.cuda.stream(self._stream):
             self._stream.wait_event(slot.released)
             for side in range(len(slot.crops)):
-                slot.crops[side, :count].copy_(slot.host_crops[side, :count], non_blocking=True)
+                host_crops, crops = slot.host_crops[side, :count], slot.crops[side, :count]
+                if made:
+                    made[side].put_together(host_crops, crops)
+                else:
+                    crops.copy_(host_crops, non_blocking=True)
             slot.numbers.copy_(slot.host_numbers, non_blocking=True)
             slot.copied.record(self._stream)
 

@@ -179,6 +179,15 @@ class FfcvBackend:
     def stream(self, rows: Iterator[PlanRows], replace: Replace | None = None) -> FfcvStream:
         return FfcvStream(self, rows, replace)
 
+    def threads(self, queue: _Queue, replace: Replace | None) -> list[threading.Thread]:
+        """What makes the batches of a pass."""
+        return [
+            threading.Thread(
+                target=_run, args=(queue, self, replace), name=f"xmix-decode-{i}", daemon=True
+            )
+            for i in range(self.spec.num_workers)
+        ]
+
     def workspace(self) -> decode.Workspace:
         """Buffers for one thread."""
         pixels = [d.heights.astype(np.int64) * d.widths for d in self.domains]
@@ -219,10 +228,14 @@ class FfcvBackend:
 
     def _job(self, rows: PlanRows, outs: list[torch.Tensor], slot: Slot | None) -> _Job:
         sides = [self._side(number, rows) for number in range(len(self.domains))]
-        # Twice as many stripes in the open batches as there are threads, so that all have work.
-        share = self.spec.prefetch * len(rows) // (2 * self.spec.num_workers)
-        stripe = max(1, min(self._largest_stripe, share))
+        stripe = self._stripe(len(rows))
         return _Job(rows, sides, outs, slot, stripe, -(-len(rows) // stripe), done=False)
+
+    def _stripe(self, count: int) -> int:
+        """How many images of a batch of ``count`` a thread takes at a time."""
+        # Twice as many stripes in the open batches as there are threads, so that all have work.
+        share = self.spec.prefetch * count // (2 * self.spec.num_workers)
+        return max(1, min(self._largest_stripe, share))
 
     def _side(self, number: int, rows: PlanRows) -> _Side:
         # On a GPU crops are mirrored where they are mixed.
@@ -388,8 +401,12 @@ class _Queue:
         self.consumer_waited = 0.0
         self.times = _Times()
 
-    def take(self) -> tuple[_Job, int, int] | None:
-        """For a thread: a stripe to work on, or ``None`` when there will be no more."""
+    def take(self, *, wait: bool = True) -> tuple[_Job, int, int] | None:
+        """For a thread: a stripe to work on, or ``None`` when there will be no more.
+
+        Args:
+            wait: For room for another batch; otherwise ``None`` where there is none yet.
+        """
         with self._lock:
             while not self._stopped:
                 if self._stripes:
@@ -398,6 +415,8 @@ class _Queue:
                     return None
                 if len(self._jobs) < self._prefetch:
                     self._open_next()
+                elif not wait:
+                    return None
                 else:
                     started = time.perf_counter()
                     self._has_room.wait()
@@ -549,15 +568,7 @@ class FfcvStream:
         self._queue = _Queue(ahead, backend.open, backend.spec.prefetch)
         self._threads = [
             threading.Thread(target=ahead.run, name="xmix-read-ahead", daemon=True),
-            *(
-                threading.Thread(
-                    target=_run,
-                    args=(self._queue, backend, replace),
-                    name=f"xmix-decode-{i}",
-                    daemon=True,
-                )
-                for i in range(backend.spec.num_workers)
-            ),
+            *backend.threads(self._queue, replace),
         ]
         self._process = os.getpid()
         self._end = weakref.finalize(
@@ -585,7 +596,7 @@ class FfcvStream:
         times = self._queue.times
         return {
             "consumer_waited_s": self._queue.consumer_waited,
-            "loader_waited_s": times.waiting / self._backend.spec.num_workers,
+            "loader_waited_s": times.waiting / (len(self._threads) - 1),
             "decode_s": times.decoding,
             "copy_s": times.working - times.decoding,
             "bytes_read": times.bytes_read,

@@ -1,0 +1,140 @@
+"""Map-style datasets: any of them, and torchvision's by name."""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xmix_data.errors import ImageError
+from xmix_data.images.source import shorten
+
+__all__ = ["MapDataset", "open_source", "torchvision_dataset"]
+
+
+class MapDataset:
+    """Any map-style dataset: ``len(dataset)``, ``dataset[i] -> (image, label)``.
+
+    The image is encoded ``bytes``, a PIL image, a uint8 (or uint16) array (H, W) or (H, W, C), or
+    a uint8 tensor (C, H, W). Class names come from ``dataset.classes`` where there is one.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+            raise TypeError(
+                f"{type(dataset).__name__} is no source of images: give a class folder, a .beton, "
+                "or a map-style dataset with len() and [i] -> (image, label)"
+            )
+        self._dataset = dataset
+        names = getattr(dataset, "classes", None)
+        self._names = None if names is None else [str(name) for name in names]
+
+    @property
+    def class_names(self) -> list[str] | None:
+        return self._names
+
+    @property
+    def fingerprint(self) -> str:
+        kind = type(self._dataset)
+        text = f"{kind.__module__}.{kind.__qualname__}\0{len(self)}\0{self._names}"
+        return f"dataset:{hashlib.sha256(text.encode()).hexdigest()}"
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def labels(self) -> npt.NDArray[np.int64]:
+        targets: Any = getattr(self._dataset, "targets", None)
+        known = targets is not None and len(targets) == len(self)
+        labels = np.empty(len(self), np.int64)
+        for index in range(len(self)):
+            try:
+                labels[index] = _label(targets[index]) if known else self.read(index)[1]
+            except Exception as error:  # whatever the user's dataset raises, named with its sample
+                reason = str(error) if isinstance(error, ImageError) else repr(error)
+                raise ImageError(
+                    f"{self.where(index)}: its label cannot be read: {reason}; correct the dataset"
+                ) from error
+        return labels
+
+    def read(self, index: int) -> tuple[Any, int]:
+        sample = self._dataset[index]
+        try:
+            image, label = sample
+        except (TypeError, ValueError):
+            raise ImageError(
+                f"the sample is {shorten(sample)}, expected a pair (image, integer label)"
+            ) from None
+        return image, _label(label)
+
+    def where(self, index: int) -> str:
+        return f"{type(self._dataset).__name__}[{index}]"
+
+
+def _label(label: Any) -> int:
+    try:
+        return operator.index(label)
+    except TypeError:
+        raise ImageError(f"the label is {shorten(label)}, expected an integer") from None
+
+
+def torchvision_dataset(name: str, root: str | os.PathLike[str], split: str) -> Any:
+    """A dataset of `torchvision.datasets` by name, downloaded below ``root`` where needed.
+
+    Args:
+        name: Name of the class, e.g. ``"Flowers102"``.
+        root: Folder of the download.
+        split: Passed as ``split=``, or as ``train=`` where the dataset knows only two parts.
+
+    Raises:
+        ValueError: torchvision has no such dataset, or the dataset no such split.
+        OSError: The download failed.
+    """
+    import inspect
+
+    from torchvision import datasets
+
+    kind: Any = getattr(datasets, name, None)
+    if not (inspect.isclass(kind) and issubclass(kind, datasets.VisionDataset)):
+        known = [n for n in datasets.__all__ if n[0].isupper()]
+        raise ValueError(f"torchvision has no dataset {name!r}; it has {', '.join(known)}")
+    make: Any = kind
+    parameters = inspect.signature(make).parameters
+    options: dict[str, Any] = {}
+    if "root" in parameters:
+        options["root"] = root
+    if "split" in parameters:
+        options["split"] = split
+    elif "train" in parameters:
+        if split not in ("train", "test"):
+            raise ValueError(f"torchvision:{name} has the splits train and test, not {split!r}")
+        options["train"] = split == "train"
+    if "loader" in parameters:  # the files as they are: they are decoded where it is needed
+        options["loader"] = _bytes_of
+    try:
+        return make(**options)
+    except (OSError, RuntimeError) as missing:
+        if "download" not in parameters:
+            raise OSError(
+                f"torchvision:{name}: {missing}; put the data set's files below {root} yourself"
+            ) from missing
+    try:
+        return make(**options, download=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise OSError(
+            f"torchvision:{name}: {error}; check the network, or put the data set's files "
+            f"below {root} yourself"
+        ) from error
+
+
+def _bytes_of(path: str | os.PathLike[str]) -> bytes:
+    return Path(path).read_bytes()
+
+
+def open_source(place: str, *, split: str, root: str | os.PathLike[str]) -> MapDataset:
+    """``torchvision:NAME``."""
+    return MapDataset(torchvision_dataset(place, root, split))

@@ -1,0 +1,146 @@
+"""Image files: in one folder per class, or in any list of them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["ClassFolder", "ImageFiles"]
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+"""What `torchvision.datasets.ImageFolder` takes for an image."""
+
+
+class ImageFiles:
+    """Image files with their labels, in a given order.
+
+    Args:
+        root: What the paths are relative to in the fingerprint.
+        paths: (N,) files; they are not looked at before they are read.
+        labels: (N,) class ids.
+        class_names: Name of each class id.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        paths: Sequence[str],
+        labels: Sequence[int],
+        class_names: Sequence[str],
+    ) -> None:
+        self.root = root
+        self._paths, self._names = list(paths), list(class_names)
+        self._labels = np.array(labels, np.int64)
+
+    @property
+    def class_names(self) -> list[str]:
+        return self._names
+
+    @property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for path in self._paths:
+            relative = os.path.relpath(path, self.root)
+            try:
+                size = os.path.getsize(path)
+            except OSError:  # a dangling link, say: reading it is what fails, and may be skipped
+                size = -1
+            digest.update(f"{relative}\0{size}\n".encode(errors="surrogateescape"))
+        return f"files:{digest.hexdigest()}"
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def labels(self) -> npt.NDArray[np.int64]:
+        return self._labels
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        return Path(self._paths[index]).read_bytes(), int(self._labels[index])
+
+    def where(self, index: int) -> str:
+        return self._paths[index]
+
+
+class ClassFolder(ImageFiles):
+    """Images in one folder per class, nested any way `torchvision.datasets.ImageFolder` allows.
+
+    Args:
+        root: The folder. Each folder directly inside it is a class, ids in sorted order; images
+            anywhere below it belong to that class, in sorted order.
+
+    Raises:
+        FileNotFoundError: ``root`` does not exist.
+        OSError: A folder cannot be listed.
+        ValueError: No class folders, a class without images, two folders of the same class, or a
+            link to a folder that contains it.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        root = Path(root)
+        if not root.is_dir():
+            raise FileNotFoundError(f"{root}: no such folder; give a folder of class folders")
+        folders = sorted((e for e in os.scandir(root) if e.is_dir()), key=lambda e: e.name)
+        if not folders:
+            loose = sum(e.name.lower().endswith(IMAGE_SUFFIXES) for e in os.scandir(root))
+            raise ValueError(
+                f"{root}: no class folders in it"
+                + (f", but {loose} images" if loose else "")
+                + "; put the images of each class into a folder of its own"
+            )
+        _reject_same_folder(folders)
+        paths: list[str] = []
+        labels: list[int] = []
+        self.ignored_files = 0
+        """Files below the class folders that are no images by their suffix."""
+        for label, folder in enumerate(folders):
+            before = len(paths)
+            for where, files in sorted(_folders(folder.path)):
+                images = [name for name in sorted(files) if name.lower().endswith(IMAGE_SUFFIXES)]
+                paths += [os.path.join(where, name) for name in images]
+                self.ignored_files += len(files) - len(images)
+            if len(paths) == before:
+                raise ValueError(
+                    f"{folder.path}: no images in this class folder "
+                    f"(looked for {', '.join(IMAGE_SUFFIXES)}); add images or remove the folder"
+                )
+            labels += [label] * (len(paths) - before)
+        super().__init__(root, paths, labels, [folder.name for folder in folders])
+
+
+def _folders(top: str) -> Iterator[tuple[str, list[str]]]:
+    """The folders below ``top``, itself first, each with its files; links are followed."""
+
+    def refuse(error: OSError) -> None:
+        raise type(error)(
+            error.errno, f"{error.filename}: cannot be listed ({error.strerror}); mend or remove it"
+        )
+
+    above = {top: {os.path.realpath(top)}}
+    for where, folders, files in os.walk(top, followlinks=True, onerror=refuse):
+        around = above.pop(where)
+        for name in folders:
+            path = os.path.join(where, name)
+            real = os.path.realpath(path)
+            if real in around:  # walked on, its images would count again and again
+                raise ValueError(f"{path}: leads back to a folder above it; remove the link")
+            above[path] = around | {real}
+        yield where, files
+
+
+def _reject_same_folder(folders: Sequence[os.DirEntry[str]]) -> None:
+    """One class under two folders would be two classes with the same images or name."""
+    seen: dict[str, str] = {}
+    for folder in folders:
+        for key in (unicodedata.normalize("NFC", folder.name).strip(), os.path.realpath(folder)):
+            other = seen.setdefault(key, folder.path)
+            if other != folder.path:
+                raise ValueError(
+                    f"{other} and {folder.path} are two folders of the same class; "
+                    "merge them or rename one"
+                )

@@ -1,0 +1,117 @@
+"""Datasets of Hugging Face's ``datasets`` library: samples are dicts of columns."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xmix_data.errors import ImageError, MissingDependencyError
+from xmix_data.images.source import shorten
+
+__all__ = ["HuggingFaceDataset", "is_huggingface", "open_source"]
+
+
+def is_huggingface(dataset: Any) -> bool:
+    """Whether an object is a ``datasets.Dataset``; the library is not imported for it."""
+    return hasattr(dataset, "features") and hasattr(dataset, "cast_column")
+
+
+class HuggingFaceDataset:
+    """A ``datasets.Dataset`` with a column of images and one of class labels.
+
+    Images stay as they are stored, JPEG bytes for instance, and are not decoded here.
+
+    Args:
+        dataset: Its first column of the type ``Image`` and its first of the type ``ClassLabel`` (or
+            else its only column of integers) count.
+
+    Raises:
+        ValueError: There are no such columns.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        kinds = {name: type(feature).__name__ for name, feature in dataset.features.items()}
+        images = [name for name, kind in kinds.items() if kind == "Image"]
+        labels = [name for name, kind in kinds.items() if kind == "ClassLabel"]
+        integers = [
+            name for name, feature in dataset.features.items()
+            if "int" in str(getattr(feature, "dtype", "")) and kinds[name] == "Value"
+        ]  # fmt: skip
+        if not labels and len(integers) == 1:
+            labels = integers
+        if not images or not labels:
+            raise ValueError(
+                f"the data set has the columns {shorten(kinds)}; it needs one of images (Image) "
+                "and one of labels (ClassLabel, or a single one of integers); cast them with "
+                "cast_column"
+            )
+        self._image, self._label = images[0], labels[0]
+        undecoded = type(dataset.features[self._image])(decode=False)
+        self._dataset = dataset.select_columns([self._image, self._label]).cast_column(
+            self._image, undecoded
+        )
+        names = getattr(dataset.features[self._label], "names", None)
+        self._names = None if names is None else list(names)
+
+    @property
+    def class_names(self) -> list[str] | None:
+        return self._names
+
+    @property
+    def fingerprint(self) -> str:
+        return f"huggingface:{self._dataset._fingerprint}"
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def labels(self) -> npt.NDArray[np.int64]:
+        values = self._dataset[self._label][:]
+        for index, value in enumerate(values):
+            if value is None:
+                raise ImageError(f"{self.where(index)}: it has no label; correct the data set")
+        return np.array(values, np.int64)
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        sample = self._dataset[index]
+        image, label = sample[self._image], sample[self._label]
+        if image is None or label is None:
+            raise ImageError("it has no image" if image is None else "it has no label")
+        data = image["bytes"]
+        return (Path(image["path"]).read_bytes() if data is None else data), int(label)
+
+    def where(self, index: int) -> str:
+        return f"data set of {len(self)} rows, row {index}"
+
+
+def open_source(place: str, *, split: str, root: str | os.PathLike[str]) -> HuggingFaceDataset:
+    """A data set that ``save_to_disk`` wrote.
+
+    Args:
+        place: The folder.
+        split: Which part, where it holds several.
+        root: Not used: there is no download.
+
+    Raises:
+        MissingDependencyError: ``datasets`` is not installed.
+        FileNotFoundError: No data set is there.
+        ValueError: No such split, or no columns of images and labels.
+    """
+    try:
+        from datasets import load_from_disk
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"huggingface:{place} needs the library datasets ({error}): pip install datasets"
+        ) from error
+    dataset = load_from_disk(place)
+    if isinstance(dataset, Mapping):  # a DatasetDict
+        if split not in dataset:
+            raise ValueError(
+                f"huggingface:{place} has the splits {', '.join(dataset)}, no {split!r}"
+            )
+        dataset = dataset[split]
+    return HuggingFaceDataset(dataset)
