@@ -372,18 +372,26 @@ def lifetimes() -> str:
     return table(head, rows, machine_line(document, measured))
 
 
+FUZZED = {
+    "cases": "cases", "error": "a clear error", "right": "right data",
+    "replaced": "right, the image replaced", "outside": "right, damage outside the crop",
+    "finding": "**neither**",
+}  # fmt: skip
+
+
 def fuzzing() -> str:
     """Damaged files of each kind, and what came of them."""
     document = result("fuzzing")
-    rows = [
-        [kind, *(f"{found[key]:,}" for key in ("cases", "error", "right", "finding"))]
-        for kind, found in document["kinds"].items()
-    ]
-    totals = [sum(found[key] for found in document["kinds"].values())
-              for key in ("cases", "error", "right", "finding")]  # fmt: skip
+    kinds = document["kinds"]
+    rows = [[kind, *(f"{found[key]:,}" for key in FUZZED)] for kind, found in kinds.items()]
+    totals = [sum(found[key] for found in kinds.values()) for key in FUZZED]
     rows.append(["**all**", *(f"{total:,}" for total in totals)])
-    head = ["what is damaged", "cases", "a clear error", "right data", "neither"]
-    measured = f"seed {document['configuration']['seed']}"
+    checked = "; ".join(
+        f"{run['what']}: {sum(found['cases'] for found in run['kinds'].values()):,} cases more"
+        for run in document["checked"].values()
+    )
+    measured = f"seed {document['configuration']['seed']}; {checked}"
+    head = ["what is damaged", *FUZZED.values()]
     return table(head, rows, machine_line(document, measured))
 
 

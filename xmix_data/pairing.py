@@ -317,7 +317,7 @@ class Pairing:
         except (
             ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError,
         ) as error:  # fmt: skip
-            reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+            reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
             raise ValueError(
                 f"{path}: damaged pairing ({reason}); run `xmix pair` again"
             ) from error
