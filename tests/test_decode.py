@@ -510,7 +510,7 @@ def test_stats_of_a_pass(noise: Noise, backend: str, encoding: str, crop: Any) -
     loader = ImageLoader(beton, batch_size=4, crop=crop, backend=backend, num_workers=2)
     assert set(loader.stats()) == {
         "batches", "samples", "consumer_waited_s", "loader_waited_s", "decode_s", "copy_s",
-        "bytes_read", "disk_waits",
+        "bytes_read", "disk_waits", "replaced",
     }  # fmt: skip
     assert not any(loader.stats().values())
     for passes in (1, 2):

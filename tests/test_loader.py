@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import json
 import multiprocessing
 import signal
@@ -418,10 +419,17 @@ def test_a_pass_in_a_reference_cycle_ends_wherever_the_garbage_collector_runs(
     assert done.stdout == "[] 14\n" and "Exception ignored" not in done.stderr
 
 
-def test_a_thread_without_memory_is_heard_of(betons: Betons, tmp_path: Path) -> None:
+def test_a_thread_without_memory_is_heard_of(tmp_path: Path) -> None:
     """The index says 65,535 x 65,535 pixels, and the process may not have so much memory."""
+    stream = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(stream, "JPEG")
+    # So many pixels need so many bytes to be believed.
+    pictures = [(stream.getvalue() + bytes(5 << 20), 0)] * 4
     path = tmp_path / "huge.beton"
-    path.write_bytes(betons.target_jpg.path.read_bytes())
+    beton.write_beton(
+        pictures, path, encoding="keep", image_size=None, crop="none", num_workers=0, progress=False
+    )
+    (tmp_path / "huge.beton.json").unlink()
     start = beton._HEADER.itemsize + 2 * beton._FIELD.itemsize
     samples = np.memmap(path, beton._SAMPLE, "r+", offset=start, shape=(1,))
     samples["f0"]["width"] = samples["f0"]["height"] = 65_535

@@ -317,6 +317,7 @@ def _complete(
     asked, on_host = time.perf_counter(), workspace.decoding_s
     batch, crops = decoder.finish()
     decoded = started = time.perf_counter()
+    by_dali = decoded - asked if batch.jpegs else 0.0
     try:
         if batch.job.slot is not None:
             batch.job.slot.copied.synchronize()  # what the slot held before has left it
@@ -329,7 +330,7 @@ def _complete(
     times = _Times(
         working=decoded - asked + finished - started,
         waiting=started - decoded,
-        decoding=decoded - asked + workspace.decoding_s - on_host,
+        decoding=by_dali + workspace.decoding_s - on_host,
         major_faults=faults - decoder.faults,
         bytes_read=batch.bytes_read,
     )
