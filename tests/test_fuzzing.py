@@ -220,6 +220,15 @@ def test_a_jpeg_of_scans_without_end_is_refused() -> None:
     assert jpeg_problem(scans(501), 16, 16) == "more than 500 scans"
 
 
+def test_a_progressive_jpeg_without_all_its_scans_is_damaged() -> None:
+    """Guesses take their place, which differ by window and by version of libjpeg."""
+    data = jpeg((24, 40), progressive=True)
+    last = data.rindex(b"\xff\xda")
+    assert jpeg_problem(data, 24, 40) is None
+    problem = jpeg_problem(data[:last] + b"\xff\xd9", 24, 40)
+    assert problem == "a scan of the progressive JPEG is missing"
+
+
 def sized(data: bytes, height: int, width: int) -> bytes:
     """A stream with another size in its header."""
     at = data.index(b"\xff\xc0") + 5
@@ -352,8 +361,14 @@ def test_a_pairing_of_a_source_without_files_is_damaged(tmp_path: Path) -> None:
     document = {"format": "xmix_data.pairing", "version": 1, "options": {}, "target": {},
                 "source": {"domains": domains}, "pairs": pairs}  # fmt: skip
     (tmp_path / "pairing.json").write_text(json.dumps(document))
+    path = tmp_path / "pairing.json"
     with pytest.raises(ValueError, match="domains have no list of files"):
-        Pairing.load(tmp_path / "pairing.json")
+        Pairing.load(path)
+    path.write_text(json.dumps(document | {"version": "two\nlines"}))
+    with pytest.raises(
+        ValueError, match=r"^\S+ damaged pairing \(its version is 'two\\nlines',.*$"
+    ):
+        Pairing.load(path)
 
 
 def arrays_of(path: Path, **changes: Any) -> None:

@@ -103,6 +103,18 @@ static int32_t status_of(const Decoder *decoder)
     return decoder->errors.num_warnings ? DAMAGED : OK;
 }
 
+/* Whether a progressive stream sends every bit. Where one does not, libjpeg guesses from the blocks
+   around, and a window's pixels would depend on the window. */
+static int is_complete(const struct jpeg_decompress_struct *jpeg)
+{
+    if (jpeg->progressive_mode)
+        for (int component = 0; component < jpeg->num_components; component++)
+            for (int frequency = 0; frequency < DCTSIZE2; frequency++)
+                if (jpeg->coef_bits[component][frequency] != 0)
+                    return 0;
+    return 1;
+}
+
 /* Begin a window of an image: `columns` pixels from `left`, rows from `top` on, in an image that
    is decoded at 1/`shrink` of its size (1, 2, 4 or 8).
 
@@ -142,6 +154,12 @@ int32_t xmix_jpeg_open(int64_t handle, int64_t data, int64_t size, int64_t heigh
     jpeg->scale_num = 1;
     jpeg->scale_denom = (unsigned)shrink;
     jpeg_start_decompress(jpeg);
+    if (!is_complete(jpeg)) {
+        if (jpeg->err->num_warnings == 0)
+            strcpy(decoder->message, "a scan of the progressive JPEG is missing");
+        jpeg_abort_decompress(jpeg);
+        return DAMAGED;
+    }
 
     JDIMENSION from = left > MARGIN ? (JDIMENSION)left - MARGIN : 0;
     JDIMENSION to = (JDIMENSION)(left + columns + MARGIN);

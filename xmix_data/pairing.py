@@ -297,7 +297,7 @@ class Pairing:
             if not isinstance(document, dict) or document.get("format") != _FORMAT:
                 raise ValueError(f"it is no document of format {_FORMAT!r}")
             if document["version"] != _VERSION:
-                raise ValueError(f"its version is {document['version']}, known is {_VERSION}")
+                raise ValueError(f"its version is {document['version']!r}, known is {_VERSION}")
             options, target, source = (
                 _parse_mapping(key, document[key]) for key in ("options", "target", "source")
             )
