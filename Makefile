@@ -8,13 +8,14 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.xmix_data-ready
 
-.PHONY: help demo test check format bench tables clean
+.PHONY: help demo test check format docs bench tables clean
 
 help:
 	@echo "make demo    the whole way on data that packages ship, about a minute"
 	@echo "make test    all checks: ruff, mypy, import rules, pytest"
 	@echo "make check   the same without pytest"
 	@echo "make format  put the code into ruff's format"
+	@echo "make docs    the documentation, in build/docs (make test builds it as strictly)"
 	@echo "make bench DATA=FOLDER  all measurements, on a class folder of photographs: half an hour"
 	@echo "make tables  redraw the tables and plots of README.md and docs from benchmarks/results"
 	@echo "make clean   remove the environment and what was built"
@@ -34,6 +35,11 @@ check: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "open build/docs/index.html; its search needs a server:"
+	@echo "python3 -m http.server --directory build/docs"
 
 bench: $(READY)
 	@test -n "$(DATA)" || { echo "give a class folder of photographs: make bench DATA=FOLDER"; exit 2; }

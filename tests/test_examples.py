@@ -16,7 +16,7 @@ from torchvision.models.resnet import BasicBlock
 from xmix_data import Beton, Pairing, RandomCrop, XMixLoader, write_beton, xmixup_loss
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
-NEEDS = {"lightning_module": "lightning", "timm_model": "timm"}
+NEEDS = {"hf_trainer": "transformers", "lightning_module": "lightning", "timm_model": "timm"}
 EPOCHS = 4
 
 
@@ -51,6 +51,12 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> tuple[Beton, Beton, Pai
     return target, source, reversed_pairing(target, source)
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hugging Face's Trainer makes a folder where it runs."""
+    monkeypatch.chdir(tmp_path)
+
+
 def small_network() -> Any:
     torch.manual_seed(0)
     return ResNet(BasicBlock, [1, 1, 1, 1])
@@ -78,11 +84,12 @@ def test_every_example_learns(colours: tuple[Beton, Beton, Pairing], name: str) 
     assert min(losses[1:]) < 0.8 * losses[0], losses
 
 
-def test_lightning_trains_as_the_plain_loop_does(betons: Betons) -> None:
+@pytest.mark.parametrize("framework", ["lightning_module", "hf_trainer"])
+def test_a_framework_trains_as_the_plain_loop_does(betons: Betons, framework: str) -> None:
     """The same batches, the same heads: the same losses."""
     arguments = (betons.target_raw, betons.source_raw, betons.pairing)
     losses = []
-    for name in ("plain_loop", "lightning_module"):
+    for name in ("plain_loop", framework):
         module = example(name)
         model = small_network()
         torch.manual_seed(1)

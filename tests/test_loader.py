@@ -6,6 +6,7 @@ import gc
 import io
 import json
 import multiprocessing
+import os
 import signal
 import subprocess
 import sys
@@ -308,6 +309,25 @@ def test_other_processes_start_in_the_middle_of_a_pass(numbered: NumberedBetons)
         assert pool.submit(order_in_another_process, path).result(timeout=60) == epochs[0]
     assert received + order_of(open_pass) == epochs[0]
     assert len(list(other)) == len(used) - 1
+
+
+def test_a_child_closes_what_its_parent_was_busy_with(numbered: NumberedBetons) -> None:
+    """A thread that the child lacks may hold a lock at the fork, and does so often here."""
+    loader = make(numbered, batch_size=1, num_workers=8, prefetch=8)
+    interval = sys.getswitchinterval()
+    try:
+        sys.setswitchinterval(1e-6)
+        for _ in range(15):
+            open_pass = iter(loader)
+            next(open_pass)
+            child = os.fork()
+            if child == 0:
+                signal.alarm(30)
+                loader.close()
+                os._exit(0)
+            assert os.waitpid(child, 0)[1] == 0, "the child hung and was killed"
+    finally:
+        sys.setswitchinterval(interval)
 
 
 class Refusing(RandomCrop):
