@@ -20,6 +20,7 @@ import argparse
 import contextlib
 import ctypes
 import faulthandler
+import gc
 import itertools
 import json
 import logging
@@ -113,7 +114,11 @@ def serve(pipe: Connection, seed: int, folder: Path, log: Path, growth_mb: float
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # dies with its parent
     torch.set_num_threads(1)
     os.dup2(os.open(log, os.O_CREAT | os.O_WRONLY), 2)
+    faulthandler.disable()  # its handlers are set anew: a library may have put others over them
     faulthandler.enable(2)
+    gc.collect()  # garbage of the parent, freed during a case, would hide what the case takes
+    gc.freeze()
+    ctypes.CDLL(None).malloc_trim(0)
     if growth_mb is not None:
         limit = int(status_mb("VmData") + DATA_LIMIT_MB) << 20
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))

@@ -200,11 +200,17 @@ def loaders(folder: str) -> dict[str, Any]:
     target, source = (Path(folder) / f"{domain}-jpg.beton" for domain in ("target", "source"))
     sources = [Beton(source), Beton(Path(folder) / "source-raw.beton")]
     chosen = {
-        "t2": [PairedClass("s4", 0.9, 3, 1, 1), PairedClass("s0", 0.8, 8, None, 0)],
+        "t2": [
+            PairedClass("s4", 0.9, 3, 1, 1), PairedClass("s0", 0.8, 8, None, 0),
+            PairedClass("s1", 0.7, 3, None, 1), PairedClass("s1", 0.6, 3, None, 0),
+        ],
         "t0": [PairedClass("s5", 0.9, 7, None, 1)],
-        "t3": [PairedClass("s4", 0.7, 2, 0, 0), PairedClass("s3", 0.6, 9, None, 1)],
+        "t3": [
+            PairedClass("s4", 0.7, 2, 0, 0), PairedClass("s3", 0.6, 9, None, 1),
+            PairedClass("s5", 0.5, 7, None, 0), PairedClass("s3", 0.4, 9, None, 0),
+        ],
         "t1": [PairedClass("s2", 0.5, 4, 2, 1)],
-    }
+    }  # fmt: skip
     several = Pairing(chosen, {"seed": 5}, source={"domains": open_domain(sources).provenance})
     options: dict[str, Any] = {"batch_size": 4, "crop": CROPS[1], "seed": 2**63 + 1}
     return {
@@ -236,7 +242,7 @@ def test_no_bit_depends_on_the_process_or_its_hash_seed(betons: Betons) -> None:
         for seed in ("0", "4242")
     ]  # fmt: skip
     here = tell(folder)
-    assert [len(part["first"] + part["rest"]) for part in here.values()] == [48, 48, 48, 66]
+    assert [len(part["first"] + part["rest"]) for part in here.values()] == [48, 48, 48, 110]
     for child in children:
         out, err = child.communicate(timeout=120)
         assert child.returncode == 0, err
