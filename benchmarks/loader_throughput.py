@@ -35,6 +35,7 @@ COMPARED = (
     (RAW_JPG, "FFCV, one domain", 1.0),
     (JPG_JPG, "FFCV, two zipped", 1.4),
     (JPG_JPG, "DALI, CPU", 1.3),
+    (JPG_JPG, "XMixLoader, DALI", None),
     (JPG_JPG, "torch DataLoader, Pillow", 3.0),
     (JPG_JPG, "torch DataLoader, TorchCodec", None),
     (JPG_JPG, "SPDL, TorchCodec", None),

@@ -26,7 +26,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from xmix_data import IMAGENET_MEAN, IMAGENET_STD, Beton, Pairing, RandomCrop, RandomResizedCrop
+from xmix_data import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Beton,
+    Pairing,
+    RandomCrop,
+    RandomResizedCrop,
+    XMixLoader,
+)
 from xmix_data.beton import open_domain
 
 SCALE = (0.08, 1.0)
@@ -260,6 +268,16 @@ def _dali(task: Task) -> Batches:
     return epoch
 
 
+def _xmix_dali(task: Task) -> Batches:
+    """XMixLoader with DALI's decoders without a GPU; a row of ours in a process of its own."""
+    crop = RandomResizedCrop(task.size, SCALE, RATIO) if task.resized else RandomCrop(task.size)
+    loader = XMixLoader(
+        task.target, task.source, task.pairing, batch_size=task.batch_size, crop=crop,
+        num_workers=task.threads, backend="dali",
+    )  # fmt: skip
+    return lambda: iter(loader)
+
+
 Box = tuple[int, int, int, int]
 """Top, left, height and width of what to cut out of an image."""
 
@@ -468,6 +486,7 @@ def torch_loader(
 
 
 BATCHES: dict[str, Callable[[Task], Batches]] = {
+    "XMixLoader, DALI": _xmix_dali,
     "FFCV, one domain": _ffcv_one,
     "FFCV, two zipped": _ffcv_zipped,
     "DALI, CPU": _dali,

@@ -80,6 +80,7 @@ OURS = {
     "ImageLoader, jpg": "**ImageLoader**, one domain, nothing mixed",
 }
 PEERS = {
+    "XMixLoader, DALI": '**XMixLoader**, jpg + jpg, `backend="dali"`',
     "FFCV, one domain": "FFCV, one domain, nothing mixed",
     "FFCV, two zipped": "FFCV, two loaders zipped",
     "DALI, CPU": "DALI on the CPU",
@@ -106,6 +107,7 @@ def loaders() -> str:
     rows = [
         [label, *(spread(crop["rates"][name]) for crop in crops.values())]
         for name, label in {**OURS, **PEERS}.items()
+        if all(name in crop["rates"] for crop in crops.values())
     ]
     head = ["samples/s, normalised float32 on the CPU", *(f"`{name}`" for name in crops)]
     return table(head, rows, machine_line(document, measured_rounds(document)))
@@ -280,8 +282,8 @@ def accuracy_line(document: dict[str, Any]) -> str:
         f"a residual network of widths {', '.join(map(str, setup['widths']))} at {setup['crop']} "
         f"px, trained from scratch on the source ({100 * document['pretrained']:.1f} % there); "
         f"{setup['iterations']} iterations of batch 48 for every method, last iterate; six "
-        f"combinations of options for each, chosen on {setup['validation']} validation images a "
-        f"class with one seed; n = {setup['seeds']} seeds ({setup['sweep_seeds']} where α or the "
+        f"combinations of options for each, chosen by cross-validation in {setup['folds']} folds "
+        f"of {setup['validation']} images a class; n = {setup['seeds']} seeds ({setup['sweep_seeds']} where α or the "
         "number of source images is varied); pre-training "
         f"{pretraining['iterations']} iterations of batch {pretraining['batch_size']}"
     )
@@ -324,10 +326,40 @@ def accuracy() -> str:
 
 
 def ablations() -> str:
-    """Tables 3 and 4 of the paper, and the size of the auxiliary set and α, in small."""
+    """Tables 3 and 4 of the paper, and the size of the auxiliary set, in small."""
     document = result("transfer_accuracy_cpu")
-    names = [name for name in document["accuracy"] if name.startswith("XMixup")]
+    apart = re.compile(r"α = |the iterations")
+    names = [n for n in document["accuracy"] if n.startswith("XMixup") and not apart.search(n)]
     return accuracy_rows(document, names, "XMixup")
+
+
+def alphas() -> str:
+    """Every α at every learning rate of the sweep."""
+    document = result("transfer_accuracy_cpu")
+    swept: dict[str, dict[str, str]] = {}
+    for name, values in document["accuracy"].items():
+        if found := re.fullmatch(r"XMixup, α = (.+), rate (.+)", name):
+            swept.setdefault(found[1], {})[found[2]] = mean_and_deviation(values)
+    rates = list(next(iter(swept.values())))
+    rows = [[alpha, *(row[rate] for rate in rates)] for alpha, row in swept.items()]
+    head = ["α", *(f"top-1, %, learning rate {rate}" for rate in rates)]
+    return table(head, rows, accuracy_line(document))
+
+
+def longer() -> str:
+    """Some methods with more iterations, and what they differ by from L2 with as many."""
+    document = result("transfer_accuracy_cpu")
+    accuracy, setup = document["accuracy"], document["configuration"]
+    suffix = f", {setup['longer']} x the iterations"
+    names = [name.removesuffix(suffix) for name in accuracy if name.endswith(suffix)]
+    rows = []
+    for end in ("", suffix):
+        iterations = setup["iterations"] * (setup["longer"] if end else 1)
+        for name in names:
+            base = "" if name == "L2" else difference(accuracy[name + end], accuracy["L2" + end])
+            rows.append([name, f"{iterations}", mean_and_deviation(accuracy[name + end]), base])
+    head = ["method", "iterations", "top-1, %", "minus L2, points (95 % interval)"]
+    return table(head, rows, accuracy_line(document))
 
 
 def probes() -> str:
@@ -395,14 +427,40 @@ def fuzzing() -> str:
     return table(head, rows, machine_line(document, measured))
 
 
+def dali() -> str:
+    """Pixels of DALI's decoders beside the reference's."""
+    document = result("dali_agreement")
+    rows = []
+    for case in document["cases"]:
+        how = "DALI decodes whole, the others a fraction" if case["at_a_fraction"] else "alike"
+        decibels = [case[name] for name in ("psnr", "worst_image_psnr")]
+        rows.append([
+            f"{case['stored']}, `{case['crop']}`", how, f"{case['images']}",
+            *("equal" if value is None else f"{value:.1f}" for value in decibels),
+            f"{case['mean']:.2f}", f"{case['largest_inside']}", f"{case['largest']}",
+        ])  # fmt: skip
+    head = [
+        "stored, crop", "windows", "crops", "PSNR, dB", "of the worst crop", "mean error",
+        "largest inside", "largest at the edges",
+    ]  # fmt: skip
+    setup = document["configuration"]
+    measured = (
+        f"{setup['images']} photographs, {setup['rounds']} epochs, decoded on {setup['device']}"
+    )
+    return table(head, rows, machine_line(document, measured))
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "conversion": conversion,
     "loaders": loaders,
+    "longer": longer,
     "compared": compared,
     "limits": limits,
     "ablations": ablations,
     "accuracy": accuracy,
+    "alphas": alphas,
     "cold_cache": cold_cache,
+    "dali": dali,
     "features": features,
     "fuzzing": fuzzing,
     "lifetimes": lifetimes,

@@ -5,8 +5,9 @@
 SOURCE and TARGET are folders with the class folders ``train`` and ``test``; their classes must not
 overlap. A network is trained on SOURCE/train from scratch, classes are paired by its features, and
 every method fine-tunes it to TARGET/train. Options of a method (six combinations for each) are
-chosen on a validation part of TARGET/train; TARGET/test is seen by the chosen ones only, trained on
-all of TARGET/train, with several seeds. Everything is kept in DIR: run again after an interruption.
+chosen by cross-validation within TARGET/train; TARGET/test is seen by the chosen ones, trained on
+all of TARGET/train, with several seeds, and by the sweeps that say why they came out as they did.
+Everything is kept in DIR: run again after an interruption.
 """
 
 from __future__ import annotations
@@ -45,7 +46,10 @@ from xmix_data.images import ClassFolder, Subset, select
 from xmix_data.methods import METHODS, FineTune
 from xmix_data.training import Recipe, fit
 
+FOLDS = 3
+"""Of the cross-validation; one is not enough to tell two learning rates apart."""
 TUNING_SEED = 1000
+"""Of the first fold."""
 PROBE_STEPS = 300
 
 
@@ -62,7 +66,7 @@ class Scale:
     sweep_seeds: int
     """Of the sweeps over α and over the size of the auxiliary set."""
     validation: int
-    """Images of each target class that are kept from training while options are chosen."""
+    """Images of each target class that a fold keeps from training while options are chosen."""
     device: str = "cpu"
 
 
@@ -135,6 +139,13 @@ ABLATION_ROWS = (
     Row("XMixup, random classes", "xmixup", pairing="random", like="XMixup"),
     Row("XMixup, random images", "xmixup", pairing="random-images", like="XMixup"),
 )
+LONGER = 2
+LONGER_ROWS = tuple(
+    Row(f"{name}, {LONGER} x the iterations", method, fixed=(("times", LONGER),), like=name)
+    for name, method in (("L2", "finetune"), ("Co-Train", "cotrain"), ("XMixup", "xmixup"))
+)
+HEAD_START = Row("XMixup, new source head", "xmixup", fixed=(("head_start", False),), like="XMixup")
+SWEEP_RATES = (0.003, 0.01)
 ALPHAS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 SIZES = (0.25, 0.5, 1.0, 2.0, 3.0)
 """Source images, as multiples of those that one round selects."""
@@ -193,14 +204,18 @@ def main() -> None:
     runs = Runs(scale, work, options.jobs)
     chosen = {row.name: choose(row, runs) for row in METHOD_ROWS}
     tasks = []
-    for row in (*METHOD_ROWS, *ABLATION_ROWS):
+    rows = (*METHOD_ROWS, *ABLATION_ROWS, HEAD_START, *LONGER_ROWS)
+    for row in rows:
         tasks += final_tasks(row, chosen[row.like or row.name], scale)
-    best = {k: v for k, v in chosen["XMixup"].items() if k != "loader_alpha"}
-    sweeps = [Row(f"XMixup, α = {a:g}", "xmixup", fixed=(("loader_alpha", a),)) for a in ALPHAS]
+    sweeps = [
+        Row(f"XMixup, α = {a:g}, rate {r:g}", "xmixup",
+            fixed=(("learning_rate", r), ("loader_alpha", a)))
+        for r, a in itertools.product(SWEEP_RATES, ALPHAS)
+    ]  # fmt: skip
     sizes = [Row(f"XMixup, {s:g} x", "xmixup", pairing=f"{s:g} x") for s in SIZES]
     few = dataclasses.replace(scale, seeds=scale.sweep_seeds)
     for row in sweeps:
-        tasks += final_tasks(row, best, few)
+        tasks += final_tasks(row, {}, few)
     for row in sizes:
         tasks += final_tasks(row, chosen["XMixup"], few)
     done = runs.of(tasks)
@@ -209,17 +224,18 @@ def main() -> None:
         return [done[key]["accuracy"] for key in (task_key(t) for t in tasks)
                 if json.loads(key)["row"] == row.name]  # fmt: skip
 
-    rows = (*METHOD_ROWS, *ABLATION_ROWS, *sweeps, *sizes)
+    rows = (*rows, *sweeps, *sizes)
     result = {
         "benchmark": "transfer_accuracy",
         "machine": machine.describe(),
         "configuration": {
             "scale": options.scale, "rounds": scale.seeds, **dataclasses.asdict(scale),
             "selected": selected,
-            "grids": GRIDS, "validation_seed": TUNING_SEED,
+            "grids": GRIDS, "folds": FOLDS, "first_fold_seed": TUNING_SEED, "longer": LONGER,
         },
         "pretrained": json.loads((work / "pretraining" / "result.json").read_text())["accuracy"],
         "chosen": chosen,
+        "validation": {row.name: tried(row, runs) for row in METHOD_ROWS},
         "accuracy": {row.name: accuracies(row) for row in rows},
         "model": what_it_does_to_the_model(scale, work, chosen),
     }  # fmt: skip
@@ -243,7 +259,9 @@ def prepare(source: Path, target: Path, scale: Scale, work: Path) -> None:
         for name, folder in (("source", source), ("target", target))
         for part in ("train", "test")
     }
-    parts["target-fit"], parts["target-validation"] = halves(parts["target-train"], scale)
+    for fold in range(FOLDS):
+        names = (f"target-fit-{fold}", f"target-validation-{fold}")
+        parts |= zip(names, divided(parts["target-train"], fold, scale.validation), strict=True)
     names = parts["source-train"].class_names or []
     for number, part in enumerate((names[::2], names[1::2])):
         parts[f"source-half-{number}"] = select(parts["source-train"], classes=part)
@@ -253,12 +271,12 @@ def prepare(source: Path, target: Path, scale: Scale, work: Path) -> None:
             write_beton(images, path, image_size=scale.image_size, encoding="raw")
 
 
-def halves(images: ClassFolder, scale: Scale) -> tuple[Subset, Subset]:
-    """Each class without some of its images, and these."""
+def divided(images: ClassFolder, fold: int, size: int) -> tuple[Subset, Subset]:
+    """Each class without the images of a fold, and these; folds share none."""
     labels = images.labels()
     random = np.random.default_rng(0)
     held = np.concatenate([
-        random.permutation(np.flatnonzero(labels == label))[: scale.validation]
+        random.permutation(np.flatnonzero(labels == label))[fold * size : (fold + 1) * size]
         for label in range(len(images.class_names))
     ])  # fmt: skip
     kept = np.setdiff1d(np.arange(len(labels)), held)
@@ -333,14 +351,24 @@ def final_tasks(row: Row, options: Mapping[str, Any], scale: Scale) -> list[dict
     return [task(row, options, seed, "target-train", "target-test") for seed in range(scale.seeds)]
 
 
-def choose(row: Row, runs: Runs) -> dict[str, Any]:
-    """The options with the highest accuracy on the validation part."""
-    tasks = [
-        task(row, grid, TUNING_SEED, "target-fit", "target-validation")
+def tried(row: Row, runs: Runs) -> list[dict[str, Any]]:
+    """Each combination of options with its accuracy in every fold."""
+    folds = [
+        [task(row, grid, TUNING_SEED + fold, f"target-fit-{fold}", f"target-validation-{fold}")
+         for fold in range(FOLDS)]
         for grid in GRIDS[row.method]
-    ]
-    done = runs.of(tasks)
-    best = max(tasks, key=lambda one: done[task_key(one)]["accuracy"])
+    ]  # fmt: skip
+    done = runs.of([one for tasks in folds for one in tasks])
+    return [
+        {"options": tasks[0]["options"],
+         "accuracy": [done[task_key(one)]["accuracy"] for one in tasks]}
+        for tasks in folds
+    ]  # fmt: skip
+
+
+def choose(row: Row, runs: Runs) -> dict[str, Any]:
+    """The options with the highest mean accuracy over the folds."""
+    best = max(tried(row, runs), key=lambda one: statistics.mean(one["accuracy"]))
     options: dict[str, Any] = best["options"]
     return options
 
@@ -383,16 +411,18 @@ def fine_tuned(one: Mapping[str, Any], scale: Scale, work: Path) -> Any:
         torch.set_num_threads(1)
     options = dict(one["options"])
     recipe = Recipe(
-        iterations=scale.iterations, crop=scale.crop, seed=one["seed"],
+        iterations=scale.iterations * options.pop("times", 1), crop=scale.crop, seed=one["seed"],
         learning_rate=options.pop("learning_rate"), alpha=options.pop("loader_alpha", 1.0),
     )  # fmt: skip
     names = {"two sources": ["source-half-0", "source-half-1"]}.get(
         one["pairing"], ["source-train"]
     )
     sources = [work / f"{name}.beton" for name in names]
-    # The backbone was trained on the source: its classifier knows the classes, in beton's order.
-    known = Beton(work / "source-train.beton").class_names
-    rows = [known.index(name) for path in sources for name in Beton(path).class_names]
+    rows = None
+    if options.pop("head_start", True):
+        # The backbone was trained on the source: its classifier has the classes in beton's order.
+        known = Beton(work / "source-train.beton").class_names
+        rows = [known.index(name) for path in sources for name in Beton(path).class_names]
     return fit(
         METHODS[one["method"]](**options), pretrained(scale, work), work / f"{one['train']}.beton",
         source=sources, pairing=work / f"pairing {one['pairing']}.json", source_rows=rows,
