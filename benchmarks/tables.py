@@ -282,8 +282,8 @@ def accuracy_line(document: dict[str, Any]) -> str:
         f"a residual network of widths {', '.join(map(str, setup['widths']))} at {setup['crop']} "
         f"px, trained from scratch on the source ({100 * document['pretrained']:.1f} % there); "
         f"{setup['iterations']} iterations of batch 48 for every method, last iterate; six "
-        f"combinations of options for each, chosen by cross-validation in {setup['folds']} folds "
-        f"of {setup['validation']} images a class; n = {setup['seeds']} seeds ({setup['sweep_seeds']} where α or the "
+        f"combinations of options for each, chosen on {setup['validation']} held-out images a "
+        f"class, the best three on {setup['folds']} such parts; n = {setup['seeds']} seeds ({setup['sweep_seeds']} where α or the "
         "number of source images is varied); pre-training "
         f"{pretraining['iterations']} iterations of batch {pretraining['batch_size']}"
     )
@@ -398,8 +398,13 @@ def lifetimes() -> str:
     for name, way in document["ways"].items():
         first, last = way["readings"][0], way["readings"][-1]
         kept = [f"{first[what]:,.0f}, {last[what]:,.0f}" for what in ("python_threads", "files")]
-        rows.append([name, *kept, f"{way['kb_a_cycle']:+.2f}"])
-    head = ["a pass ends by", "threads before, after", "open files", "KB a cycle"]
+        middle = way["readings"][len(way["readings"]) // 2]
+        memory = ", ".join(f"{taken['memory_mb']:.1f}" for taken in (first, middle, last))
+        rows.append([name, *kept, memory, f"{way['kb_a_cycle']:+.2f}"])
+    head = [
+        "a pass ends by", "threads before, after", "open files", "MB before, half-way, after",
+        "KB a cycle",
+    ]  # fmt: skip
     measured = f"{setup['cycles']:,} cycles each, memory over the last half of them"
     return table(head, rows, machine_line(document, measured))
 

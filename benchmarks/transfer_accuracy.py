@@ -46,8 +46,9 @@ from xmix_data.images import ClassFolder, Subset, select
 from xmix_data.methods import METHODS, FineTune
 from xmix_data.training import Recipe, fit
 
-FOLDS = 3
-"""Of the cross-validation; one is not enough to tell two learning rates apart."""
+FOLDS, FINALISTS = 3, 3
+"""Folds of the cross-validation, and the best combinations of the first that see the others too:
+one fold is not enough to tell two learning rates apart."""
 TUNING_SEED = 1000
 """Of the first fold."""
 PROBE_STEPS = 300
@@ -231,7 +232,7 @@ def main() -> None:
         "configuration": {
             "scale": options.scale, "rounds": scale.seeds, **dataclasses.asdict(scale),
             "selected": selected,
-            "grids": GRIDS, "folds": FOLDS, "first_fold_seed": TUNING_SEED, "longer": LONGER,
+            "grids": GRIDS, "folds": FOLDS, "finalists": FINALISTS, "first_fold_seed": TUNING_SEED, "longer": LONGER,
         },
         "pretrained": json.loads((work / "pretraining" / "result.json").read_text())["accuracy"],
         "chosen": chosen,
@@ -352,24 +353,32 @@ def final_tasks(row: Row, options: Mapping[str, Any], scale: Scale) -> list[dict
 
 
 def tried(row: Row, runs: Runs) -> list[dict[str, Any]]:
-    """Each combination of options with its accuracy in every fold."""
-    folds = [
-        [task(row, grid, TUNING_SEED + fold, f"target-fit-{fold}", f"target-validation-{fold}")
-         for fold in range(FOLDS)]
-        for grid in GRIDS[row.method]
-    ]  # fmt: skip
-    done = runs.of([one for tasks in folds for one in tasks])
+    """Each combination of options with its accuracy in the folds that it saw."""
+
+    def of(grids: Sequence[dict[str, Any]], fold: int) -> list[float]:
+        names = (f"target-fit-{fold}", f"target-validation-{fold}")
+        tasks = [task(row, options, TUNING_SEED + fold, *names) for options in grids]
+        done = runs.of(tasks)
+        return [done[task_key(one)]["accuracy"] for one in tasks]
+
+    grids = GRIDS[row.method]
+    accuracy = [[value] for value in of(grids, 0)]
+    best = sorted(range(len(grids)), key=lambda n: accuracy[n], reverse=True)[:FINALISTS]
+    for fold in range(1, FOLDS):
+        for n, value in zip(best, of([grids[n] for n in best], fold), strict=True):
+            accuracy[n].append(value)
     return [
-        {"options": tasks[0]["options"],
-         "accuracy": [done[task_key(one)]["accuracy"] for one in tasks]}
-        for tasks in folds
-    ]  # fmt: skip
+        {"options": options, "accuracy": values}
+        for options, values in zip(grids, accuracy, strict=True)
+    ]
 
 
 def choose(row: Row, runs: Runs) -> dict[str, Any]:
-    """The options with the highest mean accuracy over the folds."""
-    best = max(tried(row, runs), key=lambda one: statistics.mean(one["accuracy"]))
-    options: dict[str, Any] = best["options"]
+    """The finalist with the highest mean accuracy over all folds."""
+    finalists = [one for one in tried(row, runs) if len(one["accuracy"]) == FOLDS]
+    options: dict[str, Any] = max(finalists, key=lambda one: statistics.mean(one["accuracy"]))[
+        "options"
+    ]
     return options
 
 
