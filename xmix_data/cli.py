@@ -1,7 +1,8 @@
 """The ``xmix`` command: convert, pair, report, train, inspect, doctor, bench, demo.
 
 An error is one line that says what, where and what to do, with exit status 2; ``--debug`` gives
-the traceback. Work is imported when a command needs it, so that ``--help`` answers at once.
+the traceback. A command returns its result as words and as plain values, and `main` prints one of
+the two. Work is imported when a command needs it, so that ``--help`` answers at once.
 """
 
 from __future__ import annotations
@@ -14,17 +15,30 @@ import datetime
 import json
 import logging
 import os
+import select
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, NamedTuple, NoReturn, get_args, get_type_hints
 
 from xmix_data.errors import XMixError
 from xmix_data.progress import printable
 
 __all__ = ["main"]
 
-_ERROR, _INTERRUPTED = 2, 130
+_ERROR, _INTERRUPTED, _UNREAD = 2, 130, 141
+"""Exit statuses; the last two are a shell's for what SIGINT and SIGPIPE ended."""
+
+
+class _Answer(NamedTuple):
+    """What a command has found out or made."""
+
+    document: Any
+    """For ``--json``: numbers, texts, lists and objects."""
+    lines: Sequence[str] = ()
+    """For people."""
+    problem: str = ""
+    """Why the command has failed in spite of its answer."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,24 +48,75 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Of the command line; default those of the process.
 
     Returns:
-        The exit status: 0, 2 after an error, 130 after Ctrl-C.
+        The exit status: 0, 2 after an error, 130 after Ctrl-C, 141 where nobody reads the output.
     """
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    _log_to_stderr()
+    # Without colours to begin with, and numba's would write an escape sequence at the very end.
+    os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1")
     try:
-        options.run(options)
+        options = _parser().parse_args(arguments)
+    except SystemExit as stop:  # of --help, --version and what cannot be parsed
+        stop.code = _flushed(_ERROR if stop.code else 0)
+        raise
+    _log_to_stderr()
+    return _flushed(_status(options))
+
+
+def _flushed(status: int) -> int:
+    """The exit status, when all output has been written."""
+    try:
+        if sys.stdout is not None:  # it is None where the shell closed it
+            sys.stdout.flush()
+    except OSError as error:
+        status = status or _failed(OSError(error.errno, error.strerror, "standard output"))
+        # What could not be written would be tried, and complained about, once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return status
+
+
+def _status(options: argparse.Namespace) -> int:
+    # `xmix bench --json FILE` writes a file, and prints words.
+    as_json = options.json is True
+    try:
+        # Libraries print as they like; with --json nothing but the document goes to stdout.
+        aside: contextlib.AbstractContextManager[object] = (
+            contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+        )
+        with aside:
+            answer: _Answer | None = options.run(options)
+        if answer is not None:
+            _print(answer, as_json=as_json)
     except KeyboardInterrupt:
         print("xmix: interrupted; nothing was left half-written", file=sys.stderr)
         return _INTERRUPTED
-    except BrokenPipeError:
-        return _ERROR
     except Exception as error:
         if options.debug:
             raise
-        print(f"xmix: {_one_line(error)}", file=sys.stderr)
-        return _ERROR
+        return _failed(error)
     return 0
+
+
+def _print(answer: _Answer, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(answer.document, indent=1, allow_nan=False))
+    else:
+        for line in answer.lines:
+            print(printable(line))
+    if answer.problem:
+        raise XMixError(answer.problem)
+
+
+def _failed(error: Exception) -> int:
+    if isinstance(error, BrokenPipeError) and _nobody_reads():
+        return _UNREAD
+    print(f"xmix: {_one_line(error)}", file=sys.stderr)
+    return _ERROR
+
+
+def _nobody_reads() -> bool:
+    """Whether the reader of stdout has gone, as `head` does; other pipes break by mistake only."""
+    poll = select.poll()
+    poll.register(1, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def _log_to_stderr() -> None:
@@ -69,10 +134,6 @@ class _Printable(logging.Formatter):
         return printable(super().format(record))
 
 
-def _say(text: str) -> None:
-    print(printable(text))
-
-
 def _one_line(error: BaseException) -> str:
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
@@ -82,27 +143,56 @@ def _one_line(error: BaseException) -> str:
     return text if expected and text else f"{type(error).__name__}: {text} (--debug shows where)"
 
 
+_EPILOG = """\
+From two folders of photographs to a trained network:
+  xmix convert flowers/train target.beton
+  xmix convert imagenet/train source.beton
+  xmix pair --target target.beton --source source.beton --model resnet50 -o pairing.json
+  xmix train --method xmixup --target target.beton --source source.beton \\
+             --pairing pairing.json --model resnet50 --output run
+
+xmix COMMAND --help explains each command.
+Exit status: 0 done, 2 an error, 130 Ctrl-C, 141 nobody reads the output."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, as of every other error; a usage of twenty lines would hide it."""
+        text = printable(f"{self.prog}: {message}; see `{self.prog} --help`")
+        self.exit(_ERROR, text + "\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="xmix",
         description="Cross-domain mixup (XMixup) at the cost of plain fine-tuning.",
-        epilog="xmix COMMAND --help explains each command.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action=_Version)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def command(name: str, run: Any, help: str, example: str) -> argparse.ArgumentParser:
+    def command(
+        name: str, run: Any, help: str, *examples: str, json: bool = True
+    ) -> argparse.ArgumentParser:
         made = commands.add_parser(
-            name, parents=[common], help=help, description=help + ".", epilog="Example: " + example
-        )
+            name, parents=[common], help=help, description=help + ".",
+            epilog="\n".join(f"Example: {example}" for example in examples),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        if json:
+            made.add_argument("--json", action="store_true",
+                help="print the result as JSON, and nothing else, to standard output")  # fmt: skip
         made.set_defaults(run=run)
         return made
 
     convert = command(
         "convert", _convert, "write images as a beton",
+        "xmix convert flowers/train target.beton --encoding raw",
         "xmix convert imagenet/train source.beton --pairing pairing.json",
+        "xmix convert torchvision:Flowers102 flowers.beton --split train --root data",
     )  # fmt: skip
     convert.add_argument("src", metavar="SRC", help="class folder, .beton, torchvision:NAME, "
         "huggingface:FOLDER (of save_to_disk), cub:FOLDER (CUB-200-2011) or dogs:FOLDER (Stanford "
@@ -132,6 +222,8 @@ def _parser() -> argparse.ArgumentParser:
     pair = command(
         "pair", _pair, "pair each target class with source classes of its own",
         "xmix pair --target pets.beton --source imagenet.beton --model resnet50 -o pairing.json",
+        "xmix pair --target pets.beton --source imagenet.beton --model resnet50 -o pairing.json"
+        " --min-images 200000 --json",
     )  # fmt: skip
     pair.add_argument("--target", type=Path, required=True, metavar="T.beton", action="append",
         help="may be given several times")  # fmt: skip
@@ -168,6 +260,8 @@ def _parser() -> argparse.ArgumentParser:
     report = command(
         "report", _report, "show a pairing with its pictures as one HTML page",
         "xmix report pairing.json --target pets.beton --source imagenet.beton -o report.html",
+        "xmix report pairing.json --target pets.beton --source imagenet.beton -o report.html"
+        " --alpha 2 --beta 1 --overwrite",
     )  # fmt: skip
     report.add_argument("pairing", type=Path, metavar="PAIRING.json")
     report.add_argument("--target", type=Path, required=True, metavar="T.beton", action="append",
@@ -184,6 +278,8 @@ def _parser() -> argparse.ArgumentParser:
         "train", _train, "fine-tune by one of the methods, with or without a source",
         "xmix train --method xmixup --target pets.beton --source imagenet.beton"
         " --pairing pairing.json --model resnet50 --test pets-test.beton --output run",
+        "xmix train --method finetune --target pets.beton --model resnet50"
+        " --test pets-test.beton --output plain --iterations 3000 --amp --json",
     )  # fmt: skip
     train.add_argument(
         "--method",
@@ -233,32 +329,38 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--tensorboard", action="store_true", help="write for TensorBoard as well")
     train.add_argument("--device", default=None, help="default: cuda where there is one")
     train.add_argument("--workers", type=int, metavar="N", help="decoding threads")
-    train.add_argument("--json", action="store_true", help="print the result as JSON")
 
     inspect = command(
-        "inspect", _inspect, "say what a beton holds", "xmix inspect source.beton --verify"
-    )
+        "inspect", _inspect, "say what a beton holds",
+        "xmix inspect source.beton --verify", "xmix inspect source.beton --json",
+    )  # fmt: skip
     inspect.add_argument("file", metavar="FILE.beton", type=Path)
     inspect.add_argument("--verify", action="store_true", help="check the hash and decode all")
-    inspect.add_argument("--json", action="store_true", help="print JSON")
 
-    doctor = command("doctor", _doctor, "say what is installed, found and missing", "xmix doctor")
-    doctor.add_argument("--json", action="store_true", help="print JSON")
+    doctor = command(
+        "doctor", _doctor, "say what is installed, found and missing, and what feeds the GPU",
+        "xmix doctor", "xmix doctor source.beton --json",
+    )  # fmt: skip
+    doctor.add_argument("beton", metavar="FILE.beton", type=Path, nargs="?",
+        help="measure the storage where it lies, and the decoding of its JPEGs")  # fmt: skip
 
     bench = command(
         "bench", _bench, "measure the loader against this machine's own limits",
-        "xmix bench --data flowers/train",
+        "xmix bench --data flowers/train", "xmix bench --rounds 3 --json bench.json", json=False,
     )  # fmt: skip
     bench.add_argument("--data", type=Path, metavar="FOLDER",
         help="a class folder of photographs (default: pictures are made up)")  # fmt: skip
     bench.add_argument("--crop", type=int, default=224, metavar="PIXELS",
         help="random crop, of images stored with 256 (default: 224)")  # fmt: skip
     bench.add_argument("--rounds", type=int, default=5, help="of all rows in turn (default: 5)")
-    bench.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
+    bench.add_argument("--json", type=_file_or_stdout, nargs="?", const=True, metavar="FILE",
+        help="print the figures as JSON, and nothing else, to standard output; with FILE, print "
+        "words and write the figures there")  # fmt: skip
 
     demo = command(
-        "demo", _demo, "do the whole job in a minute, on data that packages ship", "xmix demo"
-    )
+        "demo", _demo, "do the whole job in a minute, on data that packages ship",
+        "xmix demo", "xmix demo --output first-look --seeds 1",
+    )  # fmt: skip
     demo.add_argument("--output", type=Path, default=Path("demo-output"), metavar="DIR",
         help="where betons, pairing and pictures go (default: demo-output)")  # fmt: skip
     demo.add_argument("--seeds", type=int, default=3, help="fine-tuning runs (default: 3)")
@@ -284,6 +386,10 @@ def _cache_folder() -> Path:
     return Path(folder) / "xmix_data"
 
 
+def _file_or_stdout(text: str) -> Path | bool:
+    return True if text == "-" else Path(text)
+
+
 def _image_size(text: str) -> int | None:
     if text == "none":
         return None
@@ -301,7 +407,7 @@ def _shard(text: str) -> tuple[int, int]:
     return index, count
 
 
-def _convert(options: argparse.Namespace) -> None:
+def _convert(options: argparse.Namespace) -> _Answer:
     from xmix_data.beton import open_images, write_beton
     from xmix_data.images import named_source, select
     from xmix_data.pairing import Pairing
@@ -336,7 +442,18 @@ def _convert(options: argparse.Namespace) -> None:
         overwrite=options.overwrite,
         shard=options.shard,
     )
-    _say(_describe(beton))
+    return _Answer(_facts(beton), [_describe(beton)])
+
+
+def _facts(beton: Any, *, verified: bool = False) -> dict[str, Any]:
+    keys = ("num_samples", "class_names", "class_counts", "encoding", "image_size",
+            "byte_length", "page_size", "fingerprint", "shard")  # fmt: skip
+    facts: dict[str, Any] = {"path": str(beton.path)}
+    facts |= {key: getattr(beton, key) for key in keys}
+    facts["manifest"] = beton.manifest is not None
+    facts["skipped"] = (beton.manifest or {}).get("skipped", [])
+    facts["verified"] = verified
+    return facts
 
 
 def _describe(beton: Any) -> str:
@@ -348,7 +465,7 @@ def _describe(beton: Any) -> str:
     )
 
 
-def _pair(options: argparse.Namespace) -> None:
+def _pair(options: argparse.Namespace) -> _Answer | None:
     _check_output(options)
     from xmix_data.augment import CenterCrop
     from xmix_data.backbones import load_backbone
@@ -388,21 +505,41 @@ def _pair(options: argparse.Namespace) -> None:
             for domain in domains
         )  # fmt: skip
     if rank:
-        return
+        return None
     pairing = pair_classes(target, source, **chosen)
     pairing.save(options.output)
-    for line in pairs_table(pairing):
-        _say(line)
-    _say(f"{options.output}: {pairing!r}, mean cosine {pairing.mean_cosine:.3f}")
+    lines = [
+        *pairs_table(pairing),
+        f"{options.output}: {pairing!r}, mean cosine {pairing.mean_cosine:.3f}",
+    ]
+    similarity = None
     if pairing.similarity is not None:
-        means = pairing.similarity.by_method
-        print(
+        similarity = {
+            key: getattr(pairing.similarity, key)
+            for key in ("mean", "std", "by_method", "tells_classes_apart")
+        }
+        lines.append(
             "one round by each method, mean cosine: "
-            + ", ".join(f"{name} {value:.4f}" for name, value in means.items())
-            + f"; two arbitrary classes {pairing.similarity.mean:.4f}"
+            + ", ".join(f"{name} {value:.4f}" for name, value in similarity["by_method"].items())
+            + f"; two arbitrary classes {similarity['mean']:.4f}"
         )
         if not pairing.similarity.tells_classes_apart:
-            print("these features hardly tell classes apart: was the backbone trained (--weights)?")
+            lines.append(
+                "these features hardly tell classes apart: was the backbone trained (--weights)?"
+            )
+    document = {
+        "path": str(options.output),
+        "num_images": pairing.num_images,
+        "mean_cosine": pairing.mean_cosine,
+        "similarity": similarity,
+        "pairs": _pairs(options.output),
+    }
+    return _Answer(document, lines)
+
+
+def _pairs(path: Path) -> Any:
+    """As the pairing's file has them."""
+    return json.loads(path.read_text("utf-8", "surrogateescape"))["pairs"]
 
 
 def _check_output(options: argparse.Namespace) -> None:
@@ -450,7 +587,7 @@ def _default_device(local_rank: int) -> str:
     return f"cuda:{local_rank}" if _has_gpu() else "cpu"
 
 
-def _report(options: argparse.Namespace) -> None:
+def _report(options: argparse.Namespace) -> _Answer:
     _check_output(options)
     for path in (options.pairing, *options.target, *options.source):
         if options.output.resolve() == path.resolve():
@@ -462,10 +599,14 @@ def _report(options: argparse.Namespace) -> None:
         Pairing.load(options.pairing), options.target, options.source, options.output,
         alpha=options.alpha, beta=options.beta, overwrite=options.overwrite,
     )  # fmt: skip
-    _say(f"{path}: {path.stat().st_size / 1e6:.1f} MB; open it in a browser")
+    size = path.stat().st_size
+    return _Answer(
+        {"path": str(path), "byte_length": size},
+        [f"{path}: {size / 1e6:.1f} MB; open it in a browser"],
+    )
 
 
-def _train(options: argparse.Namespace) -> None:
+def _train(options: argparse.Namespace) -> _Answer | None:
     from xmix_data.backbones import load_backbone
     from xmix_data.methods import METHODS
     from xmix_data.training import Recipe, fit
@@ -492,13 +633,14 @@ def _train(options: argparse.Namespace) -> None:
             tensorboard=options.tensorboard,
         )
     if rank:
-        return
-    if options.json:
-        print((options.output / "result.json").read_text(), end="")
-    elif result.accuracy is None:
-        _say(f"{options.output}: trained; no test set was given")
-    else:
-        _say(f"{options.output}: top-1 accuracy {100 * result.accuracy:.2f} %")
+        return None
+    came_out = (
+        "trained; no test set was given"
+        if result.accuracy is None
+        else f"top-1 accuracy {100 * result.accuracy:.2f} %"
+    )
+    document = json.loads((options.output / "result.json").read_text())
+    return _Answer(document, [f"{options.output}: {came_out}"])
 
 
 def _same_rows(backbone: Any, source: Sequence[Path] | None) -> range:
@@ -542,62 +684,84 @@ def _with_options(method: Any, texts: Sequence[str]) -> Any:
     return method(**chosen)
 
 
-def _inspect(options: argparse.Namespace) -> None:
+def _inspect(options: argparse.Namespace) -> _Answer:
     from xmix_data.beton import Beton
 
     beton = Beton(options.file)
     if options.verify:
         beton.verify(progress=True)
-    if options.json:
-        keys = ("num_samples", "class_names", "class_counts", "encoding", "image_size",
-                "byte_length", "page_size", "fingerprint", "shard")  # fmt: skip
-        facts: dict[str, Any] = {"path": str(beton.path)}
-        facts |= {key: getattr(beton, key) for key in keys}
-        facts["manifest"] = beton.manifest is not None
-        facts["skipped"] = (beton.manifest or {}).get("skipped", [])
-        facts["verified"] = options.verify
-        print(json.dumps(facts, indent=1))
-        return
-    _say(_describe(beton))
+    facts = _facts(beton, verified=options.verify)
     counts = beton.class_counts
-    print(f"images a class: {min(counts)} to {max(counts)}")
-    _say(f"fingerprint: {beton.fingerprint}")
+    lines = [
+        _describe(beton),
+        f"images a class: {min(counts)} to {max(counts)}",
+        f"fingerprint: {beton.fingerprint}",
+    ]
     if beton.manifest is None:
-        print("no manifest: written elsewhere, or its .json was left behind; classes are numbers")
-    for skipped in (beton.manifest or {}).get("skipped", []):
-        _say(f"skipped at conversion: {skipped['path']}: {skipped['reason']}")
+        lines.append(
+            "no manifest: written elsewhere, or its .json was left behind; classes are numbers"
+        )
+    lines += [f"skipped at conversion: {s['path']}: {s['reason']}" for s in facts["skipped"]]
     if options.verify:
-        print("verified: every image decodes, and the content is what was written")
+        lines.append("verified: every image decodes, and the content is what was written")
+    return _Answer(facts, lines)
 
 
-def _doctor(options: argparse.Namespace) -> None:
-    from xmix_data.doctor import examine
+def _doctor(options: argparse.Namespace) -> _Answer:
+    from xmix_data.doctor import examine, feeding
 
+    beton = None
+    if options.beton is not None:
+        from xmix_data.beton import Beton
+
+        beton = Beton(options.beton)
     checks = examine()
-    if options.json:
-        print(json.dumps([check._asdict() for check in checks], indent=1))
-    else:
-        width = max(len(check.name) for check in checks)
-        for check in checks:
-            mark = "ok     " if check.ok else "absent " if check.optional else "missing"
-            print(f"{mark}  {check.name:<{width}}  {check.found}")
-    if not all(check.ok or check.optional for check in checks):
-        raise XMixError("something that xmix_data needs is missing; see the list")
+    complete = all(check.ok or check.optional for check in checks)
+    if complete:
+        checks += feeding(_pictures(), beton)
+    width = max(len(check.name) for check in checks)
+    lines = [f"{check.mark:<7}  {check.name:<{width}}  {check.found}" for check in checks]
+    problem = "" if complete else "something that xmix_data needs is missing; see the list"
+    return _Answer([check.document() for check in checks], lines, problem)
 
 
-def _bench(options: argparse.Namespace) -> None:
-    if options.json is not None and not options.json.parent.is_dir():
-        raise FileNotFoundError(f"{options.json.parent}: no such folder; create it first")
+def _pictures() -> list[bytes]:
+    """JPEGs as large as those of photographs of 256 pixels."""
+    from xmix_data.bench import Photographs
+    from xmix_data.encoding import encode_image
+
+    made = Photographs(classes=1, per_class=8)
+    return [
+        encode_image(made[i][0], encoding="jpg", image_size=None, crop="none", quality=90).data
+        for i in range(len(made))
+    ]
+
+
+def _bench(options: argparse.Namespace) -> _Answer:
+    file = options.json if isinstance(options.json, Path) else None
+    if file is not None and not file.parent.is_dir():
+        raise FileNotFoundError(f"{file.parent}: no such folder; create it first")
     from xmix_data.bench import report
 
     logging.getLogger("xmix_data").setLevel(logging.WARNING)  # its loaders are not the user's
     result, text = report(options.data, crop=options.crop, rounds=options.rounds)
-    print(text)
-    if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    if file is not None:
+        file.write_text(json.dumps(result, indent=1) + "\n")
+    return _Answer(result, text.splitlines())
 
 
-def _demo(options: argparse.Namespace) -> None:
+def _demo(options: argparse.Namespace) -> _Answer:
     from xmix_data.demo import run
+    from xmix_data.pairing import Pairing
 
-    run(options.output, seeds=options.seeds)
+    measured = run(options.output, seeds=options.seeds)
+    pairing = options.output / "pairing.json"
+    names = ("source.beton", "target.beton", "test.beton", "report.html", "mixed.png")
+    return _Answer(
+        {
+            "files": [str(options.output / name) for name in names] + [str(pairing)],
+            "mean_cosine": Pairing.load(pairing).mean_cosine,
+            "pairs": _pairs(pairing),
+            **measured,
+        }
+    )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from types import TracebackType
+from typing import TextIO
 
 __all__ = ["Progress", "printable"]
 
 _SECONDS_BETWEEN_LINES = 10.0
+_COLUMNS = 80
+"""Of a terminal that does not say how wide it is."""
 
 
 def printable(text: str) -> str:
@@ -19,6 +23,14 @@ def printable(text: str) -> str:
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
     )
+
+
+def _says_its_width(terminal: TextIO) -> bool:
+    """Terminals of containers may be 0 columns wide, and then a bar would not be seen."""
+    try:
+        return os.get_terminal_size(terminal.fileno()).columns > 0
+    except (OSError, ValueError):  # it only stands for a terminal
+        return False
 
 
 class Progress:
@@ -46,12 +58,14 @@ class Progress:
         self._enabled, self._said = enabled, -1
         self._bar = None
         self._started = self._printed = time.monotonic()
-        if enabled and sys.stderr.isatty():
+        if enabled and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
             from tqdm import tqdm
 
+            wide = _says_its_width(sys.stderr)
             self._bar = tqdm(
-                total=total, initial=done, desc=self._label, unit=f" {unit}", dynamic_ncols=True
-            )
+                total=total, initial=done, desc=self._label, unit=f" {unit}",
+                dynamic_ncols=wide, ncols=None if wide else _COLUMNS, nrows=None if wide else 2,
+            )  # fmt: skip
 
     def advance(self, count: int = 1) -> None:
         """Count ``count`` more items as finished."""

@@ -1,0 +1,409 @@
+"""Habits of the command: one JSON document, exit statuses, terminals, Ctrl-C, the doctor."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import pty
+import re
+import select
+import shlex
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Sequence
+from fcntl import ioctl
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Betons, Images
+from PIL import Image
+
+from xmix_data import Beton, bench, demo, doctor, write_beton
+from xmix_data.cli import _parser, main
+from xmix_data.doctor import Check, decode_rate, read_rate, training_rate, verdict
+
+Capture = pytest.CaptureFixture[str]
+
+COMMAND = [sys.executable, "-m", "xmix_data"]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Buffered as for users, whatever the tests run with."""
+    return {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"} | more
+
+
+def heeds_interrupts() -> None:
+    """Tests that run in the background of a shell are started with SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    actions = _parser()._subparsers
+    assert actions is not None
+    (choices,) = [a.choices for a in actions._actions if isinstance(a.choices, dict)]
+    return choices
+
+
+# Help
+
+
+@pytest.mark.parametrize("name", sorted(parsers()))
+def test_help_has_examples_that_parse(name: str) -> None:
+    examples = re.findall(r"^Example: xmix (.*)", parsers()[name].format_help(), re.M)
+    assert len(examples) >= 2
+    for example in examples:
+        assert _parser().parse_args(shlex.split(example)).run.__name__ == f"_{name}"
+
+
+def test_the_first_help_shows_the_way_and_the_statuses() -> None:
+    text = _parser().format_help()
+    lines = re.findall(r"^  xmix (.*)", text.replace("\\\n", ""), re.M)
+    assert [shlex.split(line)[0] for line in lines] == ["convert", "convert", "pair", "train"]
+    for line in lines:
+        _parser().parse_args(shlex.split(line))
+    assert "Exit status: 0 done, 2 an error, 130 Ctrl-C, 141" in text
+
+
+# JSON
+
+
+def document(capsys: Capture, *arguments: object) -> object:
+    """What a command prints with --json: stdout holds that and no more."""
+    assert main([*map(str, arguments), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_every_command_takes_json() -> None:
+    for name, parser in parsers().items():
+        assert "--json" in parser._option_string_actions, name
+
+
+def test_results_as_json(betons: Betons, tmp_path: Path, capsys: Capture) -> None:
+    for label in "ab":
+        (tmp_path / "images" / label).mkdir(parents=True)
+        Image.new("RGB", (40, 40), "red").save(tmp_path / "images" / label / "0.png")
+    out = tmp_path / "out.beton"
+    made = document(capsys, "convert", tmp_path / "images", out, "--image-size", 32)
+    assert made == document(capsys, "inspect", out)
+    assert isinstance(made, dict)
+    assert (made["num_samples"], made["class_names"]) == (2, ["a", "b"])
+
+    domains = ["--target", betons.target_raw.path, "--source", betons.source_raw.path]
+    pairing = tmp_path / "pairing.json"
+    paired = document(
+        capsys, "pair", *domains, "--model", "resnet18", "--weights", "none", "--crop", 32,
+        "--device", "cpu", "-o", pairing,
+    )  # fmt: skip
+    assert isinstance(paired, dict)
+    assert paired["pairs"] == json.loads(pairing.read_text())["pairs"]
+    assert paired["path"] == str(pairing) and -1 <= paired["mean_cosine"] <= 1
+    assert paired["similarity"]["tells_classes_apart"] is False
+
+    report = tmp_path / "report.html"
+    assert document(capsys, "report", pairing, *domains, "-o", report) == {
+        "path": str(report), "byte_length": report.stat().st_size
+    }  # fmt: skip
+
+
+def test_bench_prints_json_or_writes_it(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parse = _parser().parse_args
+    assert [parse(["bench", *a]).json for a in ([], ["--json"], ["--json", "-"])] == [
+        None, True, True
+    ]  # fmt: skip
+    assert parse(["bench", "--json", "--rounds", "2"]).json is True
+    monkeypatch.setattr(bench, "_LEAST_IMAGES", 96)
+    for index in range(4):
+        (tmp_path / "data" / "ab"[index % 2]).mkdir(parents=True, exist_ok=True)
+        pixels = Images([4], "x", size=(32, 32))[index][0]
+        Image.fromarray(pixels).save(tmp_path / "data" / "ab"[index % 2] / f"{index}.png")
+    options = ["--data", tmp_path / "data", "--rounds", 1, "--crop", 24]
+    printed = document(capsys, "bench", *options)
+    assert isinstance(printed, dict) and printed["rates"].keys() > printed["ratios"].keys()
+
+
+def test_the_demo_tells_its_way_beside_its_json(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = functools.partial(
+        demo._Settings, variations=1, per_class=3, pretrain_epochs=1, iterations=2, batch_size=15,
+        measured_pairs=30,
+    )  # fmt: skip
+    monkeypatch.setattr(demo, "_Settings", small)
+    assert main(["demo", "--json", "--seeds", "1", "--output", str(tmp_path / "demo")]) == 0
+    captured = capsys.readouterr()
+    made = json.loads(captured.out)
+    assert {str(path) for path in (tmp_path / "demo").iterdir()} >= set(made["files"])
+    assert all(Path(file).is_file() for file in made["files"])
+    assert [pair["target"] for pair in made["pairs"]] == [f"digit {i}" for i in range(10)]
+    assert "seed 0: plain" in captured.err
+
+
+def test_an_error_leaves_no_json(capsys: Capture, tmp_path: Path) -> None:
+    assert main(["inspect", str(tmp_path / "no.beton"), "--json"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+
+
+# Exit statuses, of real processes
+
+
+def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        **{"env": environment(), "capture_output": True, "text": True, "timeout": 60, **options},  # type: ignore[call-overload]
+    )
+
+
+def test_what_cannot_be_parsed_is_one_line_too() -> None:
+    done = run("train", "--method", "no\x1b[2J")
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert "see `xmix train --help`" in done.stderr and "\x1b" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "unbuffered"), [("--json", ""), ("--json", "1"), ("--help", "")]
+)
+def test_output_that_cannot_be_written(betons: Betons, option: str, unbuffered: str) -> None:
+    """A full disk is an error; a reader that has gone is none to talk about."""
+    arguments = [*COMMAND, "inspect", str(betons.target_raw.path), option]
+    variables = environment(PYTHONUNBUFFERED=unbuffered)
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            arguments, stdout=full, stderr=subprocess.PIPE, text=True, env=variables
+        )
+    told = "No space left on device" in done.stderr
+    assert (done.returncode, told, done.stderr.count("\n")) == (2, True, 1), done.stderr
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        arguments, stdout=writer, stderr=subprocess.PIPE, text=True, env=variables
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_closed_stdout_is_no_error(betons: Betons) -> None:
+    command = shlex.join([*COMMAND, "inspect", str(betons.target_raw.path)])
+    done = subprocess.run(
+        ["sh", "-c", f"{command} >&-"], stderr=subprocess.PIPE, text=True, env=environment()
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# Terminals
+
+
+def on_a_terminal(
+    arguments: Sequence[object], *, columns: int = 80, until: bytes | None = None,
+    then: Callable[[int], object] | None = None, **variables: str,
+) -> tuple[int, str]:  # fmt: skip
+    """Run the command on a terminal of its own; status and all that it showed.
+
+    ``then`` is done once, with the terminal, when ``until`` has been shown.
+    """
+    terminal, inside = pty.openpty()
+    ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", 24 if columns else 0, columns, 0, 0))
+    process = subprocess.Popen(
+        [*COMMAND, *map(str, arguments)], stdin=inside, stdout=inside, stderr=inside,
+        env=environment(**variables), start_new_session=True,
+        preexec_fn=lambda: (ioctl(0, termios.TIOCSCTTY, 0), heeds_interrupts()),
+    )  # fmt: skip
+    os.close(inside)
+    shown, deadline = b"", time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if not select.select([terminal], [], [], 1)[0]:
+            continue
+        try:
+            part = os.read(terminal, 1 << 16)
+        except OSError:  # the last process that had the terminal is gone
+            break
+        shown += part
+        if then is not None and until is not None and until in shown:
+            then(terminal)
+            then = None
+    else:
+        process.kill()
+    os.close(terminal)
+    return process.wait(), shown.decode()
+
+
+@pytest.mark.parametrize("columns", [80, 0])
+def test_progress_is_a_bar_without_colours(betons: Betons, columns: int) -> None:
+    """Also where the terminal says that it is 0 columns wide, as in containers."""
+    command = ["inspect", betons.target_jpg.path, "--verify"]
+    status, shown = on_a_terminal(command, columns=columns, NO_COLOR="1")
+    assert status == 0
+    assert re.search(r"\rverify: 100%\|.*\| 27/27 ", shown)
+    assert "\x1b" not in shown
+
+
+def test_a_dumb_terminal_and_a_log_have_plain_lines(betons: Betons) -> None:
+    command = ["inspect", betons.target_jpg.path, "--verify"]
+    status, shown = on_a_terminal(command, TERM="dumb")
+    assert status == 0 and shown.startswith("verify: 27/27 (100 %), ")
+    done = run(*command)
+    assert re.fullmatch(r"verify: 27/27 \(100 %\), \d+ images/s\n", done.stderr)
+    assert "\r" not in done.stdout + done.stderr
+
+
+def test_training_leaves_no_escape_sequence(betons: Betons, tmp_path: Path) -> None:
+    """Libraries that colour their own messages reset the terminal when the process ends."""
+    status, shown = on_a_terminal(
+        ["train", "--method", "finetune", "--target", betons.target_raw.path, "--model", "resnet18",
+         "--weights", "none", "--iterations", 1, "--batch-size", 2, "--crop", 32, "--device", "cpu",
+         "--output", tmp_path / "run"], OMP_NUM_THREADS="1",
+    )  # fmt: skip
+    assert status == 0, shown
+    assert "finetune: 100%" in shown and "\x1b" not in shown
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_ends_with_one_line(tmp_path: Path, times: int) -> None:
+    """Typed on a terminal, it reaches the worker processes as well."""
+    folder = tmp_path / "images" / "a"
+    folder.mkdir(parents=True)
+    Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (1200, 1200, 3), np.uint8)
+    ).save(folder / "0.jpg")  # fmt: skip
+    for index in range(1, 600):
+        (folder / f"{index}.jpg").hardlink_to(folder / "0.jpg")
+    out = tmp_path / "out.beton"
+    status, shown = on_a_terminal(
+        ["convert", folder.parent, out, "--workers", 2], until=b"| 1",
+        then=lambda terminal: os.write(terminal, b"\x03" * times),
+    )  # fmt: skip
+    assert status == 130, shown
+    lines = re.split(r"[\r\n]+", shown[shown.index("^C") :].replace("^C", "").strip())
+    lines = [line for line in lines if line and not line.startswith("convert out.beton: ")]
+    assert lines == ["xmix: interrupted; nothing was left half-written"]
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("out")]
+
+
+def test_an_interrupt_signal_ends_a_command_in_a_log(betons: Betons, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "train", "--method", "finetune", "--target", str(betons.target_raw.path),
+         "--model", "resnet18", "--weights", "none", "--iterations", "100000", "--batch-size", "2",
+         "--crop", "32", "--device", "cpu", "--log-every", "1", "--output", str(tmp_path / "run")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=environment(OMP_NUM_THREADS="1"), preexec_fn=heeds_interrupts,
+    )  # fmt: skip
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert err.splitlines()[-1] == "xmix: interrupted; nothing was left half-written"
+    assert "Traceback" not in err
+
+
+# The doctor
+
+
+def test_the_doctor_names_versions_and_limits(capsys: Capture, betons: Betons) -> None:
+    checks = document(capsys, "doctor", betons.source_jpg.path)
+    assert isinstance(checks, list)
+    values = {check["name"]: check["values"] for check in checks}
+    assert values["torch"]["version"] == torch.__version__
+    assert values["torch"]["cuda"] == torch.version.cuda
+    assert re.fullmatch(r"\d+\.\d+[\w.]*", values["libjpeg-turbo"]["version"])
+    assert Path(values["libjpeg-turbo"]["path"]).name.startswith("libjpeg.")
+    assert values["dali"]["version"] and values["faiss"]["gpus"] == torch.cuda.device_count()
+    assert values["memory"]["total_bytes"] > values["memory"]["free_bytes"] > 0
+    assert values["cores"]["count"] == values["decoding"]["cores"]
+    assert values["decoding"]["of_beton"] is True
+    assert values["decoding"]["images_per_second"] > 0
+    assert values["storage"].get("path", str(betons.source_jpg.path)) == str(betons.source_jpg.path)
+    assert ("gpu step" in values) == torch.cuda.is_available() == ("jpg_jpg" in values["feeding"])
+    assert main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^ok +storage +not measured: ", said, re.M) and "made-up JPEGs" in said
+
+
+def test_the_doctor_fails_after_its_list(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    assert main(["doctor", "--json"]) == 2
+    captured = capsys.readouterr()
+    (faiss,) = [check for check in json.loads(captured.out) if check["name"] == "faiss"]
+    assert not faiss["ok"] and "pip install faiss-gpu" in faiss["found"]
+    assert captured.err == "xmix: something that xmix_data needs is missing; see the list\n"
+
+
+def test_marks() -> None:
+    assert Check("a", True, "").mark == Check("a", True, "", True).mark == "ok"
+    assert Check("a", False, "").mark == "missing"
+    assert Check("a", False, "", True).mark == "absent"
+    assert Check("a", False, "", True, {"free_bytes": 1}).mark == "weak"
+
+
+@pytest.mark.parametrize(
+    ("rates", "ok", "words"),
+    [
+        ((4000.0, None, 2000.0), True, "decode 100% of that for two JPEG domains, 200% for"),
+        ((2000.0, 9000.0, 2000.0), True, "50% of that for two JPEG domains, 100% for a raw"),
+        ((1000.0, None, 2000.0), False, "more cores, smaller images, raw betons or backend='dali'"),
+        ((4000.0, 500.0, 2000.0), False, "reads 25% of the source images, until they are in"),
+        ((4000.0, 500.0, None), True, "no GPU to feed"),
+        ((None, None, 2000.0), True, "decoding was not measured"),
+    ],
+)
+def test_the_verdict_compares_pairs(
+    rates: tuple[float | None, float | None, float | None], ok: bool, words: str
+) -> None:
+    check = verdict(*rates)
+    assert check.ok is ok and words in check.found
+    assert check.mark == ("ok" if ok else "weak")
+
+
+def test_rates_are_of_the_work_that_was_done(betons: Betons) -> None:
+    """A larger picture takes longer; a step of a network is counted in images."""
+    jpegs = [betons.target_jpg.data(i).tobytes() for i in range(4)]
+    pixels = np.random.default_rng(0).integers(0, 256, (400, 400, 3), np.uint8)
+    beton = write_beton(
+        [(pixels, 0)] * 2, betons.target_jpg.path.with_name("noise.beton"), image_size=None,
+        num_workers=0, progress=False, overwrite=True,
+    )  # fmt: skip
+    small = decode_rate(jpegs, 1, seconds=0.1)
+    large = decode_rate([beton.data(0).tobytes()], 1, seconds=0.1)
+    assert 0 < large < small / 4
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3, stride=2), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
+    )
+    device = torch.device("cpu")
+    assert training_rate(network, device, batch_size=2, size=16, seconds=0.05) > 2
+    assert all(p.grad is not None for p in network.parameters())
+
+
+def test_reading_goes_past_the_page_cache_or_says_why_not(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(os.urandom(1 << 20))
+    starts, sizes = np.array([0, 5000, (1 << 20) - 100], np.uint64), np.array([9000, 1, 100])
+    try:
+        assert read_rate(path, starts, sizes, seconds=0.1) > 0
+    except OSError as error:
+        assert "takes no direct reads" in str(error)
+    with pytest.raises(OSError, match="takes no direct reads"):
+        read_rate(Path("/proc/self/stat"), starts, sizes, seconds=0.1)
+
+
+def test_a_raw_beton_is_read_and_made_up_pictures_decoded(betons: Betons) -> None:
+    jpeg = betons.target_jpg.data(0).tobytes()
+    beton = Beton(betons.source_raw.path)
+    checks = {check.name: check for check in doctor.feeding([jpeg], beton)}
+    assert checks["decoding"].values["of_beton"] is False
+    assert checks["decoding"].values["bytes_per_image"] == len(jpeg)
+    if checks["storage"].ok:
+        assert checks["storage"].values["bytes_per_image"] == 40 * 40 * 3
