@@ -264,6 +264,7 @@ def main() -> None:
         kind, _, number = options.case.rpartition(":")
         with tempfile.TemporaryDirectory() as folder:
             faulthandler.enable()
+            warm_up(Path(folder))
             print(judge(Case(kind, int(number)), options.seed, Path(folder)))
         return
     with tempfile.TemporaryDirectory() as scratch:  # before processes are forked

@@ -382,7 +382,8 @@ def arrays_of(path: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"meta": {"class_names": [1, 2]}}, "a class name is no text"),
+        ({"meta": {"class_names": [1, 2]}}, "the class names are no list of texts"),
+        ({"meta": {"class_names": {"a": 0, "b": 1}}}, "the class names are no list of texts"),
         ({"meta": {"class_names": ["a", "\ud800"]}}, "surrogates not allowed"),
         ({"meta": {"provenance": {"x": float("nan")}}}, "not JSON compliant"),
         ({"values": np.ones((2, 3))}, "an array of float64, not float32"),

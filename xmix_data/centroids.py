@@ -96,8 +96,9 @@ class Centroids:
             meta = json.loads(str(arrays["meta"]))
             if meta["format"] != _FORMAT:
                 raise ValueError(f"format {meta['format']!r}")
-            if not all(isinstance(name, str) for name in meta["class_names"]):
-                raise ValueError("a class name is no text")
+            names = meta["class_names"]
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise ValueError("the class names are no list of texts")
             # It goes into a pairing, which is UTF-8 and knows no NaN.
             text = json.dumps(meta, ensure_ascii=False, allow_nan=False)
             text.encode(errors="surrogateescape")
@@ -106,7 +107,7 @@ class Centroids:
                 for key, dtype in (("values", np.float32), ("counts", np.int64),
                                    ("domains", np.int64))
             )  # fmt: skip
-            return cls(values, counts, meta["class_names"], dict(meta["provenance"]), domains)
+            return cls(values, counts, names, dict(meta["provenance"]), domains)
 
     @classmethod
     def joined(cls, parts: Sequence[Centroids]) -> Centroids:
