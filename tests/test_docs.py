@@ -12,7 +12,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -20,14 +20,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Images, reversed_pairing
+from conftest import Betons, Images, reversed_pairing
+from PIL import Image
 from torchvision.models import ResNet
 from torchvision.models.resnet import BasicBlock
 
 import xmix_data
-from xmix_data import Beton, CenterCrop, Pairing, XMixLoader, class_centroids, write_beton
-from xmix_data.cli import _parser
-from xmix_data.methods import FineTune
+from xmix_data import (
+    Beton,
+    CenterCrop,
+    ImageLoader,
+    Pairing,
+    XMixLoader,
+    backends,
+    class_centroids,
+    images,
+    write_beton,
+)
+from xmix_data.cli import _parser, _with_options, main
+from xmix_data.methods import METHODS, FineTune
 from xmix_data.training import Recipe, fit
 
 ROOT = Path(__file__).parents[1]
@@ -87,6 +98,15 @@ def test_the_site_loads_nothing_from_another_host(site: Path) -> None:
     for page in site.rglob("*.html"):
         for address in loads.findall(page.read_text(encoding="utf-8")):
             assert not re.match(r"(?:https?:)?//", address), f"{page}: {address}"
+
+
+def test_the_pages_show_no_markup(site: Path) -> None:
+    """A docstring's example that is not indented, or a fence that is not closed."""
+    for page in PAGES[1:]:
+        built = (site / page.relative_to(DOCS).with_suffix(".html")).read_text(encoding="utf-8")
+        (article,) = re.findall(r"<article.*?</article>", built, re.S)
+        running = re.sub(r"<(pre|code)\b.*?</\1>|<[^>]+>", "", article, flags=re.S)
+        assert "`" not in running and "::" not in running, page
 
 
 def test_links_work_in_the_file_view_too() -> None:
@@ -174,6 +194,7 @@ def test_the_code_of_a_page_runs(
             torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten(), torch.nn.Linear(12, 12)
         ),
         "features": 12,
+        "target_head": torch.nn.Linear(12, 2),
     }
     for number, code in enumerate(code_blocks(ROOT / page, "python"), 1):
         if "__main__" in code:
@@ -187,6 +208,115 @@ def test_the_code_of_a_page_runs(
 def test_all_code_compiles(page: str) -> None:
     for number, code in enumerate(code_blocks(ROOT / page, "python", "py"), 1):
         assert compiled(code, f"{page}, block {number}").co_names
+
+
+# One file each
+
+
+KINDS = {
+    "methods": {cls.__module__.rpartition(".")[2] for cls in METHODS.values()},
+    "images": {module for module in images.NAMED.values() if module != "dataset"},
+    "backends": set(backends.BACKENDS),
+}
+"""Packages whose modules are found by a name in a registry; `dataset` is everyone's."""
+
+KNOWN_ELSEWHERE = {
+    ("xmix_data/beton.py", "images.huggingface"),  # its datasets are objects as well as folders
+    ("xmix_data/doctor.py", "backends.dali"),  # whether DALI can be loaded
+}
+
+
+def imported(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_of_a_kind_is_one_file_that_the_rest_does_not_know(kind: str) -> None:
+    modules = KINDS[kind]
+    known = {
+        (path, name.removeprefix("xmix_data."))
+        for path, tree in sources()
+        if not path.startswith(f"xmix_data/{kind}/")
+        for name in imported(tree)
+        if name in {f"xmix_data.{kind}.{module}" for module in modules}
+    }
+    assert known == {(path, name) for path, name in KNOWN_ELSEWHERE if name.startswith(kind)}
+    assert all((ROOT / "xmix_data" / kind / f"{module}.py").is_file() for module in modules)
+    assert len(modules) >= 3
+
+
+def block_with(page: str, text: str) -> str:
+    (code,) = (code for code in code_blocks(DOCS / page, "python") if text in code)
+    return code
+
+
+@pytest.fixture
+def put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], None]]:
+    """Makes a module of a package of code that a page shows, as if its file lay there."""
+    made = []
+
+    def put(module: str, code: str) -> None:
+        package, _, name = module.rpartition(".")
+        folder = tmp_path / package
+        folder.mkdir()
+        (folder / f"{name}.py").write_text(code, encoding="utf-8")
+        owner = importlib.import_module(package)
+        monkeypatch.setattr(owner, "__path__", [*owner.__path__, str(folder)])
+        made.append(module)
+
+    yield put
+    for module in made:
+        sys.modules.pop(module, None)
+
+
+def test_a_source_is_one_file_and_its_name(
+    put: Callable[[str, str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put("xmix_data.images.table", block_with("architecture.md", "open_source"))
+    monkeypatch.setitem(images.NAMED, "table", "table")
+    rows = ["file,label,split"]
+    for number, (label, split) in enumerate([("b", "test"), ("a", "train"), ("a", "test")]):
+        colour = (90 * number, 10, 200)
+        Image.new("RGB", (30, 24), colour).save(tmp_path / f"{number}.png")
+        rows.append(f"{number}.png,{label},{split}")
+    (tmp_path / "images.csv").write_text("\n".join(rows) + "\n")
+    out = tmp_path / "out.beton"
+    options = ["--split", "test", "--image-size", "16", "--encoding", "raw", "--workers", "0"]
+    assert main(["convert", f"table:{tmp_path / 'images.csv'}", str(out), *options]) == 0
+    beton = Beton(out)
+    assert beton.class_names == ["a", "b"] and beton.labels.tolist() == [1, 0]
+    assert beton.data(1)[:3].tolist() == [180, 10, 200]
+
+
+def test_a_method_is_one_file_and_its_name() -> None:
+    """That it trains is the page's own code; its options are found by --set."""
+    namespace: dict[str, Any] = {}
+    code, _, _ = block_with("architecture.md", "class Smoothed").partition("classifier =")
+    exec(compiled(code, "architecture.md"), namespace)
+    method = _with_options(namespace["Smoothed"], ["smoothing=0.25"])
+    assert method.name == "smoothed" and method.smoothing == 0.25
+    assert method.phases == FineTune().phases
+
+
+def test_a_backend_is_one_file_and_its_name(
+    put: Callable[[str, str], None], betons: Betons, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put("xmix_data.backends.whole", block_with("architecture.md", "class WholeBackend"))
+    monkeypatch.setitem(backends.BACKENDS, "whole", "WholeBackend")
+
+    def epoch(backend: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        options: dict[str, Any] = {"batch_size": 4, "crop": CenterCrop(40), "shuffle": True}
+        with ImageLoader(betons.target_raw, dtype=torch.uint8, backend=backend, **options) as made:
+            return list(made)
+
+    for ours, reference in zip(epoch("whole"), epoch("torch"), strict=True):
+        assert torch.equal(ours[0], reference[0]) and torch.equal(ours[1], reference[1])
+        assert ours[0].is_contiguous(memory_format=torch.channels_last)
 
 
 # Commands

@@ -55,15 +55,17 @@ class Step:
 
 
 class Method(ABC):
-    """A way to transfer. A training loop does, for each of ``phases``::
+    """A way to transfer, phase after phase of ``phases``.
 
-    method.prepare(network, phase)              # pre-trained weights are in place
-    method.load_state_dict(...)                 # where it resumes
-    for step, batch in ...:
-        optimiser.zero_grad()
-        done = method.backward(network, batch, step=step)
-        ...                                     # learning rate * done.lr_scale
-        optimiser.step()
+    A training loop does for each of them:
+
+        method.prepare(network, phase)              # pre-trained weights are in place
+        method.load_state_dict(...)                 # where it resumes
+        for step, batch in ...:
+            optimiser.zero_grad()
+            done = method.backward(network, batch, step=step)
+            ...                                     # learning rate * done.lr_scale
+            optimiser.step()
     """
 
     name: ClassVar[str]

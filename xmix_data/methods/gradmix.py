@@ -41,7 +41,7 @@ class GradMix(Method):
     The paper's abstract fixes three things: weights for each source and layer, such that the
     combined gradient lowers the loss of target samples; a learning rate scaled for each batch by
     its importance to the target; pseudo-labels for unlabelled target images. The formulas are
-    ours. For source k with gradient g_k and target gradient g_T of the mean losses, in layer l::
+    ours. For source k with gradient g_k and target gradient g_T of the mean losses, in layer l:
 
         raw[k, l] = max(0, <g_T[l], g_k[l]>)
         gradient[l] = g_T[l] + sum over k of raw[k, l] / (sum over k of raw[k, l]) * g_k[l]
