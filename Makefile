@@ -8,7 +8,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.xmix_data-ready
 
-.PHONY: help demo test check format docs bench tables clean
+.PHONY: help demo test check format docs bench tables pictures release clean
 
 help:
 	@echo "make demo    the whole way on data that packages ship, about a minute"
@@ -18,6 +18,8 @@ help:
 	@echo "make docs    the documentation, in build/docs (make test builds it as strictly)"
 	@echo "make bench DATA=FOLDER  all measurements, on a class folder of photographs: half an hour"
 	@echo "make tables  redraw the tables and plots of README.md and docs from benchmarks/results"
+	@echo "make pictures  draw the README's picture and run the notebook anew"
+	@echo "make release  the sdist, and the wheel made of it, in dist"
 	@echo "make clean   remove the environment and what was built"
 
 demo: $(READY)
@@ -50,6 +52,13 @@ bench: $(READY)
 
 tables: $(READY)
 	$(BIN)/python benchmarks/tables.py
+
+pictures: $(READY)
+	$(BIN)/xmix demo --seeds 1 --output build/demo
+	$(BIN)/python benchmarks/pictures.py build/demo
+
+release: $(READY)
+	$(BIN)/python -m build --no-isolation
 
 $(READY): setup.py pyproject.toml xmix_data/_jpeg.c .ci/system-packages
 	@.ci/system-packages $(PYTHON)

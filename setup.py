@@ -41,18 +41,23 @@ EXTRAS = {
     "test": [
         _DALI,
         "accelerate>=1",  # transformers' Trainer
+        "build>=1.2",  # the release, as a user gets it
         "datasets>=3",  # huggingface:FOLDER
         "hypothesis>=6.100",
+        "ipykernel>=6.29",  # the notebook of the docs
         "import-linter>=2.1",
         "lightning>=2.2",
         "matplotlib>=3.8",
         "mkdocs-material>=9.6",
         "mkdocstrings[python]>=0.30",
         "mypy>=1.15",
+        "nbclient>=0.10",
+        "nbformat>=5.10",
         "pytest>=8.2",
         "ruff>=0.9",
         "playwright>=1.40",  # drives the system's chromium; brings no browser of its own
         "scikit-learn>=1.3",
+        "setuptools>=77",  # builds without a network; Python 3.12's venv brings none
         "tensorboard>=2.14",
         "timm>=1.0",
         "transformers>=5",
@@ -111,6 +116,7 @@ setup(
     ],
     install_requires=REQUIRES,
     extras_require=EXTRAS,
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},  # and so one wheel
     entry_points={"console_scripts": ["xmix=xmix_data.cli:main"]},
     classifiers=[
         "Development Status :: 3 - Alpha",

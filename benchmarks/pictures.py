@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from xmix_data import RandomCrop, XMixLoader
+from xmix_data import Beton, RandomCrop, XMixLoader
 
 ROOT = Path(__file__).parents[1]
 PICTURE = ROOT / "docs" / "figures" / "mixing.svg"
@@ -49,11 +49,11 @@ def samples(demo: Path, count: int = 3) -> list[Sample]:
         XMixLoader(*paths, mix=False, dtype=torch.uint8, **options) as apart,
         XMixLoader(*paths, mean=(0, 0, 0), std=(1, 1, 1), **options) as mixing,
     ):
-        targets, sources = apart.target_class_names, apart.source_class_names
+        targets, sources = (Beton(path).class_names for path in paths[:2])
         while len(found) < count:
             for pair, mix in zip(apart, mixing, strict=True):
                 for i, (t, s) in enumerate(zip(mix.target_labels, mix.source_labels, strict=True)):
-                    if 0.4 <= mix.lam[i] <= 0.7 and len(found) < count:
+                    if 0.3 <= mix.lam[i] <= 0.8 and len(found) < count:
                         images = (pair.target_images[i], pair.source_images[i],
                                   (255 * mix.images[i]).round().to(torch.uint8))  # fmt: skip
                         grey = (image[0].numpy() for image in images)
@@ -91,9 +91,9 @@ def draw(rows: list[Sample]) -> str:
             "both labels",
         )  # fmt: skip
         for x, pixels, caption in zip(places, row[:3], captions, strict=True):
+            place = f'x="{x}" y="{y}" width="{TILE}" height="{TILE}"'
             parts += [
-                f'<image x="{x}" y="{y}" width="{TILE}" height="{TILE}" href="{embedded(pixels)}"/>',
-                f'<rect class="tile" x="{x}" y="{y}" width="{TILE}" height="{TILE}"/>',
+                f'<image {place} href="{embedded(pixels)}"/><rect class="tile" {place}/>',
                 f'<text x="{x + TILE // 2}" y="{y + TILE + 19}">{escape(caption)}</text>',
             ]
         for x, sign in zip(places[1:], "+=", strict=True):

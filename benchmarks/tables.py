@@ -60,16 +60,33 @@ def spread(values: list[float]) -> str:
     return f"{statistics.median(values):,.0f} ({min(values):,.0f}-{max(values):,.0f})"
 
 
+IMAGENET = 1_281_167
+"""Training images of ILSVRC 2012."""
+
+
 def conversion() -> str:
-    """Encodings of a beton: size and time."""
+    """Encodings of a beton: size, time to convert, time to load."""
     document = result("conversion")
-    rows = [
-        [f"`{name}`", f"{row['bytes_per_image'] / 1000:.1f}", f"{row['images_per_s']:.0f}"]
-        for name, row in document["encodings"].items()
-    ]
-    images = document["configuration"]["images"]
-    measured = f"{images} photographs, each encoding once, the start of its workers included"
-    head = ["encoding", "KB an image", "images/s converted"]
+    setup, rows = document["configuration"], []
+    for name, figures in document["encodings"].items():
+        size, converted = figures["bytes_per_image"], statistics.median(figures["convert"])
+        rows.append([
+            f"`{name}`" if " " not in name else f"`{name.split(',')[0]}`,{name.split(',')[1]}",
+            f"{size / 1000:.0f}", f"{size * IMAGENET / 1e9:.0f}", f"{converted:.0f}",
+            f"{IMAGENET / converted / 3600:.1f}",
+            *(spread(figures["load"][crop]) if crop in figures["load"] else ""
+              for crop in ("RandomCrop(224)", "RandomResizedCrop(224)")),
+        ])  # fmt: skip
+    head = [
+        "encoding", "KB an image", "all of ImageNet, GB", "images/s converted",
+        "all of ImageNet, hours", "images/s loaded, `RandomCrop(224)`", "`RandomResizedCrop(224)`",
+    ]  # fmt: skip
+    measured = (
+        f"{setup['images']} photographs of {setup['file_bytes_per_image'] / 1000:.0f} KB to "
+        f"{setup['image_size']} px (whole ones as they are), the start of the workers included; "
+        f"loaded from memory by {setup['threads']} threads; medians of n = {setup['rounds']} "
+        f"interleaved rounds; ImageNet's {IMAGENET:,} images by the same figures"
+    )
     return table(head, rows, machine_line(document, measured))
 
 
@@ -455,7 +472,29 @@ def dali() -> str:
     return table(head, rows, machine_line(document, measured))
 
 
+def methods() -> str:
+    """Each method's cost and accuracy, in short."""
+    cost, found = result("step_cost"), result("transfer_accuracy_cpu")
+    times = cost["seconds_per_step"]
+    plain, rows = times["finetune, xmix_data"], []
+    for method, label in NAMES.items():
+        taken = times[f"{method}, xmix_data"]
+        ratio = statistics.median(t / p for t, p in zip(taken, plain, strict=True))
+        name = "L2" if method == "finetune" else label.strip("*")
+        rows.append([label, f"{ratio:.2f}", mean_and_deviation(found["accuracy"][name])])
+    asked, setup = cost["configuration"], found["configuration"]
+    measured = (
+        f"steps: {asked['model']}, {asked['crop']} px, batch {asked['batch_size']}, median of n = "
+        f"{asked['rounds']} interleaved rounds; accuracy: a residual network of widths "
+        f"{', '.join(map(str, setup['widths']))}, {setup['crop']} px, mean and deviation of n = "
+        f"{setup['seeds']} seeds"
+    )
+    head = ["method", "time of a step, times plain fine-tuning's", "top-1, %"]
+    return table(head, rows, machine_line(cost, measured))
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "methods": methods,
     "conversion": conversion,
     "loaders": loaders,
     "longer": longer,
@@ -562,6 +601,14 @@ def main() -> int:
             if not check:
                 FIGURES.mkdir(parents=True, exist_ok=True)
                 draw(what, path)
+    from figures import CHARTS
+
+    for name, (shown, draw_chart) in CHARTS.items():
+        path = FIGURES / name
+        if not path.exists() or digest(shown) not in path.read_text(encoding="utf-8"):
+            stale.append(name)
+            if not check:
+                draw_chart(path)
     if check and stale:
         print(f"{', '.join(stale)}: not what the results say; run `make tables`")
     return int(check and bool(stale))

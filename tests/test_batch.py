@@ -60,3 +60,9 @@ def test_soft_labels_reject_too_few_classes() -> None:
 def test_loss_rejects_logits_of_another_batch() -> None:
     with pytest.raises(ValueError, match=r"source_logits has shape \(5, 5\), expected \(6"):
         xmixup_loss(torch.zeros(B, N), torch.zeros(B - 1, M), batch())
+
+
+def test_loss_rejects_a_head_that_is_too_small() -> None:
+    mixed = batch()._replace(source_labels=torch.full((B,), M))
+    with pytest.raises(ValueError, match=f"source label {M} does not fit a source head of {M} out"):
+        xmixup_loss(torch.zeros(B, N), torch.zeros(B, M), mixed)

@@ -576,3 +576,9 @@ def test_inspect_names_a_missing_or_damaged_beton_in_one_line(
     with pytest.raises(BetonError) as caught:
         Beton(out)
     assert error(capsys, "inspect", out) == str(caught.value)
+
+
+def test_a_folder_has_no_splits(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "train").mkdir()
+    said = error(capsys, "convert", tmp_path / "train", tmp_path / "o.beton", "--split", "test")
+    assert "--split test" in said and "has no splits" in said

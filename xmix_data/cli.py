@@ -215,7 +215,7 @@ def _parser() -> argparse.ArgumentParser:
         help="stop at an unreadable image, or list and skip it (default: raise)")  # fmt: skip
     convert.add_argument("--overwrite", action="store_true", help="replace an existing file")
     convert.add_argument("--workers", type=int, metavar="N", help="processes (default: all cores)")
-    convert.add_argument("--split", default="train", help="of a named data set (default: train)")
+    convert.add_argument("--split", help="of a named data set (default: train)")
     convert.add_argument("--root", type=Path, default=Path("data"),
         help="folder for the download of torchvision:NAME (default: data)")  # fmt: skip
 
@@ -418,8 +418,13 @@ def _convert(options: argparse.Namespace) -> _Answer:
         path = path.with_name(f"{path.stem}-{index:05}-of-{count:05}{path.suffix}")
     if path.exists() and not options.overwrite:
         raise FileExistsError(f"{path}: exists; choose another name or add --overwrite")
-    source = named_source(options.src, split=options.split, root=options.root)
+    source = named_source(options.src, split=options.split or "train", root=options.root)
     if source is None:
+        if options.split:
+            raise ValueError(
+                f"--split {options.split}: {options.src} has no splits; give the folder or file of "
+                "the part that is meant"
+            )
         source = open_images(options.src)
     if options.classes:
         lines = options.classes.read_text(encoding="utf-8").splitlines()

@@ -191,14 +191,19 @@ def fitting_logits(
             f"{head} labels are {labels.dtype} of shape {tuple(labels.shape)}; expected one "
             f"int64 class id for each of {len(logits)} images"
         )
-    if (labels.device.type == "cpu" or step == 0) and len(labels):
-        highest = int(labels.max())
-        if highest >= logits.shape[1]:
-            raise ValueError(
-                f"{head} label {highest} does not fit a {head} head of {logits.shape[1]} outputs; "
-                f"make it with the loader's num_{head}_classes"
-            )
+    if labels.device.type == "cpu" or step == 0:
+        check_head(head, logits, labels)
     return logits
+
+
+def check_head(head: str, logits: torch.Tensor, labels: torch.Tensor) -> None:
+    """Raise ValueError where a head has too few outputs for the labels; waits for a GPU."""
+    highest = int(labels.max()) if len(labels) else -1
+    if highest >= logits.shape[1]:
+        raise ValueError(
+            f"{head} label {highest} does not fit a {head} head of {logits.shape[1]} outputs; "
+            f"make it with the loader's num_{head}_classes"
+        )
 
 
 def head_logits(outputs: Outputs, head: str) -> torch.Tensor:

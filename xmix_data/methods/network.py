@@ -240,7 +240,9 @@ def source_head(
         "source head: %d of %d classes start from the pre-trained classifier%s",
         len(found),
         len(class_names),
-        "" if found else "; where it was trained on these very classes, give rows",
+        ""
+        if found
+        else "; where it was trained on these very classes, give source_rows (--same-rows)",
     )
     return head
 

@@ -14,6 +14,7 @@ from xmix_data.methods.base import (
     Network,
     Phase,
     batch_of,
+    check_head,
     cross_entropies,
     fitting_logits,
     one_of,
@@ -100,15 +101,21 @@ def xmixup_loss(
         A scalar in the logits' dtype.
 
     Raises:
-        ValueError: The logits' number of rows is not the batch's.
+        ValueError: The logits' number of rows is not the batch's; or, looked at on the CPU alone,
+            a head has too few outputs for its labels.
     """
     size = len(batch.lam)
-    for name, logits in (("target_logits", target_logits), ("source_logits", source_logits)):
+    for head, logits, labels in (
+        ("target", target_logits, batch.target_labels),
+        ("source", source_logits, batch.source_labels),
+    ):
         if logits.ndim != 2 or len(logits) != size:
             raise ValueError(
-                f"{name} has shape {tuple(logits.shape)}, expected ({size}, classes): "
+                f"{head}_logits has shape {tuple(logits.shape)}, expected ({size}, classes): "
                 "one row for each image of the batch"
             )
+        if labels.device.type == "cpu":
+            check_head(head, logits, labels)
     target = cross_entropy(target_logits, batch.target_labels, reduction="none")
     source = cross_entropy(source_logits, batch.source_labels, reduction="none")
     lam = batch.lam.to(target.dtype)

@@ -1,0 +1,258 @@
+"""What a user gets: the release, its papers, the picture and the notebook."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Sequence
+from importlib.metadata import distribution
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from PIL import Image
+
+import xmix_data
+from xmix_data.demo import Glyphs
+
+ROOT = Path(__file__).parents[1]
+HERE = re.compile(r"/(?:home|root|tmp|work|var|usr|opt)/")
+"""A path of a machine."""
+
+
+def run(command: Sequence[str | Path], folder: Path, **environment: str) -> str:
+    clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    done = subprocess.run(
+        list(map(str, command)), cwd=folder, capture_output=True, text=True, timeout=300,
+        env={**clean, **environment},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+# The release
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The sdist of a copy of this tree, and the wheel of the sdist."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("what belongs to the tree is known in a git checkout only")
+    folder = tmp_path_factory.mktemp("release")
+    listed = run(["git", "ls-files", "-z", "-co", "--exclude-standard"], ROOT).split("\0")
+    for name in filter(None, listed):
+        if (ROOT / name).is_file():
+            (folder / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / "tree" / name).write_bytes((ROOT / name).read_bytes())
+    # Without --sdist or --wheel, the wheel is made of the sdist and not of the tree.
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "dist"]
+    run([*build, folder / "tree"], folder)
+    (sdist,), (wheel,) = (list((folder / "dist").glob(kind)) for kind in ("*.tar.gz", "*.whl"))
+    return sdist, wheel
+
+
+def needed(wheel: Path, extra: str) -> set[Path]:
+    """Top-level files and folders of what the wheel asks for, and of what that asks for."""
+    with zipfile.ZipFile(wheel) as archive:
+        (metadata,) = (n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
+        text = archive.read(metadata).decode().partition("\n\n")[0]
+    asked = [
+        (Requirement(line), {extra}) for line in re.findall(r"^Requires-Dist: (.*)", text, re.M)
+    ]
+    seen, found = set[tuple[str, frozenset[str]]](), set[Path]()
+    while asked:
+        requirement, extras = asked.pop()
+        if requirement.marker and not any(
+            requirement.marker.evaluate({"extra": name}) for name in {"", *extras}
+        ):
+            continue
+        key = requirement.name.lower(), frozenset(requirement.extras)
+        if key in seen:
+            continue
+        seen.add(key)
+        installed = distribution(requirement.name)
+        asked += [(Requirement(line), set(key[1])) for line in installed.requires or []]
+        site = Path(str(installed.locate_file("")))
+        names = {file.parts[0] for file in installed.files or [] if file.parts[0] != ".."}
+        found |= {site / name for name in names - {"__pycache__", "bin"}}
+    return found
+
+
+@pytest.fixture(scope="module")
+def installed(release: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Scripts of an environment that holds the wheel and what it asks for, and nothing else."""
+    folder = tmp_path_factory.mktemp("empty") / "env"
+    run([sys.executable, "-m", "venv", "--without-pip", folder], folder.parent)
+    python = folder / "bin" / "python"
+    wheel = release[1]
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet"]
+    run([*pip, "--no-index", "--no-deps", wheel], folder.parent)
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site = Path(run([python, "-c", code], folder.parent).strip())
+    for path in needed(wheel, "demo"):
+        if path.exists() and not (site / path.name).exists():
+            (site / path.name).symlink_to(path)
+    return folder / "bin"
+
+
+def test_the_sdist_holds_what_the_build_needs_and_no_more(release: tuple[Path, Path]) -> None:
+    with tarfile.open(release[0]) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"setup.py", "LICENSE", "CHANGELOG.md", "CITATION.cff", "xmix_data/_jpeg.c"} <= names
+    assert not [n for n in names if n.startswith(("tests", "benchmarks", "docs", "."))]
+    assert not [n for n in names if re.search(r"\.(beton|so|png|jpe?g|json|pt)$", n, re.I)]
+
+
+def test_the_wheel_holds_the_package_whole(release: tuple[Path, Path]) -> None:
+    version = re.escape(xmix_data.__version__)
+    assert re.fullmatch(rf"xmix_data-{version}-cp310-abi3-\w+\.whl", release[1].name)
+    with zipfile.ZipFile(release[1]) as archive:
+        names = set(archive.namelist())
+    tracked = run(["git", "ls-files", "-co", "--exclude-standard", "xmix_data"], ROOT).split("\n")
+    assert {n for n in tracked if n and not n.endswith(".c") and (ROOT / n).exists()} <= names
+    assert [n for n in names if re.fullmatch(r"xmix_data/_jpeg\..*so", n)]
+    assert [n for n in names if n.endswith("licenses/LICENSE")]
+    assert {n.partition("/")[0].partition("-")[0] for n in names} == {"xmix_data"}
+
+
+DEMO = """
+from pathlib import Path
+from xmix_data.demo import _run, _Settings
+_run(Path("demo"), 1, _Settings(variations=1, per_class=3, pretrain_epochs=1, iterations=4,
+                                batch_size=15, measured_pairs=60))
+"""
+"""The whole of `xmix demo`, each step in small; as written it trains for a minute."""
+
+
+@pytest.fixture(scope="module")
+def demo(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """What the demo said in that environment, and the folder that it wrote."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    return run([installed / "python", "-c", DEMO], folder), folder / "demo"
+
+
+def test_the_wheel_runs_the_demo_outside_of_the_checkout(
+    installed: Path, demo: tuple[str, Path], tmp_path: Path
+) -> None:
+    code = "import xmix_data; print(xmix_data.__file__, xmix_data.__version__)"
+    file, version = run([installed / "python", "-c", code], tmp_path).split()
+    assert Path(file).is_relative_to(installed.parent) and not Path(file).is_relative_to(ROOT)
+    assert version == xmix_data.__version__
+    code = "from importlib.util import find_spec as f; print(f('torch') and not f('pytest'))"
+    assert run([installed / "python", "-c", code], tmp_path) == "True\n"  # no more than asked for
+    assert run([installed / "xmix", "--version"], tmp_path) == f"xmix_data {version}\n"
+    said, folder = demo
+    assert re.search(r"seed 0: plain [\d.]+ %, XMixup [\d.]+ %", said) and "Done in" in said
+    inspect = [installed / "xmix", "inspect", folder / "source.beton", "--verify", "--json"]
+    assert json.loads(run(inspect, tmp_path))["num_samples"] == len(Glyphs(variations=1))
+
+
+# Its papers
+
+
+def test_citation_names_the_version_and_the_paper() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["cff-version"] == "1.2.0" and citation["message"]
+    assert citation["title"] == "xmix_data" and citation["authors"]
+    assert str(citation["version"]) == xmix_data.__version__
+    assert citation["license"] == "Apache-2.0"
+    (paper,) = citation["references"]
+    assert paper["type"] == "article" and "XMixup" in paper["title"] and len(paper["authors"]) == 5
+    assert paper["url"].endswith(paper["identifiers"][0]["value"].removeprefix("arXiv:"))
+
+
+def test_the_changelog_begins_with_this_version() -> None:
+    headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert headings[0] == xmix_data.__version__
+
+
+def test_the_workflow_only_calls_the_makefile() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())
+    (job,) = workflow["jobs"].values()
+    assert [step["run"] for step in job["steps"] if "run" in step] == ["make test"]
+    assert job["strategy"]["matrix"]["python"][0] == "3.10"
+
+
+# The picture
+
+
+@pytest.fixture(scope="module")
+def pictures() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("pictures", ROOT / "benchmarks" / "pictures.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def check_picture(svg: str) -> None:
+    """Rows of target, source and their mix by the weight that is written below them."""
+    tiles: list[npt.NDArray[np.float64]] = []
+    for kind, data in re.findall(r'<image [^>]*href="data:([\w/]+);base64,([^"]+)"', svg):
+        assert kind == "image/png"
+        tiles.append(np.asarray(Image.open(io.BytesIO(base64.b64decode(data))), float))
+    weights = [float(w) for w in re.findall(r"([\d.]+) × digit", svg)]
+    assert len(tiles) == 3 * len(weights) == 9
+    for (target, source, mixed), lam in zip(
+        zip(*[iter(tiles)] * 3, strict=True), weights, strict=True
+    ):
+        assert target.shape == (28, 28) and min(np.ptp(t) for t in (target, source, mixed)) > 50
+        # A weight of two decimals is off by up to 0.005, each rounding by 0.5.
+        assert np.abs(lam * target + (1 - lam) * source - mixed).max() < 0.005 * 255 + 1.5
+    assert "http" not in svg.replace('xmlns="http://www.w3.org/2000/svg"', "")
+    assert "prefers-color-scheme: dark" in svg and len(svg) < 100_000 and not HERE.search(svg)
+
+
+def test_the_picture_shows_what_the_loader_mixes(pictures: ModuleType) -> None:
+    check_picture(pictures.PICTURE.read_text(encoding="utf-8"))
+
+
+def test_the_picture_is_drawn_anew(pictures: ModuleType, demo: tuple[str, Path]) -> None:
+    svg = pictures.draw(pictures.samples(demo[1]))
+    check_picture(svg)
+    same = re.compile(r'base64,[^"]+|[\d.]+ × (?:digit|glyph) \w')
+    assert same.sub("", svg) == same.sub("", pictures.PICTURE.read_text(encoding="utf-8"))
+
+
+# The notebook
+
+
+def outputs(notebook: Any) -> list[Any]:
+    return [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
+
+
+def check_notebook(notebook: Any) -> None:
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    said = outputs(notebook)
+    assert not [o for o in said if o.output_type == "error" or o.get("name") == "stderr"]
+    assert [o for o in said if "image/png" in o.get("data", {})]
+    texts = [o.get("text", "") + o.get("data", {}).get("text/plain", "") for o in said]
+    assert not HERE.search("\n".join(texts))
+    assert re.search(r"top-1 [\d.]+ %", "\n".join(texts))
+
+
+def test_the_notebook_was_run_from_top_to_bottom(pictures: ModuleType) -> None:
+    import nbformat
+
+    notebook = nbformat.read(pictures.NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    check_notebook(notebook)
+    assert pictures.NOTEBOOK.stat().st_size < 300_000
+
+
+def test_the_notebook_runs(pictures: ModuleType) -> None:
+    check_notebook(pictures.execute(pictures.NOTEBOOK))
