@@ -352,23 +352,28 @@ def final_tasks(row: Row, options: Mapping[str, Any], seeds: int) -> list[dict[s
 
 def tried(row: Row, runs: Runs) -> list[dict[str, Any]]:
     """Each combination of options with its accuracy in the folds that it saw."""
-
-    def of(grids: Sequence[dict[str, Any]], fold: int) -> list[float]:
-        names = (f"target-fit-{fold}", f"target-validation-{fold}")
-        tasks = [task(row, options, TUNING_SEED + fold, *names) for options in grids]
-        done = runs.of(tasks)
-        return [done[task_key(one)]["accuracy"] for one in tasks]
-
     grids = GRIDS[row.method]
-    accuracy = [[value] for value in of(grids, 0)]
-    best = sorted(range(len(grids)), key=lambda n: accuracy[n], reverse=True)[:FINALISTS]
-    for fold in range(1, FOLDS):
-        for n, value in zip(best, of([grids[n] for n in best], fold), strict=True):
-            accuracy[n].append(value)
+
+    def of(seen: Sequence[tuple[int, int]]) -> dict[tuple[int, int], float]:
+        """Accuracy by combination and fold."""
+        tasks = [
+            task(row, grids[n], TUNING_SEED + fold, f"target-fit-{fold}",
+                 f"target-validation-{fold}")
+            for n, fold in seen
+        ]  # fmt: skip
+        done = runs.of(tasks)
+        return {
+            place: done[task_key(one)]["accuracy"] for place, one in zip(seen, tasks, strict=True)
+        }
+
+    accuracy = of([(n, 0) for n in range(len(grids))])
+    best = sorted(range(len(grids)), key=lambda n: accuracy[n, 0], reverse=True)[:FINALISTS]
+    accuracy |= of([(n, fold) for n in best for fold in range(1, FOLDS)])
     return [
-        {"options": options, "accuracy": values}
-        for options, values in zip(grids, accuracy, strict=True)
-    ]
+        {"options": options,
+         "accuracy": [accuracy[n, fold] for fold in range(FOLDS) if (n, fold) in accuracy]}
+        for n, options in enumerate(grids)
+    ]  # fmt: skip
 
 
 def choose(row: Row, runs: Runs) -> dict[str, Any]:
