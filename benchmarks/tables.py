@@ -345,9 +345,10 @@ def accuracy() -> str:
 def ablations() -> str:
     """Tables 3 and 4 of the paper, and the size of the auxiliary set, in small."""
     document = result("transfer_accuracy_cpu")
-    apart = re.compile(r"α = |the iterations")
-    names = [n for n in document["accuracy"] if n.startswith("XMixup") and not apart.search(n)]
-    return accuracy_rows(document, names, "XMixup")
+    base = document["configuration"]["ablation_base"]
+    apart = re.compile(r"α = |the iterations|clean statistics")
+    names = [n for n in document["accuracy"] if n.startswith("XMixup, ") and not apart.search(n)]
+    return accuracy_rows(document, [base, *names], base)
 
 
 def alphas() -> str:
@@ -364,18 +365,20 @@ def alphas() -> str:
 
 
 def longer() -> str:
-    """Some methods with more iterations, and what they differ by from L2 with as many."""
+    """More iterations, and clean batch statistics: what each does to L2 and to XMixup."""
     document = result("transfer_accuracy_cpu")
     accuracy, setup = document["accuracy"], document["configuration"]
-    suffix = f", {setup['longer']} x the iterations"
-    names = [name.removesuffix(suffix) for name in accuracy if name.endswith(suffix)]
+    ends = {
+        "as in the first table": "",
+        f"{setup['longer']} x the iterations": f", {setup['longer']} x the iterations",
+        "batch statistics measured on clean images": ", clean statistics",
+    }
     rows = []
-    for end in ("", suffix):
-        iterations = setup["iterations"] * (setup["longer"] if end else 1)
-        for name in names:
-            base = "" if name == "L2" else difference(accuracy[name + end], accuracy["L2" + end])
-            rows.append([name, f"{iterations}", mean_and_deviation(accuracy[name + end]), base])
-    head = ["method", "iterations", "top-1, %", "minus L2, points (95 % interval)"]
+    for what, end in ends.items():
+        plain, mixed = (accuracy[name + end][: setup["sweep_seeds"]] for name in ("L2", "XMixup"))
+        means = mean_and_deviation(plain), mean_and_deviation(mixed)
+        rows.append([what, *means, difference(mixed, plain)])
+    head = ["", "L2, top-1, %", "XMixup, top-1, %", "XMixup minus L2, points (95 % interval)"]
     return table(head, rows, accuracy_line(document))
 
 

@@ -35,6 +35,7 @@ from xmix_data import (
     CenterCrop,
     ImageLoader,
     Pairing,
+    RandomCrop,
     class_centroids,
     machine,
     pair_classes,
@@ -133,19 +134,27 @@ METHOD_ROWS = (
     Row("GradMix, two sources", "gradmix", pairing="two sources"),
     Row("XMixup", "xmixup"),
 )
+ABLATION_BASE = "XMixup, α = 1, rate 0.01"
+"""What ablations, and other sizes of the auxiliary set, differ from in one thing."""
+UNIFORM = {"learning_rate": 0.01, "loader_alpha": 1.0}
+"""Its options: λ is uniform, so that the source weighs as much as the target."""
 ABLATION_ROWS = (
-    Row("XMixup, joint head", "xmixup", fixed=(("heads", "joint"),), like="XMixup"),
-    Row("XMixup, one λ a batch", "xmixup", fixed=(("lam", "batch"),), like="XMixup"),
-    Row("XMixup, w/o Label", "xmixup", fixed=(("source_labels", False),), like="XMixup"),
-    Row("XMixup, random classes", "xmixup", pairing="random", like="XMixup"),
-    Row("XMixup, random images", "xmixup", pairing="random-images", like="XMixup"),
+    Row("XMixup, joint head", "xmixup", fixed=(("heads", "joint"),)),
+    Row("XMixup, one λ a batch", "xmixup", fixed=(("lam", "batch"),)),
+    Row("XMixup, w/o Label", "xmixup", fixed=(("source_labels", False),)),
+    Row("XMixup, new source head", "xmixup", fixed=(("head_start", False),)),
+    Row("XMixup, random classes", "xmixup", pairing="random"),
+    Row("XMixup, random images", "xmixup", pairing="random-images"),
 )
 LONGER = 2
 LONGER_ROWS = tuple(
     Row(f"{name}, {LONGER} x the iterations", method, fixed=(("times", LONGER),), like=name)
     for name, method in (("L2", "finetune"), ("XMixup", "xmixup"))
 )
-HEAD_START = Row("XMixup, new source head", "xmixup", fixed=(("head_start", False),), like="XMixup")
+CLEAN_ROWS = tuple(
+    Row(f"{name}, clean statistics", method, fixed=(("clean_statistics", True),), like=name)
+    for name, method in (("L2", "finetune"), ("XMixup", "xmixup"))
+)
 SWEEP_RATES = (0.003, 0.01)
 ALPHAS = (0.5, 1.0, 2.0, 4.0, 16.0)
 SIZES = (0.25, 0.5, 2.0, 3.0)
@@ -207,15 +216,15 @@ def main() -> None:
     tasks = []
     for row in METHOD_ROWS:
         tasks += final_tasks(row, chosen[row.name], scale.seeds)
-    sizes = [Row(f"XMixup, {s:g} x", "xmixup", pairing=f"{s:g} x", like="XMixup") for s in SIZES]
+    sizes = [Row(f"XMixup, {s:g} x", "xmixup", pairing=f"{s:g} x") for s in SIZES]
     sweeps = [
         Row(f"XMixup, α = {a:g}, rate {r:g}", "xmixup",
             fixed=(("learning_rate", r), ("loader_alpha", a)))
         for r, a in itertools.product(SWEEP_RATES, ALPHAS)
     ]  # fmt: skip
-    others = (*ABLATION_ROWS, HEAD_START, *sizes, *LONGER_ROWS, *sweeps)
+    others = (*sweeps, *LONGER_ROWS, *CLEAN_ROWS, *ABLATION_ROWS, *sizes)
     for row in others:
-        tasks += final_tasks(row, chosen[row.like] if row.like else {}, scale.sweep_seeds)
+        tasks += final_tasks(row, chosen[row.like] if row.like else UNIFORM, scale.sweep_seeds)
     done = runs.of(tasks)
 
     def accuracies(row: Row) -> list[float]:
@@ -230,7 +239,7 @@ def main() -> None:
             "scale": options.scale, "rounds": scale.seeds, **dataclasses.asdict(scale),
             "selected": selected,
             "grids": GRIDS, "folds": FOLDS, "finalists": FINALISTS,
-            "first_fold_seed": TUNING_SEED, "longer": LONGER,
+            "first_fold_seed": TUNING_SEED, "longer": LONGER, "ablation_base": ABLATION_BASE,
         },
         "pretrained": json.loads((work / "pretraining" / "result.json").read_text())["accuracy"],
         "chosen": chosen,
@@ -435,11 +444,43 @@ def fine_tuned(one: Mapping[str, Any], scale: Scale, work: Path) -> Any:
         # The backbone was trained on the source: its classifier has the classes in beton's order.
         known = Beton(work / "source-train.beton").class_names
         rows = [known.index(name) for path in sources for name in Beton(path).class_names]
-    return fit(
+    clean = options.pop("clean_statistics", False)
+    result = fit(
         METHODS[one["method"]](**options), pretrained(scale, work), work / f"{one['train']}.beton",
         source=sources, pairing=work / f"pairing {one['pairing']}.json", source_rows=rows,
         test=work / f"{one['test']}.beton", recipe=recipe, device=scale.device, num_workers=1,
     )  # fmt: skip
+    if clean:
+        measure_statistics(result.network, work / f"{one['train']}.beton", scale)
+        accuracy = accuracy_of(result.network, work / f"{one['test']}.beton", scale)
+        result = dataclasses.replace(result, accuracy=accuracy)
+    return result
+
+
+@torch.no_grad()
+def measure_statistics(network: nn.Module, path: Path, scale: Scale) -> None:
+    """Batch normalisation's means and variances anew, over images that are not mixed."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None  # the mean over all batches
+    network.train()
+    crop = RandomCrop(scale.crop)
+    with ImageLoader(path, batch_size=48, crop=crop, shuffle=True, device=scale.device) as loader:
+        for images, _ in itertools.chain(loader, loader):
+            network(images)
+
+
+@torch.no_grad()
+def accuracy_of(network: nn.Module, path: Path, scale: Scale) -> float:
+    """Top-1 of the target head."""
+    network.eval()
+    crop, right, count = CenterCrop(scale.crop), 0, 0
+    with ImageLoader(path, batch_size=256, crop=crop, device=scale.device) as loader:
+        for images, labels in loader:
+            right += int((network(images).target_logits.argmax(1) == labels).sum())
+            count += len(labels)
+    return right / count
 
 
 def what_it_does_to_the_model(
