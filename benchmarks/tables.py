@@ -370,7 +370,7 @@ def longer() -> str:
     accuracy, setup = document["accuracy"], document["configuration"]
     ends = {
         "as in the first table": "",
-        f"{setup['longer']} x the iterations": f", {setup['longer']} x the iterations",
+        **{f"{n} x the iterations": f", {n} x the iterations" for n in setup["longer"]},
         "batch statistics measured on clean images": ", clean statistics",
     }
     rows = []

@@ -146,9 +146,10 @@ ABLATION_ROWS = (
     Row("XMixup, random classes", "xmixup", pairing="random"),
     Row("XMixup, random images", "xmixup", pairing="random-images"),
 )
-LONGER = 2
+LONGER = (2, 4)
 LONGER_ROWS = tuple(
-    Row(f"{name}, {LONGER} x the iterations", method, fixed=(("times", LONGER),), like=name)
+    Row(f"{name}, {times} x the iterations", method, fixed=(("times", times),), like=name)
+    for times in LONGER
     for name, method in (("L2", "finetune"), ("XMixup", "xmixup"))
 )
 CLEAN_ROWS = tuple(
