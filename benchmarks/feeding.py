@@ -7,7 +7,7 @@ FOLDER is a class folder of photographs. For jpg + jpg and raw + jpg pairs, each
 of threads: pairs a second of the loader alone and the cores that it kept busy meanwhile; and
 milliseconds of a training step that it feeds, beside those of the same step on one batch that stays
 on the device. Where a step takes longer than that, the loader is what limits it. Rounds are
-interleaved. It is meant for a GPU; on a CPU training and loading share the cores.
+interleaved. On a CPU, where training would take the same cores, the loaders run alone.
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ def main() -> None:
     parser.add_argument("--crop", type=int, default=224)
     parser.add_argument("--steps", type=int, default=40, help="of a row in a round")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/feeding.json"))
+    parser.add_argument("--json", type=Path, help="default: benchmarks/results/feeding_DEVICE.json")
     options = parser.parse_args()
+    path = options.json or Path(f"benchmarks/results/feeding_{options.device}.json")
     with tempfile.TemporaryDirectory() as scratch:
         jpg, raw = betons(options, Path(scratch))
         rows = make_rows(options, jpg, raw)
@@ -67,7 +68,7 @@ def main() -> None:
         "configuration": {**setup, "jpg_bytes_per_image": int(jpg.sizes.mean())},
         "rows": figures,
     }
-    options.json.write_text(json.dumps(result, indent=1) + "\n")
+    path.write_text(json.dumps(result, indent=1) + "\n")
     for name, runs in figures.items():
         medians = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
         print(f"{name:34}", ", ".join(f"{key} {value:.1f}" for key, value in medians.items()))
@@ -87,7 +88,7 @@ def betons(options: Any, scratch: Path) -> tuple[Beton, Beton]:
 def make_rows(options: Any, jpg: Beton, raw: Beton) -> dict[str, Callable[[], dict[str, float]]]:
     """By name: what runs a number of steps and says how it went."""
     pairing, dtype = Bench(jpg, jpg).pairing, getattr(torch, options.dtype)
-    step = training_step(options, len(jpg.class_names))
+    step = None if options.device == "cpu" else training_step(options, len(jpg.class_names))
     rows: dict[str, Callable[[], dict[str, float]]] = {}
     for pair, target in (("jpg + jpg", jpg), ("raw + jpg", raw)):
         for backend, threads in itertools.product(BACKENDS, options.threads):
@@ -98,9 +99,11 @@ def make_rows(options: Any, jpg: Beton, raw: Beton) -> dict[str, Callable[[], di
             )  # fmt: skip
             name = f"{pair}, {backend}, {threads} threads"
             rows[f"{name}, alone"] = lambda loader=loader: timed(options, loader, None)
-            rows[f"{name}, training"] = lambda loader=loader: timed(options, loader, step)
-    resident = next(iter(loader))
-    rows["resident batch, training"] = lambda: timed(options, itertools.repeat(resident), step)
+            if step is not None:
+                rows[f"{name}, training"] = lambda loader=loader: timed(options, loader, step)
+    if step is not None:
+        resident = next(iter(loader))
+        rows["resident batch, training"] = lambda: timed(options, itertools.repeat(resident), step)
     return rows
 
 

@@ -496,6 +496,23 @@ def methods() -> str:
     return table(head, rows, machine_line(cost, measured))
 
 
+def feeding() -> str:
+    """Both backends alone, against the cores that they keep busy."""
+    document = result("feeding_cpu")
+    setup, rows = document["configuration"], []
+    for name, runs in document["rows"].items():
+        pair, backend, threads, _ = name.split(", ")
+        pairs = [run["pairs_per_s"] for run in runs]
+        cores = statistics.median(run["cores_used"] for run in runs)
+        rows.append([pair, f"`{backend}`", threads.split()[0], spread(pairs), f"{cores:.2f}"])
+    head = ["pair", "backend", "threads", "pairs/s", "cores busy"]
+    measured = (
+        f"`RandomCrop({setup['crop']})` of {setup['image_size']} px, batch {setup['batch_size']}, "
+        f"median and range of n = {setup['rounds']} interleaved rounds of {setup['steps']} batches"
+    )
+    return table(head, rows, machine_line(document, measured))
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "methods": methods,
     "conversion": conversion,
@@ -509,6 +526,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cold_cache": cold_cache,
     "dali": dali,
     "features": features,
+    "feeding": feeding,
     "fuzzing": fuzzing,
     "lifetimes": lifetimes,
     "pairing": pairing,
