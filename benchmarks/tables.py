@@ -300,9 +300,9 @@ def accuracy_line(document: dict[str, Any]) -> str:
         f"px, trained from scratch on the source ({100 * document['pretrained']:.1f} % there); "
         f"{setup['iterations']} iterations of batch 48 for every method, last iterate; six "
         f"combinations of options for each, chosen on {setup['validation']} held-out images a "
-        f"class, the best three on {setup['folds']} such parts; n = {setup['seeds']} seeds "
-        f"of a method, {setup['sweep_seeds']} of everything else; pre-training "
-        f"{pretraining['iterations']} iterations of batch {pretraining['batch_size']}"
+        f"class, the best three on {setup['folds']} such parts (GradMix on one: its step costs "
+        f"four); n = {setup['seeds']} seeds of a method, {setup['sweep_seeds']} of all else; "
+        f"pre-training {pretraining['iterations']} iterations of batch {pretraining['batch_size']}"
     )
     return machine_line(document, measured)
 
