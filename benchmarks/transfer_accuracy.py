@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.optim.swa_utils import update_bn
 
 from xmix_data import (
     Beton,
@@ -45,7 +46,7 @@ from xmix_data.backbones import penultimate_features
 from xmix_data.beton import open_images
 from xmix_data.images import ClassFolder, Subset, select
 from xmix_data.methods import METHODS, FineTune
-from xmix_data.training import Recipe, fit
+from xmix_data.training import Recipe, evaluate, fit
 
 FOLDS, FINALISTS = 3, 3
 """Folds of the cross-validation, and the best combinations of the first that see the others too:
@@ -121,7 +122,7 @@ class Row:
     fixed: tuple[tuple[str, Any], ...] = ()
     """Options beside those of the grid."""
     like: str | None = None
-    """Takes the options that were chosen for this row, instead of choosing its own."""
+    """Takes the options chosen for this row. Others: methods choose, ablations take `UNIFORM`."""
     folds: int = FOLDS
     """Of the cross-validation."""
 
@@ -455,36 +456,21 @@ def fine_tuned(one: Mapping[str, Any], scale: Scale, work: Path) -> Any:
         test=work / f"{one['test']}.beton", recipe=recipe, device=scale.device, num_workers=1,
     )  # fmt: skip
     if clean:
-        measure_statistics(result.network, work / f"{one['train']}.beton", scale)
-        accuracy = accuracy_of(result.network, work / f"{one['test']}.beton", scale)
+        accuracy = with_clean_statistics(result.network, one, scale, work)
         result = dataclasses.replace(result, accuracy=accuracy)
     return result
 
 
-@torch.no_grad()
-def measure_statistics(network: nn.Module, path: Path, scale: Scale) -> None:
-    """Batch normalisation's means and variances anew, over images that are not mixed."""
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.reset_running_stats()
-            module.momentum = None  # the mean over all batches
-    network.train()
-    crop = RandomCrop(scale.crop)
-    with ImageLoader(path, batch_size=48, crop=crop, shuffle=True, device=scale.device) as loader:
-        for images, _ in itertools.chain(loader, loader):
-            network(images)
-
-
-@torch.no_grad()
-def accuracy_of(network: nn.Module, path: Path, scale: Scale) -> float:
-    """Top-1 of the target head."""
-    network.eval()
-    crop, right, count = CenterCrop(scale.crop), 0, 0
-    with ImageLoader(path, batch_size=256, crop=crop, device=scale.device) as loader:
-        for images, labels in loader:
-            right += int((network(images).target_logits.argmax(1) == labels).sum())
-            count += len(labels)
-    return right / count
+def with_clean_statistics(
+    network: nn.Module, one: Mapping[str, Any], scale: Scale, work: Path
+) -> float:
+    """Accuracy when batch normalisation's statistics are those of images that are not mixed."""
+    train, test = work / f"{one['train']}.beton", work / f"{one['test']}.beton"
+    options: dict[str, Any] = {"batch_size": 48, "device": scale.device}
+    with ImageLoader(train, crop=RandomCrop(scale.crop), shuffle=True, **options) as loader:
+        update_bn(itertools.chain(loader, loader), network)
+    with ImageLoader(test, crop=CenterCrop(scale.crop), **options) as loader:
+        return evaluate(network, loader)
 
 
 def what_it_does_to_the_model(
