@@ -8,7 +8,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.xmix_data-ready
 
-.PHONY: help demo test check format docs bench tables pictures release clean
+.PHONY: help demo test check format docs bench gpu tables pictures release clean
 
 help:
 	@echo "make demo    the whole way on data that packages ship, about a minute"
@@ -17,6 +17,7 @@ help:
 	@echo "make format  put the code into ruff's format"
 	@echo "make docs    the documentation, in build/docs (make test builds it as strictly)"
 	@echo "make bench DATA=FOLDER  all measurements, on a class folder of photographs: half an hour"
+	@echo "make gpu     what a GPU is measured for, ten minutes; PART=steps: only that; DEVICE=cpu: a try"
 	@echo "make tables  redraw the tables and plots of README.md and docs from benchmarks/results"
 	@echo "make pictures  draw the README's picture and run the notebook anew"
 	@echo "make release  the sdist, and the wheel made of it, in dist"
@@ -49,6 +50,9 @@ bench: $(READY)
 	for name in conversion loader_throughput cold_cache growth step_cost pairing; do \
 	    $(BIN)/python benchmarks/$$name.py $(DATA) || exit 1; done
 	$(BIN)/python benchmarks/startup.py
+
+gpu: $(READY)
+	$(BIN)/python benchmarks/gpu.py $(or $(PART),all) $(if $(filter cpu,$(DEVICE)),--device cpu --tiny)
 
 tables: $(READY)
 	$(BIN)/python benchmarks/tables.py

@@ -142,10 +142,15 @@ class Learner:
         }
         network = TransferNetwork(body, heads.get("target"), heads.get("source"))
         network.to(options.device, memory_format=torch.channels_last)
+        network.train()  # load_backbone gives eval mode, in which batch statistics cost nothing
         method.prepare(network, phase)
         learning = [p for p in network.parameters() if p.requires_grad]
         self.optimizer = torch.optim.SGD(learning, lr=0.01, momentum=0.9)
-        self.network = torch.compile(network) if options.compile else network
+        if options.compile:
+            # Without the heads one graph serves several methods. Co-Train's batches are twice as
+            # large: a graph for any size, which torch would make then, is slower.
+            body.compile(dynamic=False)
+        self.network = network
         self.steps = 0
 
     def step(self, batch: Any) -> None:
