@@ -49,8 +49,9 @@ def main() -> None:
         small = write_beton(options.folder, Path(scratch) / "small.beton")
         beton = write_beton(
             Repeated(small, -(-options.images // small.num_samples)),
-            Path(scratch) / "raw.beton", encoding="raw",
-        )  # fmt: skip
+            Path(scratch) / "raw.beton",
+            encoding="raw",
+        )
         megabytes = beton.path.stat().st_size // 2**20
         limit = PROCESS_MB + megabytes // 2
         cases: dict[str, list[dict[str, float]]] = {}
@@ -66,17 +67,24 @@ def main() -> None:
         "benchmark": "cold_cache",
         "machine": machine.describe(),
         "configuration": {
-            "rounds": options.rounds, "images": beton.num_samples, "file_mb": megabytes,
-            "memory_limit_mb": limit, "batch_size": BATCH, "encoding": "raw", "crop": 224,
+            "rounds": options.rounds,
+            "images": beton.num_samples,
+            "file_mb": megabytes,
+            "memory_limit_mb": limit,
+            "batch_size": BATCH,
+            "encoding": "raw",
+            "crop": 224,
         },
         "cases": cases,
-    }  # fmt: skip
+    }
     options.json.write_text(json.dumps(result, indent=1) + "\n")
     for name, runs in cases.items():
         rates = [run["pairs_per_s"] for run in runs]
         waits = statistics.median(run["disk_waits"] for run in runs)
-        print(f"{name:40} {statistics.median(rates):7.0f} pairs/s "
-              f"({min(rates):.0f}-{max(rates):.0f}), {waits:.0f} waits for the disk")  # fmt: skip
+        print(
+            f"{name:40} {statistics.median(rates):7.0f} pairs/s "
+            f"({min(rates):.0f}-{max(rates):.0f}), {waits:.0f} waits for the disk"
+        )
 
 
 def cold(path: Path, mode: str, limit_mb: int | None) -> dict[str, float] | None:
@@ -127,9 +135,14 @@ def epoch(path: Path, *, read_ahead: bool) -> dict[str, float]:
         decode.read_ahead = lambda addresses, sizes: None
     beton = Beton(path)
     loader = XMixLoader(
-        beton, beton, Bench(beton, beton).pairing, batch_size=BATCH, crop=RandomCrop(224),
-        mix=False, dtype=torch.uint8,
-    )  # fmt: skip
+        beton,
+        beton,
+        Bench(beton, beton).pairing,
+        batch_size=BATCH,
+        crop=RandomCrop(224),
+        mix=False,
+        dtype=torch.uint8,
+    )
     rates, waits = [], []
     for _ in range(2):
         before, count = loader.stats()["disk_waits"], 0
@@ -139,9 +152,11 @@ def epoch(path: Path, *, read_ahead: bool) -> dict[str, float]:
         rates.append(count / (time.perf_counter() - started))
         waits.append(loader.stats()["disk_waits"] - before)
     return {
-        "pairs_per_s": rates[0], "disk_waits": waits[0], "second_pairs_per_s": rates[1],
+        "pairs_per_s": rates[0],
+        "disk_waits": waits[0],
+        "second_pairs_per_s": rates[1],
         "second_disk_waits": waits[1],
-    }  # fmt: skip
+    }
 
 
 if __name__ == "__main__":

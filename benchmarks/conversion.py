@@ -57,11 +57,14 @@ def main() -> None:
         "benchmark": "conversion",
         "machine": machine.describe(),
         "configuration": {
-            "images": beton.num_samples, "file_bytes_per_image": size, "image_size": 256,
-            "rounds": options.rounds, "threads": THREADS,
+            "images": beton.num_samples,
+            "file_bytes_per_image": size,
+            "image_size": 256,
+            "rounds": options.rounds,
+            "threads": THREADS,
         },
         "encodings": figures,
-    }  # fmt: skip
+    }
     options.json.write_text(json.dumps(result, indent=1) + "\n")
     print(f"{options.json} written; `make tables` redraws the tables")
 

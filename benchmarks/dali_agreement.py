@@ -68,8 +68,12 @@ def main() -> None:
 def compare(beton: Beton, crop: Crop, device: str, epochs: int) -> list[dict[str, Any]]:
     """Errors over some epochs; those of windows that the reference decodes at a fraction apart."""
     settings: dict[str, Any] = {
-        "batch_size": 32, "crop": crop, "flip": True, "shuffle": True, "dtype": torch.uint8
-    }  # fmt: skip
+        "batch_size": 32,
+        "crop": crop,
+        "flip": True,
+        "shuffle": True,
+        "dtype": torch.uint8,
+    }
     ours = ImageLoader(beton, backend="dali", device=device, **settings)
     reference = ImageLoader(beton, backend="torch", **settings)
     errors: dict[bool, list[torch.Tensor]] = {False: [], True: []}

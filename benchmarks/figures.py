@@ -16,9 +16,13 @@ BLUE, GREY = "#1f6feb", "#8c959f"
 
 
 def bars(
-    path: Path, rows: list[tuple[str, float, float, float]], ours: Callable[[str], bool],
-    title: str, description: str, start_at_zero: bool = True,
-) -> None:  # fmt: skip
+    path: Path,
+    rows: list[tuple[str, float, float, float]],
+    ours: Callable[[str], bool],
+    title: str,
+    description: str,
+    start_at_zero: bool = True,
+) -> None:
     """Horizontal bars of (name, value, low, high), the first on top, with the range of each."""
     import matplotlib
 
@@ -65,9 +69,13 @@ def throughput(path: Path) -> None:
             plain = label.replace("*", "").replace("`", "")
             rows.append((plain, statistics.median(rates), min(rates), max(rates)))
     line = machine_line(document, measured_rounds(document))
-    bars(path, rows, lambda name: name.startswith(("XMixLoader", "ImageLoader")),
-         f"samples/s on the CPU, {crop}",
-         f"{line} result {digest('loader_throughput')}")  # fmt: skip
+    bars(
+        path,
+        rows,
+        lambda name: name.startswith(("XMixLoader", "ImageLoader")),
+        f"samples/s on the CPU, {crop}",
+        f"{line} result {digest('loader_throughput')}",
+    )
 
 
 def accuracy(path: Path) -> None:
@@ -78,10 +86,14 @@ def accuracy(path: Path) -> None:
         values = [100 * value for value in document["accuracy"][name]]
         mean, deviation = statistics.mean(values), statistics.stdev(values)
         rows.append((name, mean, mean - deviation, mean + deviation))
-    bars(path, rows, lambda name: name.startswith("XMixup"),
-         "top-1, %: mean and standard deviation over seeds",
-         f"{accuracy_line(document)} result {digest('transfer_accuracy_cpu')}",
-         start_at_zero=False)  # fmt: skip
+    bars(
+        path,
+        rows,
+        lambda name: name.startswith("XMixup"),
+        "top-1, %: mean and standard deviation over seeds",
+        f"{accuracy_line(document)} result {digest('transfer_accuracy_cpu')}",
+        start_at_zero=False,
+    )
 
 
 CHARTS: dict[str, tuple[str, Callable[[Path], None]]] = {

@@ -47,9 +47,14 @@ import xmix_data
 from xmix_data import machine
 
 SHARES = {
-    "index": 7000, "data": 7000, "manifest": 4000, "pairing": 4000, "centroids": 3000,
-    "feature cache": 2000, "jpeg": 8000,
-}  # fmt: skip
+    "index": 7000,
+    "data": 7000,
+    "manifest": 4000,
+    "pairing": 4000,
+    "centroids": 3000,
+    "feature cache": 2000,
+    "jpeg": 8000,
+}
 """Cases by kind, of 35,000."""
 HANG_S = 20.0
 DATA_LIMIT_MB = 512
@@ -199,9 +204,10 @@ def checked_runs(options: argparse.Namespace) -> dict[str, Any]:
         folder = Path(scratch)
         bounds = {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(folder / "kernels")}
         shutil.copytree(
-            Path(xmix_data.__file__).parent, folder / "xmix_data",
+            Path(xmix_data.__file__).parent,
+            folder / "xmix_data",
             ignore=shutil.ignore_patterns("*.so", "__pycache__"),
-        )  # fmt: skip
+        )
         compile_sanitized(folder / "xmix_data")
         runtime = subprocess.check_output(["gcc", "-print-file-name=libasan.so"], text=True).strip()
         address = {
@@ -214,31 +220,61 @@ def checked_runs(options: argparse.Namespace) -> dict[str, Any]:
         made = {}
         for name, what, settings in (
             ("bounds", "kernels compiled with NUMBA_BOUNDSCHECK=1", bounds),
-            ("address", "_jpeg.c with gcc -fsanitize=address,undefined; Debian's libjpeg-turbo is "
-             "not instrumented, its allocations are ASan's", address),
-        ):  # fmt: skip
+            (
+                "address",
+                "_jpeg.c with gcc -fsanitize=address,undefined; Debian's libjpeg-turbo is "
+                "not instrumented, its allocations are ASan's",
+                address,
+            ),
+        ):
             path = folder / f"{name}.json"
             command = [
-                sys.executable, __file__, "--cases", count, "--seed", str(options.seed + 1),
-                "--only", "index", "--only", "data", "--only", "jpeg", "--no-memory-limit",
-                "--workers", str(options.workers), "--json", str(path),
-            ]  # fmt: skip
+                sys.executable,
+                __file__,
+                "--cases",
+                count,
+                "--seed",
+                str(options.seed + 1),
+                "--only",
+                "index",
+                "--only",
+                "data",
+                "--only",
+                "jpeg",
+                "--no-memory-limit",
+                "--workers",
+                str(options.workers),
+                "--json",
+                str(path),
+            ]
             subprocess.run(command, env={**os.environ, **settings}, check=True)
             document = json.loads(path.read_text())
             made[name] = {
-                "what": what, "seed": options.seed + 1,
+                "what": what,
+                "seed": options.seed + 1,
                 **{key: document[key] for key in ("kinds", "findings", "seconds")},
-            }  # fmt: skip
+            }
     return made
 
 
 def compile_sanitized(package: Path) -> None:
     subprocess.run(
-        ["gcc", "-g", "-O1", "-shared", "-fPIC", "-fsanitize=address,undefined",
-         "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", package / "_jpeg.c",
-         "-o", package / "_jpeg.abi3.so", "-ljpeg"],
+        [
+            "gcc",
+            "-g",
+            "-O1",
+            "-shared",
+            "-fPIC",
+            "-fsanitize=address,undefined",
+            "-fno-sanitize-recover=all",
+            "-fno-omit-frame-pointer",
+            package / "_jpeg.c",
+            "-o",
+            package / "_jpeg.abi3.so",
+            "-ljpeg",
+        ],
         check=True,
-    )  # fmt: skip
+    )
 
 
 def shown_progress(total: int) -> Callable[[int], None]:
@@ -278,13 +314,18 @@ def main() -> None:
         "benchmark": "fuzzing",
         "machine": machine.describe(),
         "configuration": {
-            "rounds": 1, "seed": options.seed, "cases": len(cases), "workers": options.workers,
-            "hang_s": HANG_S, "data_limit_mb": DATA_LIMIT_MB,
-            "growth_mb": GROWTH_MB, "growth_a_byte": GROWTH_A_BYTE,
+            "rounds": 1,
+            "seed": options.seed,
+            "cases": len(cases),
+            "workers": options.workers,
+            "hang_s": HANG_S,
+            "data_limit_mb": DATA_LIMIT_MB,
+            "growth_mb": GROWTH_MB,
+            "growth_a_byte": GROWTH_A_BYTE,
         },
         **made,
         "checked": checked_runs(options) if options.sanitize else {},
-    }  # fmt: skip
+    }
     options.json.write_text(json.dumps(result, indent=1) + "\n")
     print(f"{options.json} written: {len(made['findings'])} findings")
 

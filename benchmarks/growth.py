@@ -68,12 +68,16 @@ def main() -> None:
     result = {
         "benchmark": "growth",
         "machine": machine.describe(),
-        "configuration": {"rounds": options.rounds, "row": "jpg + jpg, mixed", "crop": 224,
-                          "epochs": EPOCHS},
+        "configuration": {
+            "rounds": options.rounds,
+            "row": "jpg + jpg, mixed",
+            "crop": 224,
+            "epochs": EPOCHS,
+        },
         "pairs_per_s": rates,
         "memory_mb_by_epoch": epochs,
         "memory_mb_by_samples": samples,
-    }  # fmt: skip
+    }
     options.json.write_text(json.dumps(result, indent=1) + "\n")
     print(f"{options.json} written")
 
@@ -89,9 +93,11 @@ def measure_rates(photographs: Path, folder: Path, rounds: int) -> dict[str, dic
                 photographs, folder / f"{name}-once.beton", image_size=size, quality=quality
             )
             made[size, quality] = write_beton(
-                Repeated(small, -(-2000 // small.num_samples)), folder / f"{name}.beton",
-                encoding="keep", image_size=size,
-            )  # fmt: skip
+                Repeated(small, -(-2000 // small.num_samples)),
+                folder / f"{name}.beton",
+                encoding="keep",
+                image_size=size,
+            )
         return made[size, quality]
 
     def row(size: int = 256, quality: int = 90, threads: int = 0, batch: int = 48) -> Row:

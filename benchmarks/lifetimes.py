@@ -87,10 +87,15 @@ def main() -> None:
     result = {
         "benchmark": "lifetimes",
         "machine": machine.describe(),
-        "configuration": {"rounds": 1, "cycles": options.cycles, "every": EVERY,
-                          "samples": SAMPLES, "threads": 2},
+        "configuration": {
+            "rounds": 1,
+            "cycles": options.cycles,
+            "every": EVERY,
+            "samples": SAMPLES,
+            "threads": 2,
+        },
         "ways": ways,
-    }  # fmt: skip
+    }
     options.json.write_text(json.dumps(result, indent=1) + "\n")
     for name, way in ways.items():
         first, last = way["readings"][0], way["readings"][-1]
@@ -101,10 +106,11 @@ def main() -> None:
 def loaders_of(folder: Path) -> Callable[[], XMixLoader]:
     """Make a loader of tiny JPEGs, by the paths of its files."""
     domains = [
-        write_beton(Tiny(SAMPLES), folder / f"{name}.beton", image_size=8, num_workers=0,
-                    progress=False)
+        write_beton(
+            Tiny(SAMPLES), folder / f"{name}.beton", image_size=8, num_workers=0, progress=False
+        )
         for name in ("target", "source")
-    ]  # fmt: skip
+    ]
     pairing = folder / "pairing.json"
     Pairing({name: [PairedClass(name, 1.0, SAMPLES // 2)] for name in Tiny.classes}).save(pairing)
     target, source = (beton.path for beton in domains)

@@ -123,10 +123,14 @@ class Peer:
 
     def __init__(self, name: str, crop: str, bench: Bench) -> None:
         task = Task(
-            str(bench.jpg.path), str(bench.jpg.path), str(bench.jpg.path.with_name("pairing.json")),
-            batch_size=bench.batch_size, size=SIZE, resized=CROPS[crop].resizes,
+            str(bench.jpg.path),
+            str(bench.jpg.path),
+            str(bench.jpg.path.with_name("pairing.json")),
+            batch_size=bench.batch_size,
+            size=SIZE,
+            resized=CROPS[crop].resizes,
             threads=bench.threads,
-        )  # fmt: skip
+        )
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=serve, args=(theirs, name, task))

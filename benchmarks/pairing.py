@@ -65,13 +65,17 @@ def main() -> None:
         "benchmark": "pairing",
         "machine": machine.describe(),
         "configuration": {
-            "rounds": options.rounds, "target_classes": TARGET_CLASSES, "device": options.device,
-            "model": options.model, "batch_size": options.batch_size, "crop": 224,
+            "rounds": options.rounds,
+            "target_classes": TARGET_CLASSES,
+            "device": options.device,
+            "model": options.model,
+            "batch_size": options.batch_size,
+            "crop": 224,
             "images": IMAGES,
         },
         "pairings": pairings,
         "images_per_s": features,
-    }  # fmt: skip
+    }
     options.json.write_text(json.dumps(result, indent=1) + "\n")
     print(f"{options.json} written")
 

@@ -272,9 +272,14 @@ def _xmix_dali(task: Task) -> Batches:
     """XMixLoader with DALI's decoders without a GPU; a row of ours in a process of its own."""
     crop = RandomResizedCrop(task.size, SCALE, RATIO) if task.resized else RandomCrop(task.size)
     loader = XMixLoader(
-        task.target, task.source, task.pairing, batch_size=task.batch_size, crop=crop,
-        num_workers=task.threads, backend="dali",
-    )  # fmt: skip
+        task.target,
+        task.source,
+        task.pairing,
+        batch_size=task.batch_size,
+        crop=crop,
+        num_workers=task.threads,
+        backend="dali",
+    )
     return lambda: iter(loader)
 
 
@@ -339,10 +344,12 @@ def _spdl_pipeline(
         uniforms = generator.random((len(indices), crop.num_uniforms))
         boxes = crop.boxes(beton.heights[indices], beton.widths[indices], uniforms).tolist()
         flips = (generator.random(len(indices)) < 0.5).tolist()
-        return collate([
-            decode(beton.data(i), box, flip)
-            for i, box, flip in zip(indices, boxes, flips, strict=True)
-        ])  # fmt: skip
+        return collate(
+            [
+                decode(beton.data(i), box, flip)
+                for i, box, flip in zip(indices, boxes, flips, strict=True)
+            ]
+        )
 
     def load(
         indices: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]],
@@ -448,9 +455,15 @@ def pillow_decoder(cut: Any) -> Callable[[npt.NDArray[np.uint8]], Tensor]:
     """From a JPEG to a normalised image, cropped and flipped by ``cut``."""
     from torchvision.transforms import v2
 
-    to_image, to_floats = v2.ToImage(), v2.Compose([
-        v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-    ])  # fmt: skip
+    to_image, to_floats = (
+        v2.ToImage(),
+        v2.Compose(
+            [
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+            ]
+        ),
+    )
 
     def image(jpeg: npt.NDArray[np.uint8]) -> Tensor:
         picture = Image.open(io.BytesIO(jpeg.tobytes())).convert("RGB")

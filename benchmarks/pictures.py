@@ -54,8 +54,11 @@ def samples(demo: Path, count: int = 3) -> list[Sample]:
             for pair, mix in zip(apart, mixing, strict=True):
                 for i, (t, s) in enumerate(zip(mix.target_labels, mix.source_labels, strict=True)):
                     if 0.3 <= mix.lam[i] <= 0.8 and len(found) < count:
-                        images = (pair.target_images[i], pair.source_images[i],
-                                  (255 * mix.images[i]).round().to(torch.uint8))  # fmt: skip
+                        images = (
+                            pair.target_images[i],
+                            pair.source_images[i],
+                            (255 * mix.images[i]).round().to(torch.uint8),
+                        )
                         grey = (image[0].numpy() for image in images)
                         names = targets[int(t)], f"glyph {sources[int(s)]}"
                         found.setdefault(int(t), Sample(*grey, *names, float(mix.lam[i])))
@@ -87,9 +90,10 @@ def draw(rows: list[Sample]) -> str:
     for k, row in enumerate(rows):
         y = HEAD + k * ROW
         captions = (
-            f"{row.lam:.2f} × {row.target_name}", f"{1 - row.lam:.2f} × {row.source_name}",
+            f"{row.lam:.2f} × {row.target_name}",
+            f"{1 - row.lam:.2f} × {row.source_name}",
             "both labels",
-        )  # fmt: skip
+        )
         for x, pixels, caption in zip(places, row[:3], captions, strict=True):
             place = f'x="{x}" y="{y}" width="{TILE}" height="{TILE}"'
             parts += [

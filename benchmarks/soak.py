@@ -120,13 +120,17 @@ def soak(folder: Path, seconds: float, seed: int, first: int = 0) -> dict[str, A
     return {
         "benchmark": "soak",
         "machine": machine.describe(),
-        "configuration": {"seed": seed, "rounds": number - first,
-                          "minutes": round((time.monotonic() - started) / 60, 1)},
+        "configuration": {
+            "seed": seed,
+            "rounds": number - first,
+            "minutes": round((time.monotonic() - started) / 60, 1),
+        },
         "counts": dict(sorted(counts.items())),
         "memory_mb": {"first": memory[0], "last": memory[-1], "most": max(memory)}
-        if memory else None,
+        if memory
+        else None,
         "problems": problems,
-    }  # fmt: skip
+    }
 
 
 def make_betons(folder: Path) -> dict[str, list[Beton]]:
@@ -136,11 +140,16 @@ def make_betons(folder: Path) -> dict[str, list[Beton]]:
         pictures = Pictures(counts, name, seed)
         jpg, raw = (
             write_beton(
-                pictures, folder / f"{name}-{encoding}.beton", image_size=48, crop=crop,
-                encoding=encoding, num_workers=0, progress=False,
+                pictures,
+                folder / f"{name}-{encoding}.beton",
+                image_size=48,
+                crop=crop,
+                encoding=encoding,
+                num_workers=0,
+                progress=False,
             )
             for encoding, crop in (("jpg", "none"), ("raw", "square"))
-        )  # fmt: skip
+        )
         made[name] = [jpg, raw, spoiled(jpg, folder / f"{name}-damaged.beton")]
     return made
 
@@ -178,10 +187,13 @@ class Scenario:
         if not self._mixes or not self._paired:
             dtypes.append(torch.uint8)
         self.options: dict[str, Any] = {
-            "crop": crop, "dtype": chance.choice(dtypes), "flip": chance.random() < 0.7,
-            "seed": chance.randrange(2**64), "drop_last": chance.random() < 0.5,
+            "crop": crop,
+            "dtype": chance.choice(dtypes),
+            "flip": chance.random() < 0.7,
+            "seed": chance.randrange(2**64),
+            "drop_last": chance.random() < 0.5,
             "on_error": "replace",
-        }  # fmt: skip
+        }
         if self._paired:
             self.options |= {"alpha": chance.choice((0.3, 1.0, 4.0)), "mix": self._mixes}
             if self._mixes:
@@ -195,13 +207,18 @@ class Scenario:
         for _ in range(chance.randint(1, 4)):
             world = chance.choice((1, 1, 1, 2, 3))
             shared = {
-                **self.options, "batch_size": chance.choice((1, 3, 8, 20, 33)),
-                "rank": chance.randrange(world), "world_size": world,
-            }  # fmt: skip
+                **self.options,
+                "batch_size": chance.choice((1, 3, 8, 20, 33)),
+                "rank": chance.randrange(world),
+                "world_size": world,
+            }
             own = {"num_workers": chance.randint(1, 8), "prefetch": chance.randint(1, 8)}
-            with self._loader(**shared, **own) as ours, self._loader(
-                **{**shared, "dtype": self._reference_dtype}, backend="torch"
-            ) as reference:  # fmt: skip
+            with (
+                self._loader(**shared, **own) as ours,
+                self._loader(
+                    **{**shared, "dtype": self._reference_dtype}, backend="torch"
+                ) as reference,
+            ):
                 self._pause_threads(ours)
                 if state is not None:
                     ours.load_state_dict(state)
@@ -227,10 +244,12 @@ class Scenario:
             return ImageLoader(self._target, **options)
         names = self._target.class_names, self._source.class_names
         pairs = zip(*names, reversed(self._source.class_names), strict=False)
-        pairing = Pairing({
-            t: [PairedClass(s, 0.5, 1), *([PairedClass(other, 0.4, 1)] if other > s else [])]
-            for t, s, other in pairs
-        })  # fmt: skip
+        pairing = Pairing(
+            {
+                t: [PairedClass(s, 0.5, 1), *([PairedClass(other, 0.4, 1)] if other > s else [])]
+                for t, s, other in pairs
+            }
+        )
         return XMixLoader(self._target, self._source, pairing, **options)
 
     def _pause_threads(self, loader: Any) -> None:

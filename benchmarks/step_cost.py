@@ -119,11 +119,13 @@ class Data:
         names = self.target.class_names
         self.source = [
             write_beton(
-                select(open_images(self.target), classes=part), scratch / f"source-{i}.beton",
-                image_size=options.image_size, encoding="keep",
+                select(open_images(self.target), classes=part),
+                scratch / f"source-{i}.beton",
+                image_size=options.image_size,
+                encoding="keep",
             )
             for i, part in enumerate((names[::2], names[1::2]))
-        ]  # fmt: skip
+        ]
         self.pairing = scratch / "pairing.json"
         Bench(self.target, self.target).pairing.save(self.pairing)
 
@@ -255,10 +257,14 @@ def feed(fed_by: str, phase: Phase, options: Any, data: Data) -> Iterator[Any]:
 def from_xmix(phase: Phase, options: Any, data: Data) -> Iterator[Any]:
     """From this library."""
     settings: dict[str, Any] = {
-        "batch_size": options.batch_size, "crop": RandomCrop(options.crop), "drop_last": True,
-        "device": options.device, "num_workers": threads(options.device)["loading"],
-        "dtype": getattr(torch, options.dtype), "flip": True,
-    }  # fmt: skip
+        "batch_size": options.batch_size,
+        "crop": RandomCrop(options.crop),
+        "drop_last": True,
+        "device": options.device,
+        "num_workers": threads(options.device)["loading"],
+        "dtype": getattr(torch, options.dtype),
+        "flip": True,
+    }
     if phase.batches == "target":
         loader: Any = ImageLoader(data.target, shuffle=True, **settings)
     elif phase.batches == "auxiliary":
@@ -273,9 +279,13 @@ def from_xmix(phase: Phase, options: Any, data: Data) -> Iterator[Any]:
 def from_torch(phase: Phase, options: Any, beton: Beton, pairing: Path) -> Iterator[Any]:
     """From torch's DataLoader, with Pillow and torchvision's transforms in its workers."""
     task = Task(
-        str(beton.path), str(beton.path), str(pairing), batch_size=options.batch_size,
-        size=options.crop, threads=threads(options.device)["loading"],
-    )  # fmt: skip
+        str(beton.path),
+        str(beton.path),
+        str(pairing),
+        batch_size=options.batch_size,
+        size=options.crop,
+        threads=threads(options.device)["loading"],
+    )
     pairs, image = Pairs(task), pillow_decoder(torch_cut(task))
     kinds = {"target": TargetsOnly, "mixed": MixedDataset, "paired": PairDataset}
     dataset = kinds[phase.batches](pairs, image)

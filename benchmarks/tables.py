@@ -38,10 +38,16 @@ def machine_line(document: dict[str, Any], measured: str) -> str:
     packages = ", ".join(
         f"{name} {versions[name]}"
         for name in (
-            "torch", "ffcv", "numba", "pillow", "nvidia-dali-cuda130", "spdl", "torchcodec",
+            "torch",
+            "ffcv",
+            "numba",
+            "pillow",
+            "nvidia-dali-cuda130",
+            "spdl",
+            "torchcodec",
         )
         if versions.get(name)
-    )  # fmt: skip
+    )
     gpu = machine["gpu"] or "no GPU"
     return (
         f"{machine['cpu']}, {machine['cores']} cores, {gpu}; {measured}; {machine['system']}, "
@@ -70,17 +76,28 @@ def conversion() -> str:
     setup, rows = document["configuration"], []
     for name, figures in document["encodings"].items():
         size, converted = figures["bytes_per_image"], statistics.median(figures["convert"])
-        rows.append([
-            f"`{name}`" if " " not in name else f"`{name.split(',')[0]}`,{name.split(',')[1]}",
-            f"{size / 1000:.0f}", f"{size * IMAGENET / 1e9:.0f}", f"{converted:.0f}",
-            f"{IMAGENET / converted / 3600:.1f}",
-            *(spread(figures["load"][crop]) if crop in figures["load"] else ""
-              for crop in ("RandomCrop(224)", "RandomResizedCrop(224)")),
-        ])  # fmt: skip
+        rows.append(
+            [
+                f"`{name}`" if " " not in name else f"`{name.split(',')[0]}`,{name.split(',')[1]}",
+                f"{size / 1000:.0f}",
+                f"{size * IMAGENET / 1e9:.0f}",
+                f"{converted:.0f}",
+                f"{IMAGENET / converted / 3600:.1f}",
+                *(
+                    spread(figures["load"][crop]) if crop in figures["load"] else ""
+                    for crop in ("RandomCrop(224)", "RandomResizedCrop(224)")
+                ),
+            ]
+        )
     head = [
-        "encoding", "KB an image", "all of ImageNet, GB", "images/s converted",
-        "all of ImageNet, hours", "images/s loaded, `RandomCrop(224)`", "`RandomResizedCrop(224)`",
-    ]  # fmt: skip
+        "encoding",
+        "KB an image",
+        "all of ImageNet, GB",
+        "images/s converted",
+        "all of ImageNet, hours",
+        "images/s loaded, `RandomCrop(224)`",
+        "`RandomResizedCrop(224)`",
+    ]
     measured = (
         f"{setup['images']} photographs of {setup['file_bytes_per_image'] / 1000:.0f} KB to "
         f"{setup['image_size']} px (whole ones as they are), the start of the workers included; "
@@ -178,10 +195,15 @@ def cold_cache() -> str:
 
 
 NAMES = {
-    "finetune": "plain fine-tuning (L2)", "l2sp": "L2-SP", "bss": "BSS", "seqtrain": "Seq-Train",
-    "cotrain": "Co-Train", "mixup": "Mixup", "xmixup": "**XMixup**",
+    "finetune": "plain fine-tuning (L2)",
+    "l2sp": "L2-SP",
+    "bss": "BSS",
+    "seqtrain": "Seq-Train",
+    "cotrain": "Co-Train",
+    "mixup": "Mixup",
+    "xmixup": "**XMixup**",
     "gradmix": "GradMix, two sources",
-}  # fmt: skip
+}
 
 
 def step_cost() -> str:
@@ -207,20 +229,28 @@ def step_cost() -> str:
 
     memory = document["memory_mb"]
     rows = [
-        [label, relative(f"{method}, xmix_data"),
-         f"{memory[method]:,.0f} MB, {memory[method] / memory['finetune']:.2f}",
-         *(relative(f"{method}, {fed_by}") for fed_by in feeds), waiting(method)]
+        [
+            label,
+            relative(f"{method}, xmix_data"),
+            f"{memory[method]:,.0f} MB, {memory[method] / memory['finetune']:.2f}",
+            *(relative(f"{method}, {fed_by}") for fed_by in feeds),
+            waiting(method),
+        ]
         for method, label in NAMES.items()
-    ]  # fmt: skip
+    ]
     cores = setup["threads"]
     measured = (
         f"{setup['model']}, {setup['dtype']}, {setup['crop']} px, batch {setup['batch_size']}, "
         f"{cores['training']} thread(s) training and {cores['loading']} loading, median of n = "
         f"{setup['rounds']} interleaved rounds of {setup['steps']} steps"
     )
-    head = ["a step, and times plain fine-tuning's", "time, fed by xmix_data", "memory",
-            *(f"time, fed by {fed_by}" for fed_by in feeds),
-            "share of waiting, xmix_data"]  # fmt: skip
+    head = [
+        "a step, and times plain fine-tuning's",
+        "time, fed by xmix_data",
+        "memory",
+        *(f"time, fed by {fed_by}" for fed_by in feeds),
+        "share of waiting, xmix_data",
+    ]
     return table(head, rows, machine_line(document, measured))
 
 
@@ -239,17 +269,25 @@ def startup() -> str:
     opened = document["large_beton"]
     rows = [
         ["`import xmix_data`, which loads no NumPy", median(seconds["import xmix_data"], "s")],
-        ["from process start to the first batch, beyond `import torch`",
-         beyond("first batch", "import torch")],
-        ["the same without compiled kernels, process included",
-         median(document["first_batch_without_cache_s"], "s")],
-        [f"open a beton of {setup['samples']:,} samples",
-         median([o["open_s"] for o in opened], "s")],
+        [
+            "from process start to the first batch, beyond `import torch`",
+            beyond("first batch", "import torch"),
+        ],
+        [
+            "the same without compiled kernels, process included",
+            median(document["first_batch_without_cache_s"], "s"),
+        ],
+        [
+            f"open a beton of {setup['samples']:,} samples",
+            median([o["open_s"] for o in opened], "s"),
+        ],
         ["its memory that no file backs", median([o["open_mb"] for o in opened], "MB")],
         ["its XMixLoader, with itself as source", median([o["loader_s"] for o in opened], "s")],
-        ["its first batch (the epoch's order is drawn)",
-         median([o["first_batch_s"] for o in opened], "s")],
-    ]  # fmt: skip
+        [
+            "its first batch (the epoch's order is drawn)",
+            median([o["first_batch_s"] for o in opened], "s"),
+        ],
+    ]
     measured = f"n = {setup['rounds']} interleaved processes, n = 3 for compilation and large beton"
     return table(["what", "median and range"], rows, machine_line(document, measured))
 
@@ -268,8 +306,15 @@ def pairing() -> str:
         peak = max(run["peak_mb"] for run in runs)
         steps = [seconds(runs, key) for key in ("total_s", "cosines_s", "greedy_s", "optimal_s")]
         rows.append([f"{int(classes):,}", f"{int(dimensions):,}", *steps, f"{peak:,.0f} MB"])
-    head = ["source classes", "dimensions", "`pair_classes`, s", "cosines, s", "greedy, s",
-            "optimal, s", "peak memory"]  # fmt: skip
+    head = [
+        "source classes",
+        "dimensions",
+        "`pair_classes`, s",
+        "cosines, s",
+        "greedy, s",
+        "optimal, s",
+        "peak memory",
+    ]
     faiss = document["machine"]["versions"]["faiss-gpu"]
     rounds = document["configuration"]["rounds"]
     measured = f"n = {rounds} processes each, interleaved; faiss-gpu {faiss}"
@@ -388,10 +433,13 @@ def probes() -> str:
     rows = []
     for name, found in document["model"].items():
         smallest = found["singular_values"][-3:]
-        rows.append([
-            name, *(f"{100 * share:.1f}" for share in found["probe"].values()),
-            ", ".join(f"{value:.3f}" for value in smallest),
-        ])  # fmt: skip
+        rows.append(
+            [
+                name,
+                *(f"{100 * share:.1f}" for share in found["probe"].values()),
+                ", ".join(f"{value:.3f}" for value in smallest),
+            ]
+        )
     groups = next(iter(document["model"].values()))["probe"]
     head = ["network", *(f"{group}, %" for group in groups), "smallest singular values"]
     return table(head, rows, accuracy_line(document))
@@ -403,10 +451,12 @@ def soak() -> str:
     setup, memory = document["configuration"], document["memory_mb"]
     rows = [[what, f"{count:,}"] for what, count in document["counts"].items()]
     rows += [
-        ["memory at the beginning, at the end, at most",
-         ", ".join(f"{memory[key]:,.0f} MB" for key in ("first", "last", "most"))],
+        [
+            "memory at the beginning, at the end, at most",
+            ", ".join(f"{memory[key]:,.0f} MB" for key in ("first", "last", "most")),
+        ],
         ["**differences, threads or files left**", f"{len(document['problems'])}"],
-    ]  # fmt: skip
+    ]
     measured = f"{setup['rounds']:,} scenarios in {setup['minutes']:.0f} minutes"
     return table(["what", "how many"], rows, machine_line(document, measured))
 
@@ -422,18 +472,24 @@ def lifetimes() -> str:
         memory = ", ".join(f"{taken['memory_mb']:.1f}" for taken in (first, middle, last))
         rows.append([name, *kept, memory, f"{way['kb_a_cycle']:+.2f}"])
     head = [
-        "a pass ends by", "threads before, after", "open files", "MB before, half-way, after",
+        "a pass ends by",
+        "threads before, after",
+        "open files",
+        "MB before, half-way, after",
         "KB a cycle",
-    ]  # fmt: skip
+    ]
     measured = f"{setup['cycles']:,} cycles each, memory over the last half of them"
     return table(head, rows, machine_line(document, measured))
 
 
 FUZZED = {
-    "cases": "cases", "error": "a clear error", "right": "right data",
-    "replaced": "right, the image replaced", "outside": "right, damage outside the crop",
+    "cases": "cases",
+    "error": "a clear error",
+    "right": "right data",
+    "replaced": "right, the image replaced",
+    "outside": "right, damage outside the crop",
     "finding": "**neither**",
-}  # fmt: skip
+}
 
 
 def fuzzing() -> str:
@@ -459,15 +515,27 @@ def dali() -> str:
     for case in document["cases"]:
         how = "DALI decodes whole, the others a fraction" if case["at_a_fraction"] else "alike"
         decibels = [case[name] for name in ("psnr", "worst_image_psnr")]
-        rows.append([
-            f"{case['stored']}, `{case['crop']}`", how, f"{case['images']}",
-            *("equal" if value is None else f"{value:.1f}" for value in decibels),
-            f"{case['mean']:.2f}", f"{case['largest_inside']}", f"{case['largest']}",
-        ])  # fmt: skip
+        rows.append(
+            [
+                f"{case['stored']}, `{case['crop']}`",
+                how,
+                f"{case['images']}",
+                *("equal" if value is None else f"{value:.1f}" for value in decibels),
+                f"{case['mean']:.2f}",
+                f"{case['largest_inside']}",
+                f"{case['largest']}",
+            ]
+        )
     head = [
-        "stored, crop", "windows", "crops", "PSNR, dB", "of the worst crop", "mean error",
-        "largest inside", "largest at the edges",
-    ]  # fmt: skip
+        "stored, crop",
+        "windows",
+        "crops",
+        "PSNR, dB",
+        "of the worst crop",
+        "mean error",
+        "largest inside",
+        "largest at the edges",
+    ]
     setup = document["configuration"]
     measured = (
         f"{setup['images']} photographs, {setup['rounds']} epochs, decoded on {setup['device']}"

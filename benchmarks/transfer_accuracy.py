@@ -75,16 +75,27 @@ class Scale:
 
 SCALES = {
     "cpu": Scale(
-        (32, 64, 128, 256), 56, 48,
+        (32, 64, 128, 256),
+        56,
+        48,
         Recipe(iterations=4700, batch_size=128, learning_rate=0.1, weight_decay=5e-4, crop=48),
-        iterations=800, seeds=5, sweep_seeds=3, validation=8,
+        iterations=800,
+        seeds=5,
+        sweep_seeds=3,
+        validation=8,
     ),
     "gpu": Scale(
-        (64, 128, 256, 512), 64, 56,
+        (64, 128, 256, 512),
+        64,
+        56,
         Recipe(iterations=12_000, batch_size=256, learning_rate=0.2, weight_decay=5e-4, crop=56),
-        iterations=3000, seeds=5, sweep_seeds=3, validation=8, device="cuda",
+        iterations=3000,
+        seeds=5,
+        sweep_seeds=3,
+        validation=8,
+        device="cuda",
     ),
-}  # fmt: skip
+}
 
 RATES = (0.001, 0.003, 0.006, 0.01, 0.03, 0.1)
 PAIR = "one round"
@@ -172,8 +183,10 @@ class SmallResNet(nn.Module):
     def __init__(self, classes: int, widths: Sequence[int]) -> None:
         super().__init__()
         layers: list[nn.Module] = [
-            nn.Conv2d(3, widths[0], 3, 2, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()
-        ]  # fmt: skip
+            nn.Conv2d(3, widths[0], 3, 2, 1, bias=False),
+            nn.BatchNorm2d(widths[0]),
+            nn.ReLU(),
+        ]
         for number, (inputs, outputs) in enumerate(zip((widths[0], *widths), widths, strict=False)):
             layers.append(_Block(inputs, outputs, 1 if number == 0 else 2))
         self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -188,9 +201,12 @@ class _Block(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.residual = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs),
-            nn.ReLU(), nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs),
-        )  # fmt: skip
+            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
         self.shortcut: nn.Module = nn.Identity()
         if (inputs, stride) != (outputs, 1):
             self.shortcut = nn.Sequential(
@@ -223,35 +239,47 @@ def main() -> None:
         tasks += final_tasks(row, chosen[row.name], scale.seeds)
     sizes = [Row(f"XMixup, {s:g} x", "xmixup", pairing=f"{s:g} x") for s in SIZES]
     sweeps = [
-        Row(f"XMixup, α = {a:g}, rate {r:g}", "xmixup",
-            fixed=(("learning_rate", r), ("loader_alpha", a)))
+        Row(
+            f"XMixup, α = {a:g}, rate {r:g}",
+            "xmixup",
+            fixed=(("learning_rate", r), ("loader_alpha", a)),
+        )
         for r, a in itertools.product(SWEEP_RATES, ALPHAS)
-    ]  # fmt: skip
+    ]
     others = (*sweeps, *LONGER_ROWS, *CLEAN_ROWS, *ABLATION_ROWS, *sizes)
     for row in others:
         tasks += final_tasks(row, chosen[row.like] if row.like else UNIFORM, scale.sweep_seeds)
     done = runs.of(tasks)
 
     def accuracies(row: Row) -> list[float]:
-        return [done[key]["accuracy"] for key in (task_key(t) for t in tasks)
-                if json.loads(key)["row"] == row.name]  # fmt: skip
+        return [
+            done[key]["accuracy"]
+            for key in (task_key(t) for t in tasks)
+            if json.loads(key)["row"] == row.name
+        ]
 
     rows = (*METHOD_ROWS, *others)
     result = {
         "benchmark": "transfer_accuracy",
         "machine": machine.describe(),
         "configuration": {
-            "scale": options.scale, "rounds": scale.seeds, **dataclasses.asdict(scale),
+            "scale": options.scale,
+            "rounds": scale.seeds,
+            **dataclasses.asdict(scale),
             "selected": selected,
-            "grids": GRIDS, "folds": FOLDS, "finalists": FINALISTS,
-            "first_fold_seed": TUNING_SEED, "longer": LONGER, "ablation_base": ABLATION_BASE,
+            "grids": GRIDS,
+            "folds": FOLDS,
+            "finalists": FINALISTS,
+            "first_fold_seed": TUNING_SEED,
+            "longer": LONGER,
+            "ablation_base": ABLATION_BASE,
         },
         "pretrained": json.loads((work / "pretraining" / "result.json").read_text())["accuracy"],
         "chosen": chosen,
         "validation": {row.name: tried(row, runs) for row in METHOD_ROWS},
         "accuracy": {row.name: accuracies(row) for row in rows},
         "model": what_it_does_to_the_model(scale, work, chosen),
-    }  # fmt: skip
+    }
     path = options.json or Path(f"benchmarks/results/transfer_accuracy_{options.scale}.json")
     path.write_text(json.dumps(result, indent=1) + "\n")
     for row in rows:
@@ -288,10 +316,12 @@ def divided(images: ClassFolder, fold: int, size: int) -> tuple[Subset, Subset]:
     """Each class without the images of a fold, and these; folds share none."""
     labels = images.labels()
     random = np.random.default_rng(0)
-    held = np.concatenate([
-        random.permutation(np.flatnonzero(labels == label))[fold * size : (fold + 1) * size]
-        for label in range(len(images.class_names))
-    ])  # fmt: skip
+    held = np.concatenate(
+        [
+            random.permutation(np.flatnonzero(labels == label))[fold * size : (fold + 1) * size]
+            for label in range(len(images.class_names))
+        ]
+    )
     kept = np.setdiff1d(np.arange(len(labels)), held)
     classes = range(len(images.class_names))
     return (
@@ -305,10 +335,15 @@ def pretrain(scale: Scale, work: Path) -> None:
     torch.manual_seed(0)
     classes = len(Beton(work / "source-train.beton").class_names)
     fit(
-        FineTune(), SmallResNet(classes, scale.widths), work / "source-train.beton",
-        test=work / "source-test.beton", recipe=scale.pretraining, device=scale.device,
-        output=work / "pretraining", progress=True,
-    )  # fmt: skip
+        FineTune(),
+        SmallResNet(classes, scale.widths),
+        work / "source-train.beton",
+        test=work / "source-test.beton",
+        recipe=scale.pretraining,
+        device=scale.device,
+        output=work / "pretraining",
+        progress=True,
+    )
 
 
 def pretrained(scale: Scale, work: Path) -> SmallResNet:
@@ -329,9 +364,12 @@ def pair(scale: Scale, work: Path) -> dict[str, int]:
 
     def centroids(*names: str) -> Any:
         return class_centroids(
-            [work / f"{name}.beton" for name in names], network, device=scale.device,
-            crop=CenterCrop(scale.crop), cache=work / "features",
-        )  # fmt: skip
+            [work / f"{name}.beton" for name in names],
+            network,
+            device=scale.device,
+            crop=CenterCrop(scale.crop),
+            cache=work / "features",
+        )
 
     target, source = centroids("target-train"), centroids("source-train")
     pairings = {PAIR: pair_classes(target, source)}
@@ -349,9 +387,14 @@ def pair(scale: Scale, work: Path) -> dict[str, int]:
 def task(row: Row, options: Mapping[str, Any], seed: int, train: str, test: str) -> dict[str, Any]:
     """One training, as plain values."""
     return {
-        "row": row.name, "method": row.method, "pairing": row.pairing, "seed": seed,
-        "train": train, "test": test, "options": {**options, **dict(row.fixed)},
-    }  # fmt: skip
+        "row": row.name,
+        "method": row.method,
+        "pairing": row.pairing,
+        "seed": seed,
+        "train": train,
+        "test": test,
+        "options": {**options, **dict(row.fixed)},
+    }
 
 
 def task_key(one: Mapping[str, Any]) -> str:
@@ -371,10 +414,11 @@ def tried(row: Row, runs: Runs) -> list[dict[str, Any]]:
     def of(seen: Sequence[tuple[int, int]]) -> dict[tuple[int, int], float]:
         """Accuracy by combination and fold."""
         tasks = [
-            task(row, grids[n], TUNING_SEED + fold, f"target-fit-{fold}",
-                 f"target-validation-{fold}")
+            task(
+                row, grids[n], TUNING_SEED + fold, f"target-fit-{fold}", f"target-validation-{fold}"
+            )
             for n, fold in seen
-        ]  # fmt: skip
+        ]
         done = runs.of(tasks)
         return {
             place: done[task_key(one)]["accuracy"] for place, one in zip(seen, tasks, strict=True)
@@ -384,10 +428,12 @@ def tried(row: Row, runs: Runs) -> list[dict[str, Any]]:
     best = sorted(range(len(grids)), key=lambda n: accuracy[n, 0], reverse=True)[:FINALISTS]
     accuracy |= of([(n, fold) for n in best for fold in range(1, row.folds)])
     return [
-        {"options": options,
-         "accuracy": [accuracy[n, fold] for fold in range(FOLDS) if (n, fold) in accuracy]}
+        {
+            "options": options,
+            "accuracy": [accuracy[n, fold] for fold in range(FOLDS) if (n, fold) in accuracy],
+        }
         for n, options in enumerate(grids)
-    ]  # fmt: skip
+    ]
 
 
 def choose(row: Row, runs: Runs) -> dict[str, Any]:
@@ -420,8 +466,11 @@ class Runs:
                     stream.write(json.dumps(line) + "\n")
                 self._done[task_key(line["task"])] = line
                 one = line["task"]
-                print(f"{one['row']}, {one['options']}, seed {one['seed']}, {one['test']}: "
-                      f"{100 * line['accuracy']:.2f} %", flush=True)  # fmt: skip
+                print(
+                    f"{one['row']}, {one['options']}, seed {one['seed']}, {one['test']}: "
+                    f"{100 * line['accuracy']:.2f} %",
+                    flush=True,
+                )
         return {task_key(one): self._done[task_key(one)] for one in tasks}
 
 
@@ -437,9 +486,12 @@ def fine_tuned(one: Mapping[str, Any], scale: Scale, work: Path) -> Any:
         torch.set_num_threads(1)
     options = dict(one["options"])
     recipe = Recipe(
-        iterations=scale.iterations * options.pop("times", 1), crop=scale.crop, seed=one["seed"],
-        learning_rate=options.pop("learning_rate"), alpha=options.pop("loader_alpha", 1.0),
-    )  # fmt: skip
+        iterations=scale.iterations * options.pop("times", 1),
+        crop=scale.crop,
+        seed=one["seed"],
+        learning_rate=options.pop("learning_rate"),
+        alpha=options.pop("loader_alpha", 1.0),
+    )
     names = {"two sources": ["source-half-0", "source-half-1"]}.get(
         one["pairing"], ["source-train"]
     )
@@ -451,10 +503,17 @@ def fine_tuned(one: Mapping[str, Any], scale: Scale, work: Path) -> Any:
         rows = [known.index(name) for path in sources for name in Beton(path).class_names]
     clean = options.pop("clean_statistics", False)
     result = fit(
-        METHODS[one["method"]](**options), pretrained(scale, work), work / f"{one['train']}.beton",
-        source=sources, pairing=work / f"pairing {one['pairing']}.json", source_rows=rows,
-        test=work / f"{one['test']}.beton", recipe=recipe, device=scale.device, num_workers=1,
-    )  # fmt: skip
+        METHODS[one["method"]](**options),
+        pretrained(scale, work),
+        work / f"{one['train']}.beton",
+        source=sources,
+        pairing=work / f"pairing {one['pairing']}.json",
+        source_rows=rows,
+        test=work / f"{one['test']}.beton",
+        recipe=recipe,
+        device=scale.device,
+        num_workers=1,
+    )
     if clean:
         accuracy = with_clean_statistics(result.network, one, scale, work)
         result = dataclasses.replace(result, accuracy=accuracy)
@@ -524,9 +583,10 @@ def features_of(network: nn.Module, path: Path, scale: Scale) -> tuple[torch.Ten
 
 
 def probe(
-    train: tuple[torch.Tensor, torch.Tensor], test: tuple[torch.Tensor, torch.Tensor],
+    train: tuple[torch.Tensor, torch.Tensor],
+    test: tuple[torch.Tensor, torch.Tensor],
     ids: Sequence[int],
-) -> float:  # fmt: skip
+) -> float:
     """Accuracy of multinomial regression on standardised features, among some classes."""
     position = torch.full((int(train[1].max()) + 1,), -1)
     position[list(ids)] = torch.arange(len(ids))

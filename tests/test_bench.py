@@ -61,9 +61,15 @@ def test_predictions_add_up_times() -> None:
 )
 def test_who_waits_is_said_in_words(stats: dict[str, float], words: str) -> None:
     usual = {
-        "batches": 3, "samples": 24, "consumer_waited_s": 1.0, "loader_waited_s": 0.5,
-        "decode_s": 2.0, "copy_s": 2.0, "bytes_read": 1e6, "disk_waits": 0,
-    }  # fmt: skip
+        "batches": 3,
+        "samples": 24,
+        "consumer_waited_s": 1.0,
+        "loader_waited_s": 0.5,
+        "decode_s": 2.0,
+        "copy_s": 2.0,
+        "bytes_read": 1e6,
+        "disk_waits": 0,
+    }
     assert words in bench.explain({**usual, **stats})
 
 

@@ -17,8 +17,9 @@ ROOT = Path(__file__).parents[1]
 def test_tables_are_those_of_the_results() -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / "tables.py"), "--check"],
-        capture_output=True, text=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 

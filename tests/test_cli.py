@@ -99,9 +99,20 @@ def test_results_as_json(betons: Betons, tmp_path: Path, capsys: Capture) -> Non
     domains = ["--target", betons.target_raw.path, "--source", betons.source_raw.path]
     pairing = tmp_path / "pairing.json"
     paired = document(
-        capsys, "pair", *domains, "--model", "resnet18", "--weights", "none", "--crop", 32,
-        "--device", "cpu", "-o", pairing,
-    )  # fmt: skip
+        capsys,
+        "pair",
+        *domains,
+        "--model",
+        "resnet18",
+        "--weights",
+        "none",
+        "--crop",
+        32,
+        "--device",
+        "cpu",
+        "-o",
+        pairing,
+    )
     assert isinstance(paired, dict)
     assert paired["pairs"] == json.loads(pairing.read_text())["pairs"]
     assert paired["path"] == str(pairing) and -1 <= paired["mean_cosine"] <= 1
@@ -109,8 +120,9 @@ def test_results_as_json(betons: Betons, tmp_path: Path, capsys: Capture) -> Non
 
     report = tmp_path / "report.html"
     assert document(capsys, "report", pairing, *domains, "-o", report) == {
-        "path": str(report), "byte_length": report.stat().st_size
-    }  # fmt: skip
+        "path": str(report),
+        "byte_length": report.stat().st_size,
+    }
 
 
 def test_bench_prints_json_or_writes_it(
@@ -118,8 +130,10 @@ def test_bench_prints_json_or_writes_it(
 ) -> None:
     parse = _parser().parse_args
     assert [parse(["bench", *a]).json for a in ([], ["--json"], ["--json", "-"])] == [
-        None, True, True
-    ]  # fmt: skip
+        None,
+        True,
+        True,
+    ]
     assert parse(["bench", "--json", "--rounds", "2"]).json is True
     monkeypatch.setattr(bench, "_LEAST_IMAGES", 96)
     for index in range(4):
@@ -135,9 +149,14 @@ def test_the_demo_tells_its_way_beside_its_json(
     tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = functools.partial(
-        demo._Settings, variations=1, per_class=3, pretrain_epochs=1, iterations=2, batch_size=15,
+        demo._Settings,
+        variations=1,
+        per_class=3,
+        pretrain_epochs=1,
+        iterations=2,
+        batch_size=15,
         measured_pairs=30,
-    )  # fmt: skip
+    )
     monkeypatch.setattr(demo, "_Settings", small)
     assert main(["demo", "--json", "--seeds", "1", "--output", str(tmp_path / "demo")]) == 0
     captured = capsys.readouterr()
@@ -204,9 +223,13 @@ def test_a_closed_stdout_is_no_error(betons: Betons) -> None:
 
 
 def on_a_terminal(
-    arguments: Sequence[object], *, columns: int = 80, until: bytes | None = None,
-    then: Callable[[int], object] | None = None, **variables: str,
-) -> tuple[int, str]:  # fmt: skip
+    arguments: Sequence[object],
+    *,
+    columns: int = 80,
+    until: bytes | None = None,
+    then: Callable[[int], object] | None = None,
+    **variables: str,
+) -> tuple[int, str]:
     """Run the command on a terminal of its own; status and all that it showed.
 
     ``then`` is done once, with the terminal, when ``until`` has been shown.
@@ -214,10 +237,14 @@ def on_a_terminal(
     terminal, inside = pty.openpty()
     ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", 24 if columns else 0, columns, 0, 0))
     process = subprocess.Popen(
-        [*COMMAND, *map(str, arguments)], stdin=inside, stdout=inside, stderr=inside,
-        env=environment(**variables), start_new_session=True,
+        [*COMMAND, *map(str, arguments)],
+        stdin=inside,
+        stdout=inside,
+        stderr=inside,
+        env=environment(**variables),
+        start_new_session=True,
         preexec_fn=lambda: (ioctl(0, termios.TIOCSCTTY, 0), heeds_interrupts()),
-    )  # fmt: skip
+    )
     os.close(inside)
     shown, deadline = b"", time.monotonic() + 60
     while time.monotonic() < deadline:
@@ -259,10 +286,29 @@ def test_a_dumb_terminal_and_a_log_have_plain_lines(betons: Betons) -> None:
 def test_training_leaves_no_escape_sequence(betons: Betons, tmp_path: Path) -> None:
     """Libraries that colour their own messages reset the terminal when the process ends."""
     status, shown = on_a_terminal(
-        ["train", "--method", "finetune", "--target", betons.target_raw.path, "--model", "resnet18",
-         "--weights", "none", "--iterations", 1, "--batch-size", 2, "--crop", 32, "--device", "cpu",
-         "--output", tmp_path / "run"], OMP_NUM_THREADS="1",
-    )  # fmt: skip
+        [
+            "train",
+            "--method",
+            "finetune",
+            "--target",
+            betons.target_raw.path,
+            "--model",
+            "resnet18",
+            "--weights",
+            "none",
+            "--iterations",
+            1,
+            "--batch-size",
+            2,
+            "--crop",
+            32,
+            "--device",
+            "cpu",
+            "--output",
+            tmp_path / "run",
+        ],
+        OMP_NUM_THREADS="1",
+    )
     assert status == 0, shown
     assert "finetune: 100%" in shown and "\x1b" not in shown
 
@@ -272,16 +318,17 @@ def test_ctrl_c_ends_with_one_line(tmp_path: Path, times: int) -> None:
     """Typed on a terminal, it reaches the worker processes as well."""
     folder = tmp_path / "images" / "a"
     folder.mkdir(parents=True)
-    Image.fromarray(
-        np.random.default_rng(0).integers(0, 256, (1200, 1200, 3), np.uint8)
-    ).save(folder / "0.jpg")  # fmt: skip
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (1200, 1200, 3), np.uint8)).save(
+        folder / "0.jpg"
+    )
     for index in range(1, 600):
         (folder / f"{index}.jpg").hardlink_to(folder / "0.jpg")
     out = tmp_path / "out.beton"
     status, shown = on_a_terminal(
-        ["convert", folder.parent, out, "--workers", 2], until=b"| 1",
+        ["convert", folder.parent, out, "--workers", 2],
+        until=b"| 1",
         then=lambda terminal: os.write(terminal, b"\x03" * times),
-    )  # fmt: skip
+    )
     assert status == 130, shown
     lines = re.split(r"[\r\n]+", shown[shown.index("^C") :].replace("^C", "").strip())
     lines = [line for line in lines if line and not line.startswith("convert out.beton: ")]
@@ -291,12 +338,36 @@ def test_ctrl_c_ends_with_one_line(tmp_path: Path, times: int) -> None:
 
 def test_an_interrupt_signal_ends_a_command_in_a_log(betons: Betons, tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [*COMMAND, "train", "--method", "finetune", "--target", str(betons.target_raw.path),
-         "--model", "resnet18", "--weights", "none", "--iterations", "100000", "--batch-size", "2",
-         "--crop", "32", "--device", "cpu", "--log-every", "1", "--output", str(tmp_path / "run")],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=environment(OMP_NUM_THREADS="1"), preexec_fn=heeds_interrupts,
-    )  # fmt: skip
+        [
+            *COMMAND,
+            "train",
+            "--method",
+            "finetune",
+            "--target",
+            str(betons.target_raw.path),
+            "--model",
+            "resnet18",
+            "--weights",
+            "none",
+            "--iterations",
+            "100000",
+            "--batch-size",
+            "2",
+            "--crop",
+            "32",
+            "--device",
+            "cpu",
+            "--log-every",
+            "1",
+            "--output",
+            str(tmp_path / "run"),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(OMP_NUM_THREADS="1"),
+        preexec_fn=heeds_interrupts,
+    )
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 60
     while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
@@ -331,9 +402,7 @@ def test_the_doctor_names_versions_and_limits(capsys: Capture, betons: Betons) -
     assert re.search(r"^ok +storage +not measured: ", said, re.M) and "made-up JPEGs" in said
 
 
-def test_the_doctor_fails_after_its_list(
-    capsys: Capture, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+def test_the_doctor_fails_after_its_list(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
     assert main(["doctor", "--json"]) == 2
     captured = capsys.readouterr()
@@ -373,9 +442,13 @@ def test_rates_are_of_the_work_that_was_done(betons: Betons) -> None:
     jpegs = [betons.target_jpg.data(i).tobytes() for i in range(4)]
     pixels = np.random.default_rng(0).integers(0, 256, (400, 400, 3), np.uint8)
     beton = write_beton(
-        [(pixels, 0)] * 2, betons.target_jpg.path.with_name("noise.beton"), image_size=None,
-        num_workers=0, progress=False, overwrite=True,
-    )  # fmt: skip
+        [(pixels, 0)] * 2,
+        betons.target_jpg.path.with_name("noise.beton"),
+        image_size=None,
+        num_workers=0,
+        progress=False,
+        overwrite=True,
+    )
     small = decode_rate(jpegs, 1, seconds=0.1)
     large = decode_rate([beton.data(0).tobytes()], 1, seconds=0.1)
     assert 0 < large < small / 4

@@ -137,8 +137,9 @@ def test_batches_belong_to_the_caller(betons: Betons, backend: str) -> None:
             assert_same(one, other)
 
 
-@pytest.mark.parametrize("change", [{"num_workers": 1}, {"num_workers": 5}, {"prefetch": 1},
-                                    {"prefetch": 9}])  # fmt: skip
+@pytest.mark.parametrize(
+    "change", [{"num_workers": 1}, {"num_workers": 5}, {"prefetch": 1}, {"prefetch": 9}]
+)
 def test_threads_and_prefetch_change_nothing(
     betons: Betons, backend: str, change: dict[str, int]
 ) -> None:
@@ -182,9 +183,10 @@ def test_raw_crops_are_equal_bit_for_bit(
 ) -> None:
     options = {"crop": crop, "flip": flip, "mix": False, "dtype": torch.uint8}
     for one, other in zip(
-        mixed(betons, backend=fast_backend, **options), mixed(betons, backend="torch", **options),
+        mixed(betons, backend=fast_backend, **options),
+        mixed(betons, backend="torch", **options),
         strict=True,
-    ):  # fmt: skip
+    ):
         assert one.target_images.dtype == torch.uint8
         assert_same(one, other)
 
@@ -215,11 +217,17 @@ def test_jpeg_agrees_within_the_decoder_tolerance(
     source = getattr(betons, f"source_{encodings[1]}")
     loaders = [
         XMixLoader(
-            target, source, betons.pairing, batch_size=9, crop=crop, mix=False,
-            dtype=torch.uint8, backend=backend,
+            target,
+            source,
+            betons.pairing,
+            batch_size=9,
+            crop=crop,
+            mix=False,
+            dtype=torch.uint8,
+            backend=backend,
         )
         for backend in (fast_backend, "torch")
-    ]  # fmt: skip
+    ]
     for one, other in zip(*loaders, strict=True):
         for a, b in zip(one, other, strict=True):
             assert (a.int() - b.int()).abs().max() <= (tolerance if a.ndim == 4 else 0)
@@ -237,12 +245,22 @@ def test_images_of_many_sizes_are_cropped_alike(tmp_path: Path, fast_backend: st
     assert target.image_size is None
     for crop in (RandomCrop(32), RandomResizedCrop(24)):
         batches = [
-            next(iter(XMixLoader(
-                target, source, reversed_pairing(target, source), batch_size=18, crop=crop,
-                mix=False, dtype=torch.uint8, backend=backend,
-            )))
+            next(
+                iter(
+                    XMixLoader(
+                        target,
+                        source,
+                        reversed_pairing(target, source),
+                        batch_size=18,
+                        crop=crop,
+                        mix=False,
+                        dtype=torch.uint8,
+                        backend=backend,
+                    )
+                )
+            )
             for backend in (fast_backend, "torch")
-        ]  # fmt: skip
+        ]
         assert torch.equal(batches[0].target_images, batches[1].target_images)
         difference = batches[0].source_images.int() - batches[1].source_images.int()
         resized = fast_backend == "dali" and crop.resizes
@@ -324,9 +342,14 @@ def test_a_state_of_another_loader_is_refused(numbered: NumberedBetons, backend:
         crops(numbered, backend=backend, seed=6).load_state_dict(state)
     other = Pairing({**numbered.pairing.pairs, "t0": [PairedClass("s0", 0.1, 40)]})
     changed = XMixLoader(
-        numbered.target, numbered.source, other, batch_size=4, crop=RandomCrop(8), seed=5,
+        numbered.target,
+        numbered.source,
+        other,
+        batch_size=4,
+        crop=RandomCrop(8),
+        seed=5,
         backend=backend,
-    )  # fmt: skip
+    )
     with pytest.raises(ValueError, match="other data or another pairing"):
         changed.load_state_dict(state)
     with pytest.raises(ValueError, match="no loader state"):
@@ -342,12 +365,16 @@ def test_ranks_together_are_the_one_process_batch(
     ranks = [
         list(
             crops(
-                numbered, backend=backend, batch_size=5, drop_last=drop_last, rank=rank,
+                numbered,
+                backend=backend,
+                batch_size=5,
+                drop_last=drop_last,
+                rank=rank,
                 world_size=world_size,
             )
         )
         for rank in range(world_size)
-    ]  # fmt: skip
+    ]
     assert len({len(batches) for batches in ranks}) == 1
     assert len(ranks[0]) == len(one)
     for step, whole in enumerate(one):
@@ -396,10 +423,11 @@ def test_rank_is_found_from_torch_distributed(numbered: NumberedBetons, tmp_path
     processes = [
         subprocess.Popen(
             [sys.executable, str(script), str(rank), *paths, str(tmp_path / "store")],
-            stdout=subprocess.PIPE, text=True,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for rank in range(2)
-    ]  # fmt: skip
+    ]
     outputs = [json.loads(process.communicate(timeout=120)[0]) for process in processes]
     whole = targets_of(list(crops(numbered, batch_size=8)))
     assert [i for pair in zip(*outputs, strict=True) for part in pair for i in part] == whole
@@ -408,19 +436,28 @@ def test_rank_is_found_from_torch_distributed(numbered: NumberedBetons, tmp_path
 def test_a_list_is_several_domains_with_offset_classes(
     numbered: NumberedBetons, betons: Betons, backend: str
 ) -> None:
-    pairing = Pairing({
-        "t0": [PairedClass("s1", 0.9, 30), PairedClass("q1", 0.8, 5)],
-        "t1": [PairedClass("q0", 0.7, 4)],
-        "t2": [PairedClass("s3", 0.6, 25)],
-    })  # fmt: skip
+    pairing = Pairing(
+        {
+            "t0": [PairedClass("s1", 0.9, 30), PairedClass("q1", 0.8, 5)],
+            "t1": [PairedClass("q0", 0.7, 4)],
+            "t2": [PairedClass("s3", 0.6, 25)],
+        }
+    )
     folder = numbered.source.path.parent
     extra = folder / f"extra-{backend}.beton"
-    write_beton(Numbered([4, 5], "q"), extra, image_size=24, encoding="raw", num_workers=0,
-                progress=False)  # fmt: skip
+    write_beton(
+        Numbered([4, 5], "q"), extra, image_size=24, encoding="raw", num_workers=0, progress=False
+    )
     loader = XMixLoader(
-        numbered.target, [numbered.source.path, extra], pairing, batch_size=37, crop=RandomCrop(8),
-        mix=False, dtype=torch.uint8, backend=backend,
-    )  # fmt: skip
+        numbered.target,
+        [numbered.source.path, extra],
+        pairing,
+        batch_size=37,
+        crop=RandomCrop(8),
+        mix=False,
+        dtype=torch.uint8,
+        backend=backend,
+    )
     assert loader.num_source_classes == 6
     seen = set()
     for _ in range(4):
@@ -462,9 +499,16 @@ def test_a_pairing_may_be_a_path_and_names_decide(
     path = tmp_path / "pairing.json"
     numbered.pairing.save(path)
     loader = XMixLoader(
-        str(numbered.target.path), str(numbered.source.path), path, batch_size=4,
-        crop=RandomCrop(8), mix=False, dtype=torch.uint8, seed=5, backend=backend,
-    )  # fmt: skip
+        str(numbered.target.path),
+        str(numbered.source.path),
+        path,
+        batch_size=4,
+        crop=RandomCrop(8),
+        mix=False,
+        dtype=torch.uint8,
+        seed=5,
+        backend=backend,
+    )
     assert_same(next(iter(loader)), next(iter(crops(numbered, backend=backend))))
 
 
@@ -491,9 +535,13 @@ OTHER = {"files": ["other.beton"], "fingerprints": ["sha256:other"]}
 def twins(numbered: NumberedBetons, tmp_path: Path) -> tuple[Beton, Beton, Pairing]:
     """Two sources with the same class names, and a pairing over both."""
     other = write_beton(
-        Numbered([3, 4, 5, 6], "s"), tmp_path / "twin.beton", image_size=24, encoding="raw",
-        num_workers=0, progress=False,
-    )  # fmt: skip
+        Numbered([3, 4, 5, 6], "s"),
+        tmp_path / "twin.beton",
+        image_size=24,
+        encoding="raw",
+        num_workers=0,
+        progress=False,
+    )
     pairs = {
         "t0": [PairedClass("s1", 0.5, 30, None, 0)],
         "t1": [PairedClass("s1", 0.5, 4, None, 1), PairedClass("s3", 0.4, 25, None, 0)],
@@ -505,21 +553,34 @@ def twins(numbered: NumberedBetons, tmp_path: Path) -> tuple[Beton, Beton, Pairi
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_a_pairing_over_several_sources_says_which(
-    numbered: NumberedBetons, twins: tuple[Beton, Beton, Pairing], backend: str,
+    numbered: NumberedBetons,
+    twins: tuple[Beton, Beton, Pairing],
+    backend: str,
     order: tuple[int, int],
-) -> None:  # fmt: skip
+) -> None:
     """The betons are known by their fingerprints, wherever they stand in the list."""
     sources, pairing = twins[:2], twins[2]
     loader = XMixLoader(
-        numbered.target, [sources[i] for i in order], pairing, batch_size=4, crop=CenterCrop(8),
-        flip=False, mix=False, dtype=torch.uint8, backend=backend, drop_last=False,
-    )  # fmt: skip
+        numbered.target,
+        [sources[i] for i in order],
+        pairing,
+        batch_size=4,
+        crop=CenterCrop(8),
+        flip=False,
+        mix=False,
+        dtype=torch.uint8,
+        backend=backend,
+        drop_last=False,
+    )
     seen = set()
     for batch in itertools.chain.from_iterable(loader for _ in range(8)):
         for t, s, domain, image in zip(
-            batch.target_labels.tolist(), batch.source_labels.tolist(),
-            batch.source_domains.tolist(), Numbered.indices(batch.source_images), strict=True,
-        ):  # fmt: skip
+            batch.target_labels.tolist(),
+            batch.source_labels.tolist(),
+            batch.source_domains.tolist(),
+            Numbered.indices(batch.source_images),
+            strict=True,
+        ):
             beton = sources[order[domain]]
             name = beton.class_names[s - 4 * domain]
             assert beton.class_names[int(beton.labels[image])] == name
@@ -550,9 +611,11 @@ def test_the_sources_of_a_pairing_must_all_be_given(
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_a_source_that_was_converted_again_is_what_the_known_ones_leave(
-    numbered: NumberedBetons, twins: tuple[Beton, Beton, Pairing], tmp_path: Path,
+    numbered: NumberedBetons,
+    twins: tuple[Beton, Beton, Pairing],
+    tmp_path: Path,
     order: tuple[int, int],
-) -> None:  # fmt: skip
+) -> None:
     one, two, pairing = twins
     again = write_beton(
         two, tmp_path / "again.beton", image_size=20, encoding="raw", num_workers=0, progress=False
@@ -566,7 +629,7 @@ def test_a_source_that_was_converted_again_is_what_the_known_ones_leave(
         for t, domain, s in zip(
             *(x.tolist() for x in (batch.target_labels, batch.source_domains, batch.source_labels)),
             strict=True,
-        ):  # fmt: skip
+        ):
             assert (t, order[domain], s - 4 * domain) in expected
 
 
@@ -586,8 +649,11 @@ def test_image_loader_gives_the_images_that_a_pairing_selects(
     """The auxiliary set: each image once, labels of the whole source."""
     one, two, pairing = twins
     options: dict[str, Any] = {
-        "batch_size": 7, "crop": CenterCrop(8), "dtype": torch.uint8, "backend": backend
-    }  # fmt: skip
+        "batch_size": 7,
+        "crop": CenterCrop(8),
+        "dtype": torch.uint8,
+        "backend": backend,
+    }
 
     def images(source: Any, pairing: Pairing) -> list[tuple[int, int]]:
         loader = ImageLoader(source, pairing=pairing, **options)
@@ -620,9 +686,17 @@ def test_parts_of_classes_are_drawn_from_once_each(
             {"seed": seed},
         )
         loader = XMixLoader(
-            numbered.target, source, pairing, batch_size=4, crop=CenterCrop(8), mix=False,
-            flip=False, dtype=torch.uint8, backend=backend, drop_last=False,
-        )  # fmt: skip
+            numbered.target,
+            source,
+            pairing,
+            batch_size=4,
+            crop=CenterCrop(8),
+            mix=False,
+            flip=False,
+            dtype=torch.uint8,
+            backend=backend,
+            drop_last=False,
+        )
         found: dict[int, set[int]] = {0: set(), 1: set(), 2: set()}
         for _ in range(12):
             for batch in loader:
@@ -636,9 +710,13 @@ def test_parts_of_classes_are_drawn_from_once_each(
     assert set().union(*found.values()) == set(np.flatnonzero(numbered.source.labels == 1).tolist())
     assert drawn(numbered.source, 1) != found
     fewer = write_beton(
-        select(open_images(numbered.source), classes=["s1", "s2"]), tmp_path / "fewer.beton",
-        image_size=24, encoding="raw", num_workers=0, progress=False,
-    )  # fmt: skip
+        select(open_images(numbered.source), classes=["s1", "s2"]),
+        tmp_path / "fewer.beton",
+        image_size=24,
+        encoding="raw",
+        num_workers=0,
+        progress=False,
+    )
     assert drawn(fewer, 0) == found
     parts["t2"] = (13, 18)
     with pytest.raises(ValueError, match="images 13 to 30 of source class 's1', which has 30"):
@@ -663,9 +741,13 @@ def test_the_same_beton_may_be_target_and_source(
     pairing = reversed_pairing(numbered.target, numbered.target)
     with caplog.at_level(logging.INFO, "xmix_data"):
         loader = XMixLoader(
-            numbered.target, numbered.target, pairing, batch_size=4, crop=RandomCrop(8),
+            numbered.target,
+            numbered.target,
+            pairing,
+            batch_size=4,
+            crop=RandomCrop(8),
             backend=backend,
-        )  # fmt: skip
+        )
     assert "target and source at once" in caplog.text
     assert len(list(loader)) == 9
 
@@ -687,10 +769,15 @@ def test_image_loader_keeps_the_order_and_all_images(
 
 def test_image_loader_takes_some_classes(numbered: NumberedBetons, backend: str) -> None:
     loader = ImageLoader(
-        numbered.target, batch_size=64, crop=CenterCrop(8), classes=["t2", "t0"], shuffle=True,
-        dtype=torch.uint8, backend=backend,
-    )  # fmt: skip
-    (images, labels), = loader  # fmt: skip
+        numbered.target,
+        batch_size=64,
+        crop=CenterCrop(8),
+        classes=["t2", "t0"],
+        shuffle=True,
+        dtype=torch.uint8,
+        backend=backend,
+    )
+    ((images, labels),) = loader
     wanted = [*range(12), *range(22, 37)]
     assert sorted(Numbered.indices(images)) == wanted
     assert set(labels.tolist()) == {0, 2}

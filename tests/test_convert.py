@@ -207,8 +207,17 @@ def test_pairing_classes_and_per_class_make_a_subset_in_one_command(
     capsys: Capture, folder: Path, out: Path, pairing: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "classes.txt").write_text("ant\nbee\ndog\n")
-    convert(capsys, folder, out, "--pairing", pairing, "--per-class", 3,
-            "--classes", tmp_path / "classes.txt")  # fmt: skip
+    convert(
+        capsys,
+        folder,
+        out,
+        "--pairing",
+        pairing,
+        "--per-class",
+        3,
+        "--classes",
+        tmp_path / "classes.txt",
+    )
     assert names_of(Beton(out)) == {"bee": 2, "dog": 3}
 
 
@@ -472,8 +481,9 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(folder: Path, out: Path, wor
     def limit_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, ((8 << 20) + 100_000,) * 2)
 
-    done = run("convert", folder, out, "--encoding", "raw", "--workers", workers,
-               preexec_fn=limit_files)  # fmt: skip
+    done = run(
+        "convert", folder, out, "--encoding", "raw", "--workers", workers, preexec_fn=limit_files
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         f"xmix: {out}: cannot be written (File too large); free space or write elsewhere\n"
@@ -502,8 +512,9 @@ def test_an_interrupted_conversion_is_one_line_and_leaves_nothing(
     os.killpg(running.pid, signal.SIGINT)  # as Ctrl-C does: to all processes of the terminal
     _, printed = running.communicate(timeout=TIMEOUT_S)
     assert (running.returncode, printed) == (
-        130, "xmix: interrupted; nothing was left half-written\n",
-    )  # fmt: skip
+        130,
+        "xmix: interrupted; nothing was left half-written\n",
+    )
     assert files_in(tmp_path) == ["images"]
 
 

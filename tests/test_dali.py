@@ -69,9 +69,14 @@ class Streams:
 
 def written(streams: list[bytes], path: Path) -> Beton:
     return write_beton(
-        Streams(streams), path, image_size=None, crop="none", encoding="keep", num_workers=0,
+        Streams(streams),
+        path,
+        image_size=None,
+        crop="none",
+        encoding="keep",
+        num_workers=0,
         progress=False,
-    )  # fmt: skip
+    )
 
 
 def overwritten(beton: Beton, path: Path, changes: dict[int, Callable[[bytes], bytes]]) -> Beton:
@@ -122,9 +127,14 @@ def sound(streams: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> Bet
 
 def loaded(beton: Any, **options: Any) -> ImageLoader:
     settings = {
-        "batch_size": 5, "crop": RandomCrop(32), "flip": True, "dtype": torch.uint8,
-        "backend": "dali", "num_workers": 2, **options,
-    }  # fmt: skip
+        "batch_size": 5,
+        "crop": RandomCrop(32),
+        "flip": True,
+        "dtype": torch.uint8,
+        "backend": "dali",
+        "num_workers": 2,
+        **options,
+    }
     return ImageLoader(beton, **settings)
 
 
@@ -200,10 +210,15 @@ def test_only_plain_jpegs_are_given_to_dali(what: str) -> None:
     expected, change = PLAIN[what]
     data = np.frombuffer(change(jpeg(picture(0))), np.uint8)
     table = decode.image_table(
-        np.array([data.ctypes.data], np.uint64), np.array([len(data)], np.uint64),
-        np.array([JPG], np.uint8), np.array([SIDE], np.uint16), np.array([SIDE], np.uint16),
-        np.zeros((1, 4), np.int32), np.zeros(1, bool), (8, 8),
-    )  # fmt: skip
+        np.array([data.ctypes.data], np.uint64),
+        np.array([len(data)], np.uint64),
+        np.array([JPG], np.uint8),
+        np.array([SIDE], np.uint16),
+        np.array([SIDE], np.uint16),
+        np.zeros((1, 4), np.int32),
+        np.zeros(1, bool),
+        (8, 8),
+    )
     plain = np.array([not expected])
     decode.plain_jpegs(table, plain)
     assert plain.tolist() == [expected]
@@ -438,9 +453,11 @@ def test_its_time_and_bytes_are_counted(sound: Beton) -> None:
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Beton:
     return write_beton(
-        xmix_data.bench.Photographs(2, 12, 256), tmp_path_factory.mktemp("gpu") / "p.beton",
-        num_workers=0, progress=False,
-    )  # fmt: skip
+        xmix_data.bench.Photographs(2, 12, 256),
+        tmp_path_factory.mktemp("gpu") / "p.beton",
+        num_workers=0,
+        progress=False,
+    )
 
 
 @pytest.mark.gpu
@@ -465,13 +482,19 @@ def test_raw_images_on_the_gpu_are_the_references(
     step = {torch.float32: 0.0, torch.float16: 2**-11, torch.bfloat16: 2**-8}[dtype]
     loaders = (
         XMixLoader(
-            betons.target_raw, betons.source_raw, betons.pairing, batch_size=8, mix=mix,
-            crop=RandomCrop(32), **options,
+            betons.target_raw,
+            betons.source_raw,
+            betons.pairing,
+            batch_size=8,
+            mix=mix,
+            crop=RandomCrop(32),
+            **options,
         )
         for options in (
-            {"backend": "dali", "device": "cuda", "dtype": dtype}, {"backend": "torch"},
+            {"backend": "dali", "device": "cuda", "dtype": dtype},
+            {"backend": "torch"},
         )
-    )  # fmt: skip
+    )
     for ours, expected in zip(*loaders, strict=True):
         for a, b in zip(ours, expected, strict=True):
             assert a.device.type == "cuda"

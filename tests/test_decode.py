@@ -36,8 +36,11 @@ from xmix_data.jpeg import DAMAGED, OK
 
 HALVES = [torch.float16, torch.bfloat16]
 UNTOUCHED: dict[str, Any] = {
-    "image_size": None, "crop": "none", "num_workers": 0, "progress": False,
-}  # fmt: skip
+    "image_size": None,
+    "crop": "none",
+    "num_workers": 0,
+    "progress": False,
+}
 """Images are stored in their own sizes."""
 
 
@@ -197,12 +200,21 @@ def test_kernels_run_where_no_cache_can_be_written(betons: Betons, tmp_path: Pat
     for cached in package.rglob("__pycache__"):
         subprocess.run(["rm", "-rf", str(cached)], check=True)
         cached.write_text("a file where numba wants a folder")
-    environment = {**os.environ, "PYTHONPATH": str(package), "HOME": "/proc/nowhere",
-                   "PYTHONDONTWRITEBYTECODE": "1", "XDG_CACHE_HOME": "/proc/nowhere"}  # fmt: skip
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(package),
+        "HOME": "/proc/nowhere",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "XDG_CACHE_HOME": "/proc/nowhere",
+    }
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True,
+        [sys.executable, "-c", code],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
         timeout=300,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("compiled anew in every process") == 1
     images, _ = next(iter(ImageLoader(betons.target_raw, batch_size=4, crop=CenterCrop(8))))
@@ -219,9 +231,13 @@ def test_crops_of_every_row_length_are_pillows(noise: Noise, encoding: str, flip
     beton = getattr(noise, encoding)
     for shape in shapes():
         options: dict[str, Any] = {
-            "batch_size": NOISE, "crop": RandomCrop(shape), "flip": flip, "seed": shape[1],
-            "dtype": torch.uint8, "num_workers": 1,
-        }  # fmt: skip
+            "batch_size": NOISE,
+            "crop": RandomCrop(shape),
+            "flip": flip,
+            "seed": shape[1],
+            "dtype": torch.uint8,
+            "num_workers": 1,
+        }
         ours, reference = (
             images_of(ImageLoader(beton, backend=backend, **options))
             for backend in ("ffcv", "torch")
@@ -235,9 +251,12 @@ def test_floats_of_every_row_length_are_those_of_the_pixels(noise: Noise, flip: 
     for shape in shapes():
         beton = noise.jpg if shape[1] % 3 == 0 else noise.raw
         options: dict[str, Any] = {
-            "batch_size": NOISE, "crop": RandomCrop(shape), "flip": flip, "seed": shape[1],
+            "batch_size": NOISE,
+            "crop": RandomCrop(shape),
+            "flip": flip,
+            "seed": shape[1],
             "num_workers": 1,
-        }  # fmt: skip
+        }
         exact = images_of(ImageLoader(beton, **options))
         reference = images_of(ImageLoader(beton, backend="torch", **options))
         assert (exact - reference).abs().max() < 1e-6, shape
@@ -251,8 +270,11 @@ def test_mixtures_of_every_row_length_are_those_of_the_pixels(noise: Noise, firs
     target, source = [(noise.raw, noise.jpg), (noise.jpg, noise.raw), (noise.jpg, noise.jpg)][first]
     for shape in shapes()[first::3]:
         options: dict[str, Any] = {
-            "batch_size": NOISE, "crop": RandomCrop(shape), "seed": shape[1], "num_workers": 1,
-        }  # fmt: skip
+            "batch_size": NOISE,
+            "crop": RandomCrop(shape),
+            "seed": shape[1],
+            "num_workers": 1,
+        }
         domains = target, source, noise.pairing
         exact = images_of(XMixLoader(*domains, **options))
         reference = images_of(XMixLoader(*domains, backend="torch", **options))
@@ -273,8 +295,11 @@ def test_a_stripe_is_written_where_it_belongs_and_nowhere_else(
 ) -> None:
     """At addresses of every alignment that an element may have."""
     options: dict[str, Any] = {
-        "batch_size": NOISE, "crop": RandomCrop(shape), "dtype": dtype, "num_workers": 1,
-    }  # fmt: skip
+        "batch_size": NOISE,
+        "crop": RandomCrop(shape),
+        "dtype": dtype,
+        "num_workers": 1,
+    }
     loader = XMixLoader(noise.jpg, noise.raw, noise.pairing, mix=mix, **options)
     backend, (start, stop) = loader._backend, (2, 7)
     rows = loader._plan.epoch(0).rows(0, NOISE)
@@ -355,8 +380,12 @@ def test_extreme_normalisation_is_rounded_alike(
     noise: Noise, mean: Any, std: Any, mix: bool
 ) -> None:
     options: dict[str, Any] = {
-        "batch_size": NOISE, "crop": RandomCrop((60, 70)), "mean": mean, "std": std, "mix": mix,
-    }  # fmt: skip
+        "batch_size": NOISE,
+        "crop": RandomCrop((60, 70)),
+        "mean": mean,
+        "std": std,
+        "mix": mix,
+    }
     domains = noise.raw, noise.raw, noise.pairing
     exact = images_of(XMixLoader(*domains, **options))
     assert exact.isfinite().all()
@@ -370,8 +399,22 @@ def test_extreme_normalisation_is_rounded_alike(
 
 # Crops that are resized
 
-SIZES = [(1, 1), (1, 9), (9, 1), (2, 3), (5, 300), (300, 5), (8, 8), (17, 16), (640, 480),
-         (333, 777), (900, 901), (511, 512), (16, 1000), (250, 250)]  # fmt: skip
+SIZES = [
+    (1, 1),
+    (1, 9),
+    (9, 1),
+    (2, 3),
+    (5, 300),
+    (300, 5),
+    (8, 8),
+    (17, 16),
+    (640, 480),
+    (333, 777),
+    (900, 901),
+    (511, 512),
+    (16, 1000),
+    (250, 250),
+]
 
 
 @pytest.mark.parametrize("encoding", ["raw", "jpg"])
@@ -382,9 +425,13 @@ def test_resized_crops_of_any_size_are_pillows(tmp_path: Path, encoding: str) ->
     for seed, size in enumerate([1, 2, 7, (3, 40), (33, 5), 20, 64, (70, 16), (200, 130)]):
         for ratio in ((3 / 4, 4 / 3), (0.1, 10.0)):
             options: dict[str, Any] = {
-                "batch_size": len(beton), "crop": RandomResizedCrop(size, ratio=ratio),
-                "flip": True, "seed": seed, "dtype": torch.uint8, "num_workers": 1,
-            }  # fmt: skip
+                "batch_size": len(beton),
+                "crop": RandomResizedCrop(size, ratio=ratio),
+                "flip": True,
+                "seed": seed,
+                "dtype": torch.uint8,
+                "num_workers": 1,
+            }
             ours, reference = (
                 ImageLoader(beton, backend=backend, **options) for backend in ("ffcv", "torch")
             )
@@ -414,8 +461,11 @@ def test_fractions_leave_twice_the_output() -> None:
 def differences(one: Beton, other: Beton, size: int, seed: int) -> np.ndarray:
     """Mean grey levels between two betons' resized crops, where fractions are used."""
     options: dict[str, Any] = {
-        "batch_size": len(one), "crop": RandomResizedCrop(size), "dtype": torch.uint8, "seed": seed,
-    }  # fmt: skip
+        "batch_size": len(one),
+        "crop": RandomResizedCrop(size),
+        "dtype": torch.uint8,
+        "seed": seed,
+    }
     loader = ImageLoader(one, **options)
     boxes = loader._plan.epoch(0).rows(0, len(one)).target_crops.boxes
     apart = images_of(loader).float() - images_of(ImageLoader(other, **options)).float()
@@ -509,9 +559,16 @@ def test_stats_of_a_pass(noise: Noise, backend: str, encoding: str, crop: Any) -
     beton = getattr(noise, encoding)
     loader = ImageLoader(beton, batch_size=4, crop=crop, backend=backend, num_workers=2)
     assert set(loader.stats()) == {
-        "batches", "samples", "consumer_waited_s", "loader_waited_s", "decode_s", "copy_s",
-        "bytes_read", "disk_waits", "replaced",
-    }  # fmt: skip
+        "batches",
+        "samples",
+        "consumer_waited_s",
+        "loader_waited_s",
+        "decode_s",
+        "copy_s",
+        "bytes_read",
+        "disk_waits",
+        "replaced",
+    }
     assert not any(loader.stats().values())
     for passes in (1, 2):
         list(loader)
@@ -529,9 +586,14 @@ def test_stats_of_a_pass(noise: Noise, backend: str, encoding: str, crop: Any) -
 @pytest.mark.parametrize("mix", [False, True])
 def test_stats_count_the_bytes_of_both_domains(noise: Noise, backend: str, mix: bool) -> None:
     loader = XMixLoader(
-        noise.jpg, noise.raw, noise.pairing, batch_size=4, crop=RandomCrop(30), mix=mix,
+        noise.jpg,
+        noise.raw,
+        noise.pairing,
+        batch_size=4,
+        crop=RandomCrop(30),
+        mix=mix,
         backend=backend,
-    )  # fmt: skip
+    )
     list(loader)
     rows = loader._plan.epoch(0).rows(0, 8)  # the last image fills no batch
     stored = noise.jpg.sizes[rows.target].sum() + noise.raw.sizes[rows.source].sum()

@@ -87,9 +87,7 @@ def one_by_one(betons: Betons) -> OneByOne:
 
     @cache
     def received(kind: str, encoding: str, crop: Any = CROPS[0], epoch: int = 0) -> list[str]:
-        loader = make(
-            betons, kind, encoding, crop=crop, batch_size=1, num_workers=1, prefetch=1
-        )  # fmt: skip
+        loader = make(betons, kind, encoding, crop=crop, batch_size=1, num_workers=1, prefetch=1)
         loader.set_epoch(epoch)
         return samples(loader)
 
@@ -139,25 +137,31 @@ def test_no_bit_depends_on_the_batch_that_a_state_was_taken_after(
 
 
 LEGS = st.lists(
-    st.fixed_dictionaries({
-        "world_size": st.integers(1, 5),
-        "batch_size": st.integers(1, 8),
-        "num_workers": st.integers(1, 3),
-        "prefetch": st.integers(1, 8),
-        "steps": st.integers(0, 5),
-    }),
+    st.fixed_dictionaries(
+        {
+            "world_size": st.integers(1, 5),
+            "batch_size": st.integers(1, 8),
+            "num_workers": st.integers(1, 3),
+            "prefetch": st.integers(1, 8),
+            "steps": st.integers(0, 5),
+        }
+    ),
     min_size=1,
     max_size=3,
-)  # fmt: skip
+)
 """Jobs, each of which goes on where the one before it stopped."""
 
 
 @given(st.sampled_from(KINDS), st.sampled_from([0, 1, 2**40]), LEGS, st.integers(1, 5))
 @settings(deadline=None, max_examples=30)
 def test_a_job_goes_on_anywhere_with_any_number_of_processes(
-    betons: Betons, one_by_one: OneByOne, kind: str, epoch: int, legs: list[dict[str, int]],
+    betons: Betons,
+    one_by_one: OneByOne,
+    kind: str,
+    epoch: int,
+    legs: list[dict[str, int]],
     last: int,
-) -> None:  # fmt: skip
+) -> None:
     (alone,) = ranks(betons, kind, 1)
     alone.set_epoch(epoch)
     state, received = alone.state_dict(), []
@@ -201,16 +205,20 @@ def loaders(folder: str) -> dict[str, Any]:
     sources = [Beton(source), Beton(Path(folder) / "source-raw.beton")]
     chosen = {
         "t2": [
-            PairedClass("s4", 0.9, 3, 1, 1), PairedClass("s0", 0.8, 8, None, 0),
-            PairedClass("s1", 0.7, 3, None, 1), PairedClass("s1", 0.6, 3, None, 0),
+            PairedClass("s4", 0.9, 3, 1, 1),
+            PairedClass("s0", 0.8, 8, None, 0),
+            PairedClass("s1", 0.7, 3, None, 1),
+            PairedClass("s1", 0.6, 3, None, 0),
         ],
         "t0": [PairedClass("s5", 0.9, 7, None, 1)],
         "t3": [
-            PairedClass("s4", 0.7, 2, 0, 0), PairedClass("s3", 0.6, 9, None, 1),
-            PairedClass("s5", 0.5, 7, None, 0), PairedClass("s3", 0.4, 9, None, 0),
+            PairedClass("s4", 0.7, 2, 0, 0),
+            PairedClass("s3", 0.6, 9, None, 1),
+            PairedClass("s5", 0.5, 7, None, 0),
+            PairedClass("s3", 0.4, 9, None, 0),
         ],
         "t1": [PairedClass("s2", 0.5, 4, 2, 1)],
-    }  # fmt: skip
+    }
     several = Pairing(chosen, {"seed": 5}, source={"domains": open_domain(sources).provenance})
     options: dict[str, Any] = {"batch_size": 4, "crop": CROPS[1], "seed": 2**63 + 1}
     return {
@@ -236,11 +244,14 @@ def test_no_bit_depends_on_the_process_or_its_hash_seed(betons: Betons) -> None:
     folder = str(betons.target_jpg.path.parent)
     children = [
         subprocess.Popen(
-            [sys.executable, __file__, folder], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True, env=os.environ | {"PYTHONHASHSEED": seed},
+            [sys.executable, __file__, folder],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONHASHSEED": seed},
         )
         for seed in ("0", "4242")
-    ]  # fmt: skip
+    ]
     here = tell(folder)
     assert [len(part["first"] + part["rest"]) for part in here.values()] == [48, 48, 48, 110]
     for child in children:

@@ -26,15 +26,23 @@ def start(processes: int, *command: str) -> list[subprocess.Popen[str]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    job = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes),
-           "LOCAL_WORLD_SIZE": str(processes), "OMP_NUM_THREADS": "1"}  # fmt: skip
+    job = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "OMP_NUM_THREADS": "1",
+    }
     return [
         subprocess.Popen(
-            [sys.executable, *command], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            [sys.executable, *command],
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             env=os.environ | job | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(processes)
-    ]  # fmt: skip
+    ]
 
 
 def finish(started: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
@@ -146,9 +154,13 @@ def test_a_killed_process_ends_the_others(
 
 @pytest.mark.parametrize("batch", ["3", "2"])
 def test_an_interrupted_job_goes_on(
-    betons: Betons, alone: Pairing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    own_cache: Path, batch: str,
-) -> None:  # fmt: skip
+    betons: Betons,
+    alone: Pairing,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    own_cache: Path,
+    batch: str,
+) -> None:
     """Each process where it was, or from the start where another batch size deals images anew."""
     command = pair_command(betons, tmp_path / "pairing.json")
     monkeypatch.setenv("STOPS", "interrupt 10 5")

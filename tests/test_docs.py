@@ -77,9 +77,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
         env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
@@ -150,9 +153,13 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         images = Images(counts, name[0], size=(230, 230), seed=len(name))
         images.classes = [f"{'s' if name == 'source' else 't'}{i}" for i in range(len(counts))]
         made[name] = write_beton(
-            images, folder / f"{name}.beton", image_size=230, encoding="raw", num_workers=0,
+            images,
+            folder / f"{name}.beton",
+            image_size=230,
+            encoding="raw",
+            num_workers=0,
             progress=False,
-        )  # fmt: skip
+        )
     reversed_pairing(made["target"], made["source"]).save(folder / "pairing.json")
     for name, other in (("target", "T"), ("source", "S"), ("test", "T2")):
         for suffix in (".beton", ".beton.json"):
@@ -467,11 +474,14 @@ def test_the_formats_page_names_every_key(tmp_path: Path) -> None:
 
     target, source = (
         write_beton(
-            Images(counts, name[0], size=(24, 24)), tmp_path / f"{name}.beton", image_size=24,
-            num_workers=0, progress=False,
+            Images(counts, name[0], size=(24, 24)),
+            tmp_path / f"{name}.beton",
+            image_size=24,
+            num_workers=0,
+            progress=False,
         )
         for name, counts in (("target", [3, 3]), ("source", [3, 3, 3]))
-    )  # fmt: skip
+    )
     manifest = json.loads((tmp_path / "target.beton.json").read_text())
     assert keys(manifest) <= told("manifest") >= {"index", "count", "set", "path", "reason"}
 

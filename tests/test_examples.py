@@ -43,11 +43,14 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> tuple[Beton, Beton, Pai
     folder = tmp_path_factory.mktemp("colours")
     target, source = (
         write_beton(
-            Colours(classes, name[0], seed), folder / f"{name}.beton", image_size=24,
-            num_workers=0, progress=False,
+            Colours(classes, name[0], seed),
+            folder / f"{name}.beton",
+            image_size=24,
+            num_workers=0,
+            progress=False,
         )
         for seed, (name, classes) in enumerate((("target", 4), ("source", 5)))
-    )  # fmt: skip
+    )
     return target, source, reversed_pairing(target, source)
 
 

@@ -78,8 +78,18 @@ def test_a_class_finds_itself_through_another_encoding(betons: Betons) -> None:
     assert all(name == paired[0].name for name, paired in pairs.items())
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "efficientnet_b0", "vit_b_32",
-                                  "convnext_tiny", "swin_t", "vgg11"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18",
+        "mobilenet_v3_small",
+        "efficientnet_b0",
+        "vit_b_32",
+        "convnext_tiny",
+        "swin_t",
+        "vgg11",
+    ],
+)
 def test_penultimate_features_of_torchvision_models(name: str) -> None:
     """The features and the classifier's weights give the model's logits."""
     model = load_backbone(name, "none").network
@@ -126,9 +136,12 @@ def test_what_training_wrote_is_a_backbone(betons: Betons, tmp_path: Path) -> No
     """Pre-train on a source, then pair by that network."""
     recipe = Recipe(iterations=2, batch_size=4, crop=32)
     made = fit(
-        FineTune(), load_backbone("resnet18", "none"), betons.target_jpg, recipe=recipe,
+        FineTune(),
+        load_backbone("resnet18", "none"),
+        betons.target_jpg,
+        recipe=recipe,
         output=tmp_path,
-    )  # fmt: skip
+    )
     loaded = load_backbone("resnet18", tmp_path / "model.pt").network
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
@@ -360,9 +373,14 @@ def test_one_small_image_does_not_decide_for_all(tmp_path: Path) -> None:
             return np.full((*sizes[index], 3), 40 * index, np.uint8), 0
 
     beton = write_beton(
-        Varied(), tmp_path / "varied.beton", image_size=None, crop="none", encoding="raw",
-        num_workers=0, progress=False,
-    )  # fmt: skip
+        Varied(),
+        tmp_path / "varied.beton",
+        image_size=None,
+        crop="none",
+        encoding="raw",
+        num_workers=0,
+        progress=False,
+    )
     made = class_centroids(beton, Backbone(Small(), "small", size=48))
     assert made.provenance["transform"].startswith("RandomResizedCrop(size=48")
     large = Backbone(Small(), "small", size=12)

@@ -59,9 +59,16 @@ def findings(fuzzing: Any, kind: str, numbers: range) -> list[str]:
 
 @pytest.mark.parametrize(
     ("kind", "count"),
-    [("index", 80), ("data", 60), ("manifest", 60), ("pairing", 60), ("centroids", 60),
-     ("feature cache", 40), ("jpeg", 100)],
-)  # fmt: skip
+    [
+        ("index", 80),
+        ("data", 60),
+        ("manifest", 60),
+        ("pairing", 60),
+        ("centroids", 60),
+        ("feature cache", 40),
+        ("jpeg", 100),
+    ],
+)
 def test_mutated_files_are_errors_or_right(
     fuzzing: Any, tmp_path: Path, kind: str, count: int
 ) -> None:
@@ -187,10 +194,18 @@ def test_no_table_is_taken_from_the_image_before() -> None:
         stream = np.frombuffer(data, np.uint8)
         return int(
             functions.xmix_jpeg_open(
-                decoder.handle, stream.ctypes.data, stream.size, 16, 16, 1, 0, 0, 16,
+                decoder.handle,
+                stream.ctypes.data,
+                stream.size,
+                16,
+                16,
+                1,
+                0,
+                0,
+                16,
                 layout.ctypes.data,
             )
-        )  # fmt: skip
+        )
 
     sound = jpeg((16, 16))
     for quality in (50, 90):
@@ -347,8 +362,15 @@ def test_a_pairing_with_numbers_beyond_all_floats_is_damaged(
 ) -> None:
     similarity = {"mean": 0.1, "std": 0.1, "by_method": {}, "matrix": ["0.5"]} | change
     pairs = [{"target": "t", "sources": [{"name": "s", "cosine": 0.5, "images": 1}]}]
-    document = {"format": "xmix_data.pairing", "version": 1, "options": {}, "target": {},
-                "source": {}, "pairs": pairs, "similarity": similarity}  # fmt: skip
+    document = {
+        "format": "xmix_data.pairing",
+        "version": 1,
+        "options": {},
+        "target": {},
+        "source": {},
+        "pairs": pairs,
+        "similarity": similarity,
+    }
     (tmp_path / "pairing.json").write_text(json.dumps(document))
     with pytest.raises(ValueError, match=rf"pairing\.json: damaged pairing \({problem}\); run"):
         Pairing.load(tmp_path / "pairing.json")
@@ -358,8 +380,14 @@ def test_a_pairing_of_a_source_without_files_is_damaged(tmp_path: Path) -> None:
     """Its table names the first."""
     pairs = [{"target": "t", "sources": [{"name": "s", "cosine": 0.5, "images": 1}]}]
     domains = [{"files": [], "fingerprints": ["x"]}]
-    document = {"format": "xmix_data.pairing", "version": 1, "options": {}, "target": {},
-                "source": {"domains": domains}, "pairs": pairs}  # fmt: skip
+    document = {
+        "format": "xmix_data.pairing",
+        "version": 1,
+        "options": {},
+        "target": {},
+        "source": {"domains": domains},
+        "pairs": pairs,
+    }
     (tmp_path / "pairing.json").write_text(json.dumps(document))
     path = tmp_path / "pairing.json"
     with pytest.raises(ValueError, match="domains have no list of files"):

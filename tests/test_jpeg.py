@@ -107,9 +107,16 @@ def window(
     top, left, rows, columns = box
     stream, layout, functions = np.frombuffer(data, np.uint8), np.zeros(2, np.int64), library()
     status = functions.xmix_jpeg_open(
-        decoder.handle, stream.ctypes.data, stream.size, *size, shrink, top, left, columns,
+        decoder.handle,
+        stream.ctypes.data,
+        stream.size,
+        *size,
+        shrink,
+        top,
+        left,
+        columns,
         layout.ctypes.data,
-    )  # fmt: skip
+    )
     if status != OK:
         return status, None
     row_bytes, margin = layout.tolist()
@@ -275,9 +282,16 @@ def test_images_follow_each_other_in_one_decoder(decoder: Decoder) -> None:
         (left, left_size), (data, size) = images[turn[0]], images[turn[1]]
         stream = np.frombuffer(left, np.uint8)
         status = functions.xmix_jpeg_open(
-            decoder.handle, stream.ctypes.data, stream.size, *left_size, 1, 0, 0, left_size[1],
+            decoder.handle,
+            stream.ctypes.data,
+            stream.size,
+            *left_size,
+            1,
+            0,
+            0,
+            left_size[1],
             layout.ctypes.data,
-        )  # fmt: skip
+        )
         assert status == OK
         if turn[0] % 3:
             assert functions.xmix_jpeg_read(decoder.handle, rows.ctypes.data, 16) == OK

@@ -208,8 +208,10 @@ def test_the_interpreter_ends_with_a_pass_open_in_a_thread(
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(numbered.target.path), str(daemon)],
-        timeout=60, capture_output=True, text=True,
-    )  # fmt: skip
+        timeout=60,
+        capture_output=True,
+        text=True,
+    )
     assert (done.returncode, done.stdout) == (0, "" if daemon else "19\n"), done.stderr
     assert "Fatal" not in done.stderr and "Exception ignored" not in done.stderr
 
@@ -229,8 +231,10 @@ def test_ctrl_c_ends_the_process(betons: Betons, place: str) -> None:
     )
     child = subprocess.Popen(
         [sys.executable, "-c", code, str(betons.target_jpg.path)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         assert child.stdout is not None and child.stdout.readline() == "a batch\n"
         time.sleep(0.05)
@@ -298,8 +302,10 @@ def test_other_processes_start_in_the_middle_of_a_pass(numbered: NumberedBetons)
     open_pass, other = iter(loader), iter(used)
     next(other)
     received = []
-    after = [DataLoader(Orders(path, used), num_workers=2, **options),
-             DataLoader(Orders(path), num_workers=1, **options)]  # fmt: skip
+    after = [
+        DataLoader(Orders(path, used), num_workers=2, **options),
+        DataLoader(Orders(path), num_workers=1, **options),
+    ]
     for forked in before + after:
         assert list(forked) == epochs
         received += order_of([next(open_pass)])
@@ -379,9 +385,10 @@ def test_preview_is_a_picture_and_moves_nothing(betons: Betons) -> None:
     state = loader.state_dict()
     sheet = loader.preview(5)
     assert isinstance(sheet, Image.Image)
-    wider, alone = loader.preview(6), ImageLoader(
-        betons.target_jpg, batch_size=4, crop=RandomCrop(32)
-    ).preview(5)  # fmt: skip
+    wider, alone = (
+        loader.preview(6),
+        ImageLoader(betons.target_jpg, batch_size=4, crop=RandomCrop(32)).preview(5),
+    )
     assert wider.width > sheet.width and alone.height < sheet.height
     assert loader.state_dict() == state
 
@@ -433,8 +440,10 @@ def test_a_pass_in_a_reference_cycle_ends_wherever_the_garbage_collector_runs(
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(betons.target_jpg.path)],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "[] 14\n" and "Exception ignored" not in done.stderr
 

@@ -86,9 +86,13 @@ def mixed_batch() -> MixedBatch:
 def paired_batch(domains: tuple[int, ...] = (0, 1, 0, 1, 1, 0)) -> PairedBatch:
     lam = torch.rand(len(domains), generator=torch.Generator().manual_seed(3))
     return PairedBatch(
-        images(1, len(domains)), images(2, len(domains)), labels(N, 1, len(domains)),
-        labels(M, 2, len(domains)), torch.tensor(domains), lam,
-    )  # fmt: skip
+        images(1, len(domains)),
+        images(2, len(domains)),
+        labels(N, 1, len(domains)),
+        labels(M, 2, len(domains)),
+        torch.tensor(domains),
+        lam,
+    )
 
 
 def prepared(method: Any, net: TransferNetwork, phase: int = 0) -> Any:
@@ -451,8 +455,10 @@ def test_gradmix_where_no_source_helps_is_the_target_alone() -> None:
     step = method.backward(net, batch, step=0)
     found = gradients(net)
     alone = gradient_of(net, group_losses(net, batch)[0])
-    same({n: g for n, g in found.items() if n != "source_head.weight"},
-         {n: g for n, g in alone.items() if n != "source_head.weight"})  # fmt: skip
+    same(
+        {n: g for n, g in found.items() if n != "source_head.weight"},
+        {n: g for n, g in alone.items() if n != "source_head.weight"},
+    )
     assert step.values["importance"] == 1, "nothing has helped so far"
     assert step.lr_scale == pytest.approx(math.tanh(0.5))
     source = gradient_of(net, group_losses(net, batch)[1])
@@ -513,9 +519,9 @@ def test_gradmix_takes_sure_unlabelled_images_as_one_more_source() -> None:
     reference.load_state_dict(net.state_dict())
     reference.eval()
     with torch.no_grad():
-        means = sum(
-            reference(x).target_logits.softmax(1) for x in (unlabelled, unlabelled.flip(3))
-        ) / 2  # fmt: skip
+        means = (
+            sum(reference(x).target_logits.softmax(1) for x in (unlabelled, unlabelled.flip(3))) / 2
+        )
     probabilities, classes = means.max(1)
     threshold = value(probabilities.median())
     sure = probabilities > threshold
@@ -641,8 +647,15 @@ def test_source_head_takes_rows_by_wordnet_id() -> None:
     assert len(set(wnids)) == 1000 and list(wnids) == sorted(wnids)
     assert (wnids[0], wnids[-1]) == ("n01440764", "n15075141")
     classifier = nn.Linear(D, 1000).double()
-    names = ["n15075141", "n01440764 tench, Tinca tinca", "n01443537-goldfish", "n99999999",
-             "n014407640", "tench n01440764", "0"]  # fmt: skip
+    names = [
+        "n15075141",
+        "n01440764 tench, Tinca tinca",
+        "n01443537-goldfish",
+        "n99999999",
+        "n014407640",
+        "tench n01440764",
+        "0",
+    ]
     torch.manual_seed(1)
     head = source_head(classifier, D, names)
     torch.manual_seed(1)
@@ -667,9 +680,11 @@ def test_source_head_takes_the_rows_it_is_given(caplog: pytest.LogCaptureFixture
     assert not torch.equal(source_head(classifier, D, names).weight, classifier.weight)
     assert source_head(None, D, names).weight.shape == (M, D)
     assert [r.getMessage()[:28] for r in caplog.records] == [
-        "source head: 5 of 5 classes ", "source head: 2 of 2 classes ",
-        "source head: 0 of 5 classes ", "source head: 0 of 5 classes ",
-    ]  # fmt: skip
+        "source head: 5 of 5 classes ",
+        "source head: 2 of 2 classes ",
+        "source head: 0 of 5 classes ",
+        "source head: 0 of 5 classes ",
+    ]
     for rows, classes in (([0, 1], M), ([0, 5], 2), ([0, -1], 2)):
         with pytest.raises(ValueError, match="one for each, from 0 to 4"):
             source_head(classifier, D, names[:classes], rows=rows)
@@ -681,10 +696,23 @@ def test_source_head_takes_the_rows_it_is_given(caplog: pytest.LogCaptureFixture
 
 @pytest.mark.parametrize(
     "name",
-    ["alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "inception_v3",
-     "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small",  "resnet18",
-     "shufflenet_v2_x0_5", "swin_t", "vgg11_bn", "vit_b_16"],
-)  # fmt: skip
+    [
+        "alexnet",
+        "convnext_tiny",
+        "densenet121",
+        "efficientnet_b0",
+        "googlenet",
+        "inception_v3",
+        "mnasnet0_5",
+        "mobilenet_v2",
+        "mobilenet_v3_small",
+        "resnet18",
+        "shufflenet_v2_x0_5",
+        "swin_t",
+        "vgg11_bn",
+        "vit_b_16",
+    ],
+)
 def test_split_classifier_knows_torchvision(name: str) -> None:
     models = pytest.importorskip("torchvision").models
     options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
@@ -731,8 +759,16 @@ def test_split_classifier_wants_a_linear_layer_at_the_end(model: nn.Module) -> N
 
 
 def test_methods_by_their_names() -> None:
-    assert list(METHODS) == ["finetune", "l2sp", "bss", "seqtrain", "cotrain", "mixup", "xmixup",
-                             "gradmix"]  # fmt: skip
+    assert list(METHODS) == [
+        "finetune",
+        "l2sp",
+        "bss",
+        "seqtrain",
+        "cotrain",
+        "mixup",
+        "xmixup",
+        "gradmix",
+    ]
     for name, method in METHODS.items():
         made = method()
         assert made.name == name and type(made).__name__ in repr(made)
@@ -774,9 +810,11 @@ def test_impossible_options(make: Callable[[], Method], message: str) -> None:
 @pytest.mark.parametrize("name", list(METHODS))
 def test_batches_of_another_kind(name: str) -> None:
     kinds: dict[str, Any] = {
-        "target": target_batch(), "auxiliary": target_batch(), "mixed": mixed_batch(),
+        "target": target_batch(),
+        "auxiliary": target_batch(),
+        "mixed": mixed_batch(),
         "paired": paired_batch(),
-    }  # fmt: skip
+    }
     method, net = METHODS[name](), network()
     for number, phase in enumerate(method.phases):
         prepared(method, net, number)
@@ -792,9 +830,11 @@ def test_batches_of_another_kind(name: str) -> None:
 def test_labels_that_do_not_fit_the_heads(name: str) -> None:
     method = METHODS[name]()
     batches: dict[str, Any] = {
-        "target": target_batch(), "auxiliary": (images(), labels(M)), "mixed": mixed_batch(),
+        "target": target_batch(),
+        "auxiliary": (images(), labels(M)),
+        "mixed": mixed_batch(),
         "paired": paired_batch(),
-    }  # fmt: skip
+    }
     for number, phase in enumerate(method.phases):
         heads = {head: nn.Linear(D, 1).double() for head in phase.heads}
         net = TransferNetwork(network().backbone, heads.get("target"), heads.get("source"))
@@ -834,13 +874,21 @@ def loader(kind: str, betons: Betons) -> Any:
         return ImageLoader(betons.target_raw, batch_size=9, shuffle=True, **options)
     if kind == "auxiliary":
         return ImageLoader(
-            betons.source_raw, batch_size=9, shuffle=True,
-            classes=betons.pairing.source_classes, **options,
-        )  # fmt: skip
+            betons.source_raw,
+            batch_size=9,
+            shuffle=True,
+            classes=betons.pairing.source_classes,
+            **options,
+        )
     return XMixLoader(
-        betons.target_raw, betons.source_raw, betons.pairing, batch_size=9, alpha=4.0,
-        mix=kind == "mixed", **options,
-    )  # fmt: skip
+        betons.target_raw,
+        betons.source_raw,
+        betons.pairing,
+        batch_size=9,
+        alpha=4.0,
+        mix=kind == "mixed",
+        **options,
+    )
 
 
 def endless(batches: Any) -> Iterator[Any]:
@@ -859,8 +907,16 @@ def endless(batches: Any) -> Iterator[Any]:
 )
 def test_loss_falls_on_real_betons(method: Method, betons: Betons) -> None:
     torch.manual_seed(0)
-    layers = [nn.Conv2d(3, 24, 5, 3), nn.BatchNorm2d(24), nn.ReLU(), nn.Conv2d(24, 48, 3, 2),
-              nn.BatchNorm2d(48), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten()]  # fmt: skip
+    layers = [
+        nn.Conv2d(3, 24, 5, 3),
+        nn.BatchNorm2d(24),
+        nn.ReLU(),
+        nn.Conv2d(24, 48, 3, 2),
+        nn.BatchNorm2d(48),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+    ]
     joint = any("joint" in phase.heads for phase in method.phases)
     net = TransferNetwork(nn.Sequential(*layers), nn.Linear(192, 4), nn.Linear(192, 6), joint=joint)
     for phase in method.phases:

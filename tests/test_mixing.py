@@ -62,9 +62,12 @@ def test_tritons_kernel_makes_what_plain_operations_make() -> None:
     pytest.importorskip("triton", reason="Triton comes with torch on Linux")
     done = subprocess.run(
         [sys.executable, "-c", "import test_mixing; test_mixing.compare(); print('compared')"],
-        env={**os.environ, "TRITON_INTERPRET": "1"}, cwd=os.path.dirname(__file__),
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        cwd=os.path.dirname(__file__),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "compared\n"
 

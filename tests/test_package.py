@@ -125,21 +125,43 @@ def test_pair_command_writes_what_the_loader_takes(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["pair", "--target", "T", "--source", "no.beton", "--model", "resnet18", "-o", "p.json"],
-         "no.beton: no such beton"),
-        (["pair", "--target", "T", "--source", "S", "--model", "no", "-o", "p.json"],
-         "torchvision has no classifier 'no'"),
-        (["pair", "--target", "S", "--source", "T", "--model", "resnet18", "-o", "p.json"],
-         "1 round(s) for 4 target classes need 4 source classes, and there are 3"),
-        (["pair", "--target", "T", "--source", "S", "--model", "resnet18", "-o", "no/p.json"],
-         "no: no such folder"),
+        (
+            [
+                "pair",
+                "--target",
+                "T",
+                "--source",
+                "no.beton",
+                "--model",
+                "resnet18",
+                "-o",
+                "p.json",
+            ],
+            "no.beton: no such beton",
+        ),
+        (
+            ["pair", "--target", "T", "--source", "S", "--model", "no", "-o", "p.json"],
+            "torchvision has no classifier 'no'",
+        ),
+        (
+            ["pair", "--target", "S", "--source", "T", "--model", "resnet18", "-o", "p.json"],
+            "1 round(s) for 4 target classes need 4 source classes, and there are 3",
+        ),
+        (
+            ["pair", "--target", "T", "--source", "S", "--model", "resnet18", "-o", "no/p.json"],
+            "no: no such folder",
+        ),
         (["inspect", "no.beton"], "no.beton: no such beton"),
     ],
-)  # fmt: skip
+)
 def test_errors_are_one_line_and_status_2(
-    numbered: NumberedBetons, arguments: list[str], message: str, tmp_path: Path,
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    numbered: NumberedBetons,
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.chdir(tmp_path)
     paths = {"T": str(numbered.target.path), "S": str(numbered.source.path)}
     assert main([paths.get(a, a) for a in arguments]) == 2

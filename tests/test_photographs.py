@@ -17,9 +17,13 @@ def test_photographs_decode_alike_in_every_backend(
 ) -> None:
     """Original sizes and sampling factors, converted, verified, and compared with Pillow."""
     whole = write_beton(
-        real_images / "imagenet-sample-full", tmp_path / "whole.beton", encoding=encoding,
-        image_size=None, crop="none", progress=False,
-    )  # fmt: skip
+        real_images / "imagenet-sample-full",
+        tmp_path / "whole.beton",
+        encoding=encoding,
+        image_size=None,
+        crop="none",
+        progress=False,
+    )
     square = write_beton(
         real_images / "imagenet-sample-full", tmp_path / "square.beton", progress=False
     )
@@ -31,11 +35,17 @@ def test_photographs_decode_alike_in_every_backend(
         pairing = reversed_pairing(source, source)
         ours, reference = (
             XMixLoader(
-                source, source, pairing, batch_size=24, crop=crop, mix=False, dtype=torch.uint8,
+                source,
+                source,
+                pairing,
+                batch_size=24,
+                crop=crop,
+                mix=False,
+                dtype=torch.uint8,
                 backend=backend,
             )
             for backend in ("ffcv", "torch")
-        )  # fmt: skip
+        )
         for one, other in zip(ours, reference, strict=True):
             assert torch.equal(one.target_labels, other.target_labels)
             difference = one.target_images.int() - other.target_images.int()

@@ -132,14 +132,16 @@ def test_lam_follows_its_beta_distribution(alpha: float, beta: float) -> None:
 def test_both_images_are_cropped_and_flipped_independently() -> None:
     rows = make_plan([0] * 4000, [0], [[0]]).epoch(0).rows(0, 4000)
     assert rows.source_crops is not None
-    columns = np.column_stack([
-        rows.lam,
-        rows.target_crops.boxes[:, :2],
-        rows.source_crops.boxes[:, :2],
-        rows.target_crops.flips,
-        rows.source_crops.flips,
-        rows.target,
-    ])  # fmt: skip
+    columns = np.column_stack(
+        [
+            rows.lam,
+            rows.target_crops.boxes[:, :2],
+            rows.source_crops.boxes[:, :2],
+            rows.target_crops.flips,
+            rows.source_crops.flips,
+            rows.target,
+        ]
+    )
     correlations = np.corrcoef(columns.T) - np.eye(columns.shape[1])
     assert np.abs(correlations).max() < 5 / np.sqrt(4000)
     assert abs(rows.target_crops.flips.mean() - 0.5) < 0.04
@@ -165,21 +167,29 @@ def test_the_sequence_is_fixed_for_good() -> None:
 
 @given(
     st.lists(st.tuples(st.integers(32, 500), st.integers(32, 500)), min_size=1, max_size=30),
-    st.sampled_from([
-        RandomCrop(32), RandomCrop((20, 32)), CenterCrop(31), RandomResizedCrop(224),
-        RandomResizedCrop(9, scale=(0.9, 1.0), ratio=(3.0, 4.0)),
-    ]),
+    st.sampled_from(
+        [
+            RandomCrop(32),
+            RandomCrop((20, 32)),
+            CenterCrop(31),
+            RandomResizedCrop(224),
+            RandomResizedCrop(9, scale=(0.9, 1.0), ratio=(3.0, 4.0)),
+        ]
+    ),
     st.randoms(use_true_random=False),
-)  # fmt: skip
+)
 @settings(deadline=None)
 def test_boxes_lie_inside_their_images(
     shapes: list[tuple[int, int]], crop: Crop, random: Any
 ) -> None:
     heights, widths = np.array(shapes, np.uint16).T
     edge = [0.0, 1 - 2.0**-53]
-    uniforms = np.array([
-        [random.choice([random.random(), *edge]) for _ in range(crop.num_uniforms)] for _ in shapes
-    ])  # fmt: skip
+    uniforms = np.array(
+        [
+            [random.choice([random.random(), *edge]) for _ in range(crop.num_uniforms)]
+            for _ in shapes
+        ]
+    )
     top, left, height, width = crop.boxes(heights, widths, uniforms).T
     assert (top >= 0).all() and (left >= 0).all() and (height > 0).all() and (width > 0).all()
     assert (top + height <= heights).all() and (left + width <= widths).all()
@@ -213,20 +223,26 @@ def test_random_resized_crop_is_distributed_as_torchvisions() -> None:
 
     count, image = 4000, torch.empty(3, 80, 60)
     torch.manual_seed(0)
-    reference = np.array([
-        Reference.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(count)
-    ])  # fmt: skip
+    reference = np.array(
+        [Reference.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(count)]
+    )
     uniforms = np.random.default_rng(0).random((count, RandomResizedCrop.num_uniforms))
     ours = RandomResizedCrop(32).boxes(np.full(count, 80), np.full(count, 60), uniforms)
     for column in range(4):
         assert stats.ks_2samp(reference[:, column], ours[:, column]).pvalue > 0.001
 
 
-@pytest.mark.parametrize("make", [
-    lambda: RandomCrop(0), lambda: RandomCrop((3, 4, 5)),  # type: ignore[arg-type]
-    lambda: CenterCrop(2.5), lambda: RandomResizedCrop(8, scale=(0.5, 0.1)),  # type: ignore[arg-type]
-    lambda: RandomResizedCrop(8, scale=(1.5, 2.0)), lambda: RandomResizedCrop(8, ratio=(0, 1)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: RandomCrop(0),
+        lambda: RandomCrop((3, 4, 5)),  # type: ignore[arg-type]
+        lambda: CenterCrop(2.5),
+        lambda: RandomResizedCrop(8, scale=(0.5, 0.1)),  # type: ignore[arg-type]
+        lambda: RandomResizedCrop(8, scale=(1.5, 2.0)),
+        lambda: RandomResizedCrop(8, ratio=(0, 1)),
+    ],
+)
 def test_impossible_crops_are_refused(make: Any) -> None:
     with pytest.raises(ValueError, match=r"crop size|scale|ratio"):
         make()

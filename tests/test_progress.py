@@ -60,10 +60,12 @@ def test_names_with_control_characters_steer_no_terminal(capsys: Capture, tmp_pa
         stream.seek(int(made.pointers[0]))
         stream.write(b"no")
     (tmp_path / "a.beton.json").write_bytes(
-        (tmp_path / "a.beton.json").read_bytes().replace(
+        (tmp_path / "a.beton.json")
+        .read_bytes()
+        .replace(
             b'"skipped": []', b'"skipped": [{"index": 1, "path": "\\u001b[31m", "reason": "x"}]'
         )
-    )  # fmt: skip
+    )
     assert main(["inspect", str(path)]) == 0
     assert r"skipped at conversion: \x1b[31m: x" in capsys.readouterr().out
     assert main(["inspect", str(path), "--json"]) == 0

@@ -64,9 +64,12 @@ def work(folder: str, store: str, state: str) -> dict[str, Any]:
     """A process of a job: every loader for all epochs; then a step on from a given state."""
     rank, world_size = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
     torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=world_size,
+        "gloo",
+        init_method=f"file://{store}",
+        rank=rank,
+        world_size=world_size,
         timeout=timedelta(seconds=COLLECTIVE_SECONDS),
-    )  # fmt: skip
+    )
     told: dict[str, Any] = {}
     for name in LOADERS:
         loader = make(Path(folder), name)

@@ -36,9 +36,13 @@ HERE = re.compile(r"/(?:home|root|tmp|work|var|usr|opt)/")
 def run(command: Sequence[str | Path], folder: Path, **environment: str) -> str:
     clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
     done = subprocess.run(
-        list(map(str, command)), cwd=folder, capture_output=True, text=True, timeout=300,
+        list(map(str, command)),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
         env={**clean, **environment},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -59,11 +59,14 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     folder = tmp_path_factory.mktemp("pair")
     target, source = (
         write_beton(
-            Images(counts, name, (24, 24), seed=len(name)), folder / f"{name}.beton",
-            image_size=None, num_workers=0, progress=False,
+            Images(counts, name, (24, 24), seed=len(name)),
+            folder / f"{name}.beton",
+            image_size=None,
+            num_workers=0,
+            progress=False,
         )
         for name, counts in (("target", [100, 80, 120]), ("source", [120, 150, 130, 60]))
-    )  # fmt: skip
+    )
     # Class 0 draws from two source classes, and from half of the second.
     pairing = Pairing(
         {
@@ -73,17 +76,25 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
         }
     )
     return Pair(
-        target, source, spoiled(target, BAD_TARGETS, folder / "bad-target.beton"),
-        spoiled(source, BAD_SOURCES, folder / "bad-source.beton"), pairing,
-    )  # fmt: skip
+        target,
+        source,
+        spoiled(target, BAD_TARGETS, folder / "bad-target.beton"),
+        spoiled(source, BAD_SOURCES, folder / "bad-source.beton"),
+        pairing,
+    )
 
 
 def loaders(pair: Pair, *, damaged: bool = True, **options: Any) -> XMixLoader:
     domains = (pair.bad_target, pair.bad_source) if damaged else (pair.target, pair.source)
     settings = {
-        "batch_size": 10, "crop": RandomCrop(16), "seed": 1, "num_workers": 2,
-        "on_error": "replace", "drop_last": False, **options,
-    }  # fmt: skip
+        "batch_size": 10,
+        "crop": RandomCrop(16),
+        "seed": 1,
+        "num_workers": 2,
+        "on_error": "replace",
+        "drop_last": False,
+        **options,
+    }
     return XMixLoader(*domains, pair.pairing, **settings)
 
 
@@ -127,10 +138,11 @@ def test_another_image_of_the_class_takes_the_place(pair: Pair, backend: str) ->
             (box, flip)
             for part in rows
             for box, flip in zip(
-                getattr(part, f"{side}_crops").boxes, getattr(part, f"{side}_crops").flips,
+                getattr(part, f"{side}_crops").boxes,
+                getattr(part, f"{side}_crops").flips,
                 strict=True,
             )
-        ]  # fmt: skip
+        ]
         for position, (before, now) in enumerate(
             zip(drawn_before[side], drawn_now[side], strict=True)
         ):
@@ -238,9 +250,12 @@ def test_much_damage_stops_the_epoch(pair: Pair, backend: str, tmp_path: Path) -
 
 def test_a_class_without_a_sound_image_is_named(backend: str, tmp_path: Path) -> None:
     sound = write_beton(
-        Images([300, 3], "c", (24, 24)), tmp_path / "sound.beton", image_size=None, num_workers=0,
+        Images([300, 3], "c", (24, 24)),
+        tmp_path / "sound.beton",
+        image_size=None,
+        num_workers=0,
         progress=False,
-    )  # fmt: skip
+    )
     options: dict[str, Any] = {"batch_size": 101, "crop": CenterCrop(16), "backend": backend}
     one_left = spoiled(sound, (300, 302), tmp_path / "one-left.beton")
     loader = ImageLoader(one_left, on_error="replace", **options)

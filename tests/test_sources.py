@@ -48,8 +48,9 @@ def check(out: Path, expected: list[tuple[str, int]], class_name: Callable[[str]
 
 
 def keep(capsys: Capture, source: str, out: Path, *more: Any) -> None:
-    convert(capsys, source, out, "--encoding", "keep", "--image-size", "none", "--crop", "none",
-            *more)  # fmt: skip
+    convert(
+        capsys, source, out, "--encoding", "keep", "--image-size", "none", "--crop", "none", *more
+    )
 
 
 # CUB-200-2011
@@ -62,8 +63,10 @@ def cub(tmp_path: Path) -> Path:
     ids = {name: i for i, name in enumerate(SHADES, 1)}
     lists: dict[str, list[str]] = {
         "classes": [f"{i} {i:03}.{name}" for name, i in ids.items()],
-        "images": [], "image_class_labels": [], "train_test_split": [],
-    }  # fmt: skip
+        "images": [],
+        "image_class_labels": [],
+        "train_test_split": [],
+    }
     for image, (name, number, train) in enumerate(images, 1):
         path = f"{ids[name]:03}.{name}/{name}_{number}.jpg"
         put(folder / "images" / path, name, number)
@@ -124,10 +127,13 @@ def dogs(tmp_path: Path) -> Path:
         files = [f"n0-{name}/n0_{number}.jpg" for name, number in images]
         for (name, number), file in zip(images, files, strict=True):
             put(folder / "Images" / file, name, number)
-        savemat(folder / f"{split}_list.mat", {
-            "file_list": np.array([[file] for file in files], object),
-            "labels": np.array([[names.index(name) + 1] for name, _ in images], np.uint8),
-        })  # fmt: skip
+        savemat(
+            folder / f"{split}_list.mat",
+            {
+                "file_list": np.array([[file] for file in files], object),
+                "labels": np.array([[names.index(name) + 1] for name, _ in images], np.uint8),
+            },
+        )
     return folder
 
 
@@ -218,11 +224,15 @@ def made(images: list[tuple[str, int]] = IMAGES, **columns: Any) -> datasets.Dat
             "label": [names.index(name) for name, _ in images],
             "photo": [{"bytes": jpeg(*image), "path": None} for image in images],
         },
-        features=datasets.Features({
-            "id": datasets.Value("string"), "label": datasets.ClassLabel(names=names),
-            "photo": datasets.Image(), **columns,
-        }),
-    )  # fmt: skip
+        features=datasets.Features(
+            {
+                "id": datasets.Value("string"),
+                "label": datasets.ClassLabel(names=names),
+                "photo": datasets.Image(),
+                **columns,
+            }
+        ),
+    )
 
 
 def test_a_data_set_of_hugging_face(tmp_path: Path) -> None:

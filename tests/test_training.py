@@ -30,7 +30,7 @@ from xmix_data import (
     RandomCrop,
     XMixError,
     write_beton,
-)  # fmt: skip
+)
 from xmix_data.backbones import Backbone, state_hash
 from xmix_data.cli import _parser, _with_options, main
 from xmix_data.methods import (
@@ -95,15 +95,21 @@ def forbidden(x: torch.Tensor) -> torch.Tensor:
 def network(*, norm: bool = True, dropout: float = 0.0, outputs: int = 10) -> nn.Sequential:
     torch.manual_seed(1)
     return nn.Sequential(
-        nn.Conv2d(3, 12, 5, 3), nn.BatchNorm2d(12) if norm else nn.Identity(), nn.Tanh(), Fuse(),
-        nn.Conv2d(12, 16, 3, 2), nn.Tanh(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
-        nn.Dropout(dropout), nn.Linear(64, outputs),
-    )  # fmt: skip
+        nn.Conv2d(3, 12, 5, 3),
+        nn.BatchNorm2d(12) if norm else nn.Identity(),
+        nn.Tanh(),
+        Fuse(),
+        nn.Conv2d(12, 16, 3, 2),
+        nn.Tanh(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Dropout(dropout),
+        nn.Linear(64, outputs),
+    )
 
 
 def recipe(**numbers: Any) -> Recipe:
-    usual = {"iterations": 9, "batch_size": 8, "learning_rate": 0.05, "crop": CROP,
-             "log_every": 1}  # fmt: skip
+    usual = {"iterations": 9, "batch_size": 8, "learning_rate": 0.05, "crop": CROP, "log_every": 1}
     return Recipe(**{**usual, **numbers})
 
 
@@ -112,9 +118,12 @@ def data(betons: Betons, method: Method, *, unlabelled: bool = False) -> dict[st
     two = {"source": betons.source_raw, "pairing": betons.pairing}
     needs = any(phase.heads != ("target",) for phase in method.phases)
     return {
-        "target": betons.target_raw, "test": betons.target_jpg, "num_workers": 1,
-        **(two if needs else {}), **({"unlabelled": betons.target_jpg} if unlabelled else {}),
-    }  # fmt: skip
+        "target": betons.target_raw,
+        "test": betons.target_jpg,
+        "num_workers": 1,
+        **(two if needs else {}),
+        **({"unlabelled": betons.target_jpg} if unlabelled else {}),
+    }
 
 
 def small_beton(images: Images, path: Path) -> Beton:
@@ -186,13 +195,16 @@ def test_every_method_learns(name: str, options: list[str], betons: Betons, tmp_
         assert sum(losses[-6:]) < 0.9 * sum(losses[:6]), losses
     tests = [line for line in lines if "accuracy" in line]
     assert [(line["phase"], line["step"]) for line in tests] == [
-        (len(method.phases) - 1, 18), (len(method.phases) - 1, 36)
-    ]  # fmt: skip
+        (len(method.phases) - 1, 18),
+        (len(method.phases) - 1, 36),
+    ]
     assert tests[-1]["accuracy"] == result.accuracy > 0.4  # the largest class has a third
     assert json.loads((tmp_path / "result.json").read_text()) == {
-        "method": repr(method), "model": "Sequential", "accuracy": result.accuracy,
+        "method": repr(method),
+        "model": "Sequential",
+        "accuracy": result.accuracy,
         "recipe": dataclasses.asdict(numbers),
-    }  # fmt: skip
+    }
 
     saved = torch.load(tmp_path / "model.pt", weights_only=True)
     assert saved["target_classes"] == names and saved["model"] == "Sequential"
@@ -201,8 +213,11 @@ def test_every_method_learns(name: str, options: list[str], betons: Betons, tmp_
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     same(saved["network"], result.network.state_dict())
     assert sorted(file.name for file in tmp_path.iterdir()) == [
-        "checkpoint.pt", "metrics.jsonl", "model.pt", "result.json"
-    ]  # fmt: skip
+        "checkpoint.pt",
+        "metrics.jsonl",
+        "model.pt",
+        "result.json",
+    ]
 
 
 def untouched(method: Method, model: nn.Module, numbers: Recipe, given: Any) -> TransferNetwork:
@@ -218,9 +233,15 @@ def test_the_steps_are_sgd_by_the_schedule(betons: Betons, tmp_path: Path) -> No
     moved = [torch.zeros_like(p) for p in net.parameters()]
     losses, rates = [], []
     with ImageLoader(
-        betons.target_raw, batch_size=8, crop=RandomCrop(CROP), flip=True, shuffle=True, seed=5,
-        drop_last=True, num_workers=1,
-    ) as loader:  # fmt: skip
+        betons.target_raw,
+        batch_size=8,
+        crop=RandomCrop(CROP),
+        flip=True,
+        shuffle=True,
+        seed=5,
+        drop_last=True,
+        num_workers=1,
+    ) as loader:
         batches = (batch for _ in range(2) for batch in loader)
         for step, (images, labels) in enumerate(islice(batches, 6)):
             loss = cross_entropy(net(images).target_logits, labels)
@@ -307,8 +328,9 @@ def test_seqtrain_begins_its_second_phase_where_the_first_ended(
         if name.startswith("backbone."):
             assert torch.equal(second["start"][name], value)
     assert set(first["network"]) - set(second["start"]) == {
-        "source_head.weight", "source_head.bias"
-    }  # fmt: skip
+        "source_head.weight",
+        "source_head.bias",
+    }
     assert result.network.heads == ("target",)
     assert [line["phase"] for line in metrics(tmp_path)] == [0, 0, 0, 0, 1, 1, 1, 1, 1]
 
@@ -316,10 +338,15 @@ def test_seqtrain_begins_its_second_phase_where_the_first_ended(
 def test_mixed_precision_stays_close(betons: Betons, tmp_path: Path) -> None:
     for method in (FineTune(), L2SP(), BSS(), XMixup(), GradMix()):
         exact, half = (
-            fit(method, network(), recipe=recipe(iterations=3, amp=amp), output=tmp_path /
-                f"{method.name}-{amp}", **data(betons, method, unlabelled=method.unlabelled))
+            fit(
+                method,
+                network(),
+                recipe=recipe(iterations=3, amp=amp),
+                output=tmp_path / f"{method.name}-{amp}",
+                **data(betons, method, unlabelled=method.unlabelled),
+            )
             for amp in (False, True)
-        )  # fmt: skip
+        )
         one, other = exact.network.state_dict(), half.network.state_dict()
         assert all(value.dtype == one[name].dtype for name, value in other.items())
         assert not torch.equal(one["backbone.0.weight"], other["backbone.0.weight"])
@@ -364,7 +391,7 @@ RESUMED: dict[str, Callable[[], Method]] = {
     "seqtrain": lambda: SeqTrain(auxiliary_iterations=6),
     "xmixup": XMixup,
     "gradmix": lambda: GradMix(pseudo_label_threshold=0.3, step_scale=lambda x: math.tanh(x)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", list(RESUMED))
@@ -508,10 +535,12 @@ CASES = {
     "gradmix": Case(GradMix, lambda: network(norm=False)),
     "normed": Case(FineTune, network),
     "resumed": Case(
-        lambda: GradMix(pseudo_label_threshold=0.3), lambda: network(dropout=0.3),
-        unlabelled=True, interrupted=True,
+        lambda: GradMix(pseudo_label_threshold=0.3),
+        lambda: network(dropout=0.3),
+        unlabelled=True,
+        interrupted=True,
     ),
-}  # fmt: skip
+}
 
 
 class Shared(NamedTuple):
@@ -539,9 +568,12 @@ def job(folder: Path, given: Betons) -> None:
         case = CASES[name]
         method = case.method()
         return fit(
-            method, case.model(), recipe=SHARED, output=folder / output,
+            method,
+            case.model(),
+            recipe=SHARED,
+            output=folder / output,
             **data(given, method, unlabelled=case.unlabelled),
-        )  # fmt: skip
+        )
 
     found: dict[str, Any] = {}
     for name, case in CASES.items():
@@ -572,8 +604,11 @@ def shared(betons: Betons, tmp_path_factory: pytest.TempPathFactory) -> Shared:
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     done = subprocess.run(
         [sys.executable, *torchrun, __file__, str(folder), *files],
-        text=True, capture_output=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        text=True,
+        capture_output=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr
     one, other = (torch.load(folder / f"{rank}.pt") for rank in (0, 1))
     return Shared(folder, one, other, done.stdout, done.stderr)
@@ -799,10 +834,15 @@ def test_damaged_checkpoints(betons: Betons, tmp_path: Path) -> None:
         return path.read_bytes()
 
     for content in (
-        b"", whole[: len(whole) // 2], b"\0" * len(whole), b"no checkpoint",
-        foreign({"format": "somebody else's"}), foreign([1, 2]), foreign(nn.Linear(1, 1)),
+        b"",
+        whole[: len(whole) // 2],
+        b"\0" * len(whole),
+        b"no checkpoint",
+        foreign({"format": "somebody else's"}),
+        foreign([1, 2]),
+        foreign(nn.Linear(1, 1)),
         foreign({"format": "xmix_data.checkpoint/1"}),
-    ):  # fmt: skip
+    ):
         path.write_bytes(content)
         with pytest.raises(
             ValueError, match=r"checkpoint.pt: damaged, or no checkpoint of .*begin anew$"
@@ -861,9 +901,11 @@ def test_tensorboard_shows_the_metrics(betons: Betons, tmp_path: Path) -> None:
 
 
 def test_tensorboard_that_is_missing(
-    betons: Betons, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    betons: Betons,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
     assert main(train_command(betons, tmp_path / "run", "finetune", "--tensorboard")) == 2
@@ -965,11 +1007,17 @@ def test_what_the_command_refuses(
         ("xmixup", source, "give a source and a pairing (--source, --pairing)"),
         ("xmixup", [*source, "--pairing", "no.json"], "no.json"),
         ("finetune", ["--same-rows"], "--same-rows is about the source's classes; give --source"),
-        ("cotrain", ["--same-rows", *source, *pairing],
-         "the classifier of mobilenet_v3_small has 1000 outputs, and the source 6 classes"),
+        (
+            "cotrain",
+            ["--same-rows", *source, *pairing],
+            "the classifier of mobilenet_v3_small has 1000 outputs, and the source 6 classes",
+        ),
         ("finetune", ["--unlabelled", str(betons.target_jpg.path)], "no use for unlabelled"),
-        ("finetune", ["--set", "eta=1"], "--set eta=1: give NAME=VALUE; finetune has the options "
-         "none"),
+        (
+            "finetune",
+            ["--set", "eta=1"],
+            "--set eta=1: give NAME=VALUE; finetune has the options none",
+        ),
         ("bss", ["--set", "eta"], "--set eta: give NAME=VALUE; bss has the options eta, k"),
         ("bss", ["--set", "eta=much"], "--set eta=much: the value is to be of type float"),
         ("bss", ["--set", "k=2.5"], "--set k=2.5: the value is to be of type int"),
@@ -986,7 +1034,7 @@ def test_what_the_command_refuses(
         ("finetune", ["--learning-rate", "1e30", "--iterations", "9"], "finetune: the loss is"),
         ("finetune", ["--device", "gpu"], "device is 'gpu'"),
         ("finetune", ["--output", str(tmp_path / "pairing.json")], "is a file; give the name of"),
-    ]  # fmt: skip
+    ]
     for number, (method, more, message) in enumerate(cases):
         command = train_command(betons, tmp_path / f"run-{number}", method, *more)
         assert main(command) == 2, more
@@ -1001,9 +1049,12 @@ def test_options_of_methods_by_text() -> None:
         ("seqtrain", ["auxiliary_iterations=None"], SeqTrain()),
         ("mixup", ["seed=7", "seed=8"], Mixup(seed=8)),
         ("xmixup", ["source_labels=false", "lam=batch"], XMixup(lam="batch", source_labels=False)),
-        ("gradmix", ["pseudo_label_threshold=none", "step_scale=none"],
-         GradMix(pseudo_label_threshold=None)),
-    ):  # fmt: skip
+        (
+            "gradmix",
+            ["pseudo_label_threshold=none", "step_scale=none"],
+            GradMix(pseudo_label_threshold=None),
+        ),
+    ):
         assert repr(_with_options(METHODS[name], texts)) == repr(expected)
 
 

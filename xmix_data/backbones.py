@@ -176,9 +176,13 @@ def _load_timm(name: str, trained: bool) -> Backbone:
         raise OSError(str(error)) from error  # what timm says of weights that do not exist
     seen: Any = network.pretrained_cfg
     return Backbone(
-        network, name, int(seen["input_size"][-1]), bool(seen.get("fixed_input_size")),
-        tuple(seen["mean"]), tuple(seen["std"]),
-    )  # fmt: skip
+        network,
+        name,
+        int(seen["input_size"][-1]),
+        bool(seen.get("fixed_input_size")),
+        tuple(seen["mean"]),
+        tuple(seen["std"]),
+    )
 
 
 def _load_weights(network: nn.Module, path: Path) -> None:

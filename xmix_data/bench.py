@@ -157,10 +157,9 @@ class Bench:
     def __post_init__(self) -> None:
         self.threads = self.threads or len(os.sched_getaffinity(0))
         names = self.jpg.class_names
-        self.pairing = Pairing({
-            t: [PairedClass(s, 1.0, 1)]
-            for t, s in zip(names, names[1:] + names[:1], strict=True)
-        })  # fmt: skip
+        self.pairing = Pairing(
+            {t: [PairedClass(s, 1.0, 1)] for t, s in zip(names, names[1:] + names[:1], strict=True)}
+        )
 
     @staticmethod
     @contextmanager
@@ -212,17 +211,28 @@ class Bench:
     def paired(self, target: Beton, source: Beton, *, mix: bool) -> Row:
         """XMixLoader: pairs a second, as float32 mixed on the CPU or as uint8 crops."""
         loader = XMixLoader(
-            target, source, self.pairing, batch_size=self.batch_size, crop=self.crop, mix=mix,
-            dtype=torch.float32 if mix else torch.uint8, num_workers=self.threads,
-        )  # fmt: skip
+            target,
+            source,
+            self.pairing,
+            batch_size=self.batch_size,
+            crop=self.crop,
+            mix=mix,
+            dtype=torch.float32 if mix else torch.uint8,
+            num_workers=self.threads,
+        )
         return lambda: _consume(loader, self.passes)
 
     def alone(self) -> Row:
         """ImageLoader on one domain: images a second, float32."""
         loader = ImageLoader(
-            self.jpg, batch_size=self.batch_size, crop=self.crop, flip=True, shuffle=True,
-            drop_last=True, num_workers=self.threads,
-        )  # fmt: skip
+            self.jpg,
+            batch_size=self.batch_size,
+            crop=self.crop,
+            flip=True,
+            shuffle=True,
+            drop_last=True,
+            num_workers=self.threads,
+        )
         return lambda: _consume(loader, self.passes)
 
     def decode_limit(self) -> Row:
@@ -263,12 +273,16 @@ class Bench:
         tables = [
             decode.image_table(
                 np.uint64(side.ctypes.data) + np.arange(count, dtype=np.uint64) * side[0].nbytes,
-                np.full(count, side[0].nbytes, np.uint64), np.ones(count, np.uint8),
-                np.full(count, height, np.uint16), np.full(count, width, np.uint16), boxes,
-                np.zeros(count, bool), self.crop.shape,
+                np.full(count, side[0].nbytes, np.uint64),
+                np.ones(count, np.uint8),
+                np.full(count, height, np.uint16),
+                np.full(count, width, np.uint16),
+                boxes,
+                np.zeros(count, bool),
+                self.crop.shape,
             )
             for side in crops
-        ]  # fmt: skip
+        ]
         lam = np.linspace(0, 1, count, dtype=np.float32)
         scale, shift = scale_and_shift(IMAGENET_MEAN, IMAGENET_STD)
         ring = np.zeros((_RING, count, height, width, 3), np.float32)
@@ -276,9 +290,20 @@ class Bench:
 
         def work(workspace: decode.Workspace, batch: int, start: int, stop: int) -> None:
             decode.mix_images(
-                start, stop, *tables, lam, height, width, workspace.target, workspace.source,
-                scale, shift, decode.FLOAT32, int(ring[batch % _RING].ctypes.data), *status,
-            )  # fmt: skip
+                start,
+                stop,
+                *tables,
+                lam,
+                height,
+                width,
+                workspace.target,
+                workspace.source,
+                scale,
+                shift,
+                decode.FLOAT32,
+                int(ring[batch % _RING].ctypes.data),
+                *status,
+            )
 
         def workspace() -> decode.Workspace:
             return decode.Workspace(height * width, height, width, (height, width), resizes=False)
@@ -296,13 +321,17 @@ class Bench:
         starts = range(0, len(plan) - self.batch_size + 1, self.batch_size)
         return [
             decode.image_table(
-                domain.addresses(rows.target), domain.sizes[rows.target],
-                domain.modes[rows.target], domain.heights[rows.target],
-                domain.widths[rows.target], rows.target_crops.boxes, rows.target_crops.flips,
+                domain.addresses(rows.target),
+                domain.sizes[rows.target],
+                domain.modes[rows.target],
+                domain.heights[rows.target],
+                domain.widths[rows.target],
+                rows.target_crops.boxes,
+                rows.target_crops.flips,
                 shape,
             )
             for rows in (plan.rows(start, start + self.batch_size) for start in starts)
-        ]  # fmt: skip
+        ]
 
     def _on_threads(
         self, work: Callable[[Any, int, int, int], None], workspace: Callable[[], Any]

@@ -697,8 +697,10 @@ def write_beton(
     if skipped:
         _log.warning(
             "%s: skipped %d unreadable images, listed in %s",
-            path, len(skipped), manifest_file.name,
-        )  # fmt: skip
+            path,
+            len(skipped),
+            manifest_file.name,
+        )
     return Beton(path)
 
 

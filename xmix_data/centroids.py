@@ -80,9 +80,12 @@ class Centroids:
         }
         with whole_file(path) as stream:
             np.savez(
-                stream, values=self.values, counts=self.counts, domains=self.domains,
+                stream,
+                values=self.values,
+                counts=self.counts,
+                domains=self.domains,
                 meta=np.array(json.dumps(meta)),
-            )  # fmt: skip
+            )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Centroids:
@@ -104,9 +107,12 @@ class Centroids:
             text.encode(errors="surrogateescape")
             values, counts, domains = (
                 _numbers(arrays[key], dtype)
-                for key, dtype in (("values", np.float32), ("counts", np.int64),
-                                   ("domains", np.int64))
-            )  # fmt: skip
+                for key, dtype in (
+                    ("values", np.float32),
+                    ("counts", np.int64),
+                    ("domains", np.int64),
+                )
+            )
             return cls(values, counts, names, dict(meta["provenance"]), domains)
 
     @classmethod
@@ -204,9 +210,11 @@ class CentroidSum:
         meta = json.dumps({"format": _SUMS_FORMAT, "key": key, "position": position})
         with whole_file(path) as stream:
             np.savez(
-                stream, sums=self._sums.cpu().numpy(), counts=self._counts.cpu().numpy(),
+                stream,
+                sums=self._sums.cpu().numpy(),
+                counts=self._counts.cpu().numpy(),
                 meta=np.array(meta),
-            )  # fmt: skip
+            )
 
     def load(self, path: str | os.PathLike[str], key: str) -> int:
         """Go on with what `save` wrote; returns its position.

@@ -110,10 +110,12 @@ def beta_density(alpha: float, beta: float, marks: Sequence[float]) -> str:
     return _svg(
         f"Density of Beta({alpha:g}, {beta:g}), mean {mean:.2f}",
         [
-            f'<polyline class="curve" points="{points}"/>', _upright(x(mean)), *ticks,
+            f'<polyline class="curve" points="{points}"/>',
+            _upright(x(mean)),
+            *ticks,
             _axis_x(x, _ticks(0, 1, 5), "λ"),
         ],
-    )  # fmt: skip
+    )
 
 
 def _scale(low: float, high: float, start: float, stop: float) -> _Scale:

@@ -178,132 +178,256 @@ def _parser() -> argparse.ArgumentParser:
         name: str, run: Any, help: str, *examples: str, json: bool = True
     ) -> argparse.ArgumentParser:
         made = commands.add_parser(
-            name, parents=[common], help=help, description=help + ".",
+            name,
+            parents=[common],
+            help=help,
+            description=help + ".",
             epilog="\n".join(f"Example: {example}" for example in examples),
             formatter_class=argparse.RawDescriptionHelpFormatter,
-        )  # fmt: skip
+        )
         if json:
-            made.add_argument("--json", action="store_true",
-                help="print the result as JSON, and nothing else, to standard output")  # fmt: skip
+            made.add_argument(
+                "--json",
+                action="store_true",
+                help="print the result as JSON, and nothing else, to standard output",
+            )
         made.set_defaults(run=run)
         return made
 
     convert = command(
-        "convert", _convert, "write images as a beton",
+        "convert",
+        _convert,
+        "write images as a beton",
         "xmix convert flowers/train target.beton --encoding raw",
         "xmix convert imagenet/train source.beton --pairing pairing.json",
         "xmix convert torchvision:Flowers102 flowers.beton --split train --root data",
-    )  # fmt: skip
-    convert.add_argument("src", metavar="SRC", help="class folder, .beton, torchvision:NAME, "
+    )
+    convert.add_argument(
+        "src",
+        metavar="SRC",
+        help="class folder, .beton, torchvision:NAME, "
         "huggingface:FOLDER (of save_to_disk), cub:FOLDER (CUB-200-2011) or dogs:FOLDER (Stanford "
-        "Dogs)")  # fmt: skip
+        "Dogs)",
+    )
     convert.add_argument("out", metavar="OUT.beton", type=Path)
-    convert.add_argument("--encoding", choices=("jpg", "raw", "keep"), default="jpg",
-        help="JPEG, raw pixels, or JPEG bytes kept where possible (default: jpg)")  # fmt: skip
+    convert.add_argument(
+        "--encoding",
+        choices=("jpg", "raw", "keep"),
+        default="jpg",
+        help="JPEG, raw pixels, or JPEG bytes kept where possible (default: jpg)",
+    )
     convert.add_argument("--quality", type=int, default=90, help="of JPEG, 1 to 100 (default: 90)")
-    convert.add_argument("--image-size", type=_image_size, default=256, metavar="PIXELS",
-        help="shorter edge, or 'none' to keep every image's own (default: 256)")  # fmt: skip
-    convert.add_argument("--crop", choices=("square", "none"), default="square",
-        help="keep the centre square, or all (default: square)")  # fmt: skip
+    convert.add_argument(
+        "--image-size",
+        type=_image_size,
+        default=256,
+        metavar="PIXELS",
+        help="shorter edge, or 'none' to keep every image's own (default: 256)",
+    )
+    convert.add_argument(
+        "--crop",
+        choices=("square", "none"),
+        default="square",
+        help="keep the centre square, or all (default: square)",
+    )
     convert.add_argument("--classes", type=Path, metavar="FILE", help="keep these, one a line")
     convert.add_argument("--per-class", type=int, metavar="K", help="keep K images of each class")
-    convert.add_argument("--pairing", type=Path, metavar="PAIRING.json",
-        help="keep the source classes that this pairing uses")  # fmt: skip
-    convert.add_argument("--shard", type=_shard, metavar="I/N",
-        help="write part I of N, I from 0, as OUT-0000I-of-0000N.beton")  # fmt: skip
-    convert.add_argument("--on-error", choices=("raise", "skip"), default="raise",
-        help="stop at an unreadable image, or list and skip it (default: raise)")  # fmt: skip
+    convert.add_argument(
+        "--pairing",
+        type=Path,
+        metavar="PAIRING.json",
+        help="keep the source classes that this pairing uses",
+    )
+    convert.add_argument(
+        "--shard",
+        type=_shard,
+        metavar="I/N",
+        help="write part I of N, I from 0, as OUT-0000I-of-0000N.beton",
+    )
+    convert.add_argument(
+        "--on-error",
+        choices=("raise", "skip"),
+        default="raise",
+        help="stop at an unreadable image, or list and skip it (default: raise)",
+    )
     convert.add_argument("--overwrite", action="store_true", help="replace an existing file")
     convert.add_argument("--workers", type=int, metavar="N", help="processes (default: all cores)")
     convert.add_argument("--split", help="of a named data set (default: train)")
-    convert.add_argument("--root", type=Path, default=Path("data"),
-        help="folder for the download of torchvision:NAME (default: data)")  # fmt: skip
+    convert.add_argument(
+        "--root",
+        type=Path,
+        default=Path("data"),
+        help="folder for the download of torchvision:NAME (default: data)",
+    )
 
     pair = command(
-        "pair", _pair, "pair each target class with source classes of its own",
+        "pair",
+        _pair,
+        "pair each target class with source classes of its own",
         "xmix pair --target pets.beton --source imagenet.beton --model resnet50 -o pairing.json",
         "xmix pair --target pets.beton --source imagenet.beton --model resnet50 -o pairing.json"
         " --min-images 200000 --json",
-    )  # fmt: skip
-    pair.add_argument("--target", type=Path, required=True, metavar="T.beton", action="append",
-        help="may be given several times")  # fmt: skip
-    pair.add_argument("--source", type=Path, required=True, metavar="S.beton", action="append",
-        help="may be given several times")  # fmt: skip
-    pair.add_argument("--model", required=True,
-        help="a torchvision classifier, e.g. resnet50, or timm:NAME")  # fmt: skip
-    pair.add_argument("--weights", default="default", metavar="default|none|FILE",
-        help="downloaded, random, or a state dict (default: default)")  # fmt: skip
+    )
+    pair.add_argument(
+        "--target",
+        type=Path,
+        required=True,
+        metavar="T.beton",
+        action="append",
+        help="may be given several times",
+    )
+    pair.add_argument(
+        "--source",
+        type=Path,
+        required=True,
+        metavar="S.beton",
+        action="append",
+        help="may be given several times",
+    )
+    pair.add_argument(
+        "--model", required=True, help="a torchvision classifier, e.g. resnet50, or timm:NAME"
+    )
+    pair.add_argument(
+        "--weights",
+        default="default",
+        metavar="default|none|FILE",
+        help="downloaded, random, or a state dict (default: default)",
+    )
     pair.add_argument("-o", "--output", type=Path, required=True, metavar="PAIRING.json")
     amount = pair.add_mutually_exclusive_group()
     amount.add_argument("--rounds", type=int, metavar="R", help="one-to-one rounds (default: 1)")
-    amount.add_argument("--min-images", type=int, metavar="K",
-        help="as many rounds as select K source images")  # fmt: skip
-    pair.add_argument("--strict", action="store_true",
-        help="with --min-images: stop within the round, at the pair that reaches K")  # fmt: skip
-    pair.add_argument("--num-images", type=int, metavar="K",
-        help="shrink or grow the selection to K source images")  # fmt: skip
-    pair.add_argument("--method", default="greedy",
+    amount.add_argument(
+        "--min-images", type=int, metavar="K", help="as many rounds as select K source images"
+    )
+    pair.add_argument(
+        "--strict",
+        action="store_true",
+        help="with --min-images: stop within the round, at the pair that reaches K",
+    )
+    pair.add_argument(
+        "--num-images",
+        type=int,
+        metavar="K",
+        help="shrink or grow the selection to K source images",
+    )
+    pair.add_argument(
+        "--method",
+        default="greedy",
         choices=("greedy", "in-order", "optimal", "random", "random-images"),
-        help="how classes are selected (default: greedy, the best remaining pair first)"
-    )  # fmt: skip
+        help="how classes are selected (default: greedy, the best remaining pair first)",
+    )
     pair.add_argument("--seed", type=int, default=0, help="of what is random (default: 0)")
-    pair.add_argument("--crop", type=int, metavar="PIXELS",
-        help="centre crop that the model sees (default: what it was trained for)")  # fmt: skip
+    pair.add_argument(
+        "--crop",
+        type=int,
+        metavar="PIXELS",
+        help="centre crop that the model sees (default: what it was trained for)",
+    )
     pair.add_argument("--device", default=None, help="default: cuda where there is one")
     pair.add_argument("--batch-size", type=int, default=256)
     pair.add_argument("--workers", type=int, metavar="N", help="threads (default: all cores)")
-    pair.add_argument("--cache", type=Path, metavar="DIR", default=_cache_folder(),
-        help="keep features here, for the next pairing (default: %(default)s)")  # fmt: skip
+    pair.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        default=_cache_folder(),
+        help="keep features here, for the next pairing (default: %(default)s)",
+    )
     pair.add_argument("--no-cache", dest="cache", action="store_const", const=None)
     pair.add_argument("--overwrite", action="store_true", help="replace an existing file")
 
     report = command(
-        "report", _report, "show a pairing with its pictures as one HTML page",
+        "report",
+        _report,
+        "show a pairing with its pictures as one HTML page",
         "xmix report pairing.json --target pets.beton --source imagenet.beton -o report.html",
         "xmix report pairing.json --target pets.beton --source imagenet.beton -o report.html"
         " --alpha 2 --beta 1 --overwrite",
-    )  # fmt: skip
+    )
     report.add_argument("pairing", type=Path, metavar="PAIRING.json")
-    report.add_argument("--target", type=Path, required=True, metavar="T.beton", action="append",
-        help="may be given several times")  # fmt: skip
-    report.add_argument("--source", type=Path, required=True, metavar="S.beton", action="append",
-        help="may be given several times")  # fmt: skip
+    report.add_argument(
+        "--target",
+        type=Path,
+        required=True,
+        metavar="T.beton",
+        action="append",
+        help="may be given several times",
+    )
+    report.add_argument(
+        "--source",
+        type=Path,
+        required=True,
+        metavar="S.beton",
+        action="append",
+        help="may be given several times",
+    )
     report.add_argument("-o", "--output", type=Path, required=True, metavar="REPORT.html")
     for name in ("alpha", "beta"):
-        report.add_argument(f"--{name}", type=float, default=1.0,
-            help="of the λ that mixed samples are shown for (default: 1)")  # fmt: skip
+        report.add_argument(
+            f"--{name}",
+            type=float,
+            default=1.0,
+            help="of the λ that mixed samples are shown for (default: 1)",
+        )
     report.add_argument("--overwrite", action="store_true", help="replace an existing file")
 
     train = command(
-        "train", _train, "fine-tune by one of the methods, with or without a source",
+        "train",
+        _train,
+        "fine-tune by one of the methods, with or without a source",
         "xmix train --method xmixup --target pets.beton --source imagenet.beton"
         " --pairing pairing.json --model resnet50 --test pets-test.beton --output run",
         "xmix train --method finetune --target pets.beton --model resnet50"
         " --test pets-test.beton --output plain --iterations 3000 --amp --json",
-    )  # fmt: skip
+    )
     train.add_argument(
         "--method",
         required=True,
         choices=("finetune", "l2sp", "bss", "seqtrain", "cotrain", "mixup", "xmixup", "gradmix"),
     )
-    train.add_argument("--set", metavar="NAME=VALUE", action="append", default=[],
-        help="an option of the method, e.g. eta=0.01; may be given several times")  # fmt: skip
-    for name, needed in (("target", True), ("source", False), ("test", False),
-                         ("unlabelled", False)):  # fmt: skip
-        train.add_argument(f"--{name}", type=Path, required=needed, action="append",
-            metavar="BETON", help="may be given several times")  # fmt: skip
+    train.add_argument(
+        "--set",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="an option of the method, e.g. eta=0.01; may be given several times",
+    )
+    for name, needed in (
+        ("target", True),
+        ("source", False),
+        ("test", False),
+        ("unlabelled", False),
+    ):
+        train.add_argument(
+            f"--{name}",
+            type=Path,
+            required=needed,
+            action="append",
+            metavar="BETON",
+            help="may be given several times",
+        )
     train.add_argument("--pairing", type=Path, metavar="PAIRING.json")
-    train.add_argument("--model", required=True,
-        help="a torchvision classifier, e.g. resnet50, or timm:NAME")  # fmt: skip
-    train.add_argument("--weights", default="default", metavar="default|none|FILE",
-        help="downloaded, random, or a state dict (default: default)")  # fmt: skip
+    train.add_argument(
+        "--model", required=True, help="a torchvision classifier, e.g. resnet50, or timm:NAME"
+    )
+    train.add_argument(
+        "--weights",
+        default="default",
+        metavar="default|none|FILE",
+        help="downloaded, random, or a state dict (default: default)",
+    )
     train.add_argument(
         "--same-rows",
         action="store_true",
         help="the weights' classifier knows the source's classes, in the beton's order",
     )
-    train.add_argument("--output", type=Path, required=True, metavar="DIR",
-        help="metrics, checkpoint, result; a run that was interrupted goes on")  # fmt: skip
+    train.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="metrics, checkpoint, result; a run that was interrupted goes on",
+    )
     for name, kind, default, help in (
         ("iterations", int, 9000, "steps"),
         ("batch-size", int, 48, "images of a step, in each process"),
@@ -320,9 +444,11 @@ def _parser() -> argparse.ArgumentParser:
         text = help if default is None else f"{help} (default: {default})"
         train.add_argument(f"--{name}", type=kind, default=default, help=text)
     train.add_argument(
-        "--on-error", choices=("raise", "replace"), default="raise",
+        "--on-error",
+        choices=("raise", "replace"),
+        default="raise",
         help="at a damaged image: stop, or take another of its class (default: raise)",
-    )  # fmt: skip
+    )
     train.add_argument("--no-flip", dest="flip", action="store_false", help="mirror no images")
     train.add_argument("--amp", action="store_true", help="forward passes in bfloat16")
     train.add_argument("--compile", action="store_true", help="torch.compile the network")
@@ -331,38 +457,76 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--workers", type=int, metavar="N", help="decoding threads")
 
     inspect = command(
-        "inspect", _inspect, "say what a beton holds",
-        "xmix inspect source.beton --verify", "xmix inspect source.beton --json",
-    )  # fmt: skip
+        "inspect",
+        _inspect,
+        "say what a beton holds",
+        "xmix inspect source.beton --verify",
+        "xmix inspect source.beton --json",
+    )
     inspect.add_argument("file", metavar="FILE.beton", type=Path)
     inspect.add_argument("--verify", action="store_true", help="check the hash and decode all")
 
     doctor = command(
-        "doctor", _doctor, "say what is installed, found and missing, and what feeds the GPU",
-        "xmix doctor", "xmix doctor source.beton --json",
-    )  # fmt: skip
-    doctor.add_argument("beton", metavar="FILE.beton", type=Path, nargs="?",
-        help="measure the storage where it lies, and the decoding of its JPEGs")  # fmt: skip
+        "doctor",
+        _doctor,
+        "say what is installed, found and missing, and what feeds the GPU",
+        "xmix doctor",
+        "xmix doctor source.beton --json",
+    )
+    doctor.add_argument(
+        "beton",
+        metavar="FILE.beton",
+        type=Path,
+        nargs="?",
+        help="measure the storage where it lies, and the decoding of its JPEGs",
+    )
 
     bench = command(
-        "bench", _bench, "measure the loader against this machine's own limits",
-        "xmix bench --data flowers/train", "xmix bench --rounds 3 --json bench.json", json=False,
-    )  # fmt: skip
-    bench.add_argument("--data", type=Path, metavar="FOLDER",
-        help="a class folder of photographs (default: pictures are made up)")  # fmt: skip
-    bench.add_argument("--crop", type=int, default=224, metavar="PIXELS",
-        help="random crop, of images stored with 256 (default: 224)")  # fmt: skip
+        "bench",
+        _bench,
+        "measure the loader against this machine's own limits",
+        "xmix bench --data flowers/train",
+        "xmix bench --rounds 3 --json bench.json",
+        json=False,
+    )
+    bench.add_argument(
+        "--data",
+        type=Path,
+        metavar="FOLDER",
+        help="a class folder of photographs (default: pictures are made up)",
+    )
+    bench.add_argument(
+        "--crop",
+        type=int,
+        default=224,
+        metavar="PIXELS",
+        help="random crop, of images stored with 256 (default: 224)",
+    )
     bench.add_argument("--rounds", type=int, default=5, help="of all rows in turn (default: 5)")
-    bench.add_argument("--json", type=_file_or_stdout, nargs="?", const=True, metavar="FILE",
+    bench.add_argument(
+        "--json",
+        type=_file_or_stdout,
+        nargs="?",
+        const=True,
+        metavar="FILE",
         help="print the figures as JSON, and nothing else, to standard output; with FILE, print "
-        "words and write the figures there")  # fmt: skip
+        "words and write the figures there",
+    )
 
     demo = command(
-        "demo", _demo, "do the whole job in a minute, on data that packages ship",
-        "xmix demo", "xmix demo --output first-look --seeds 1",
-    )  # fmt: skip
-    demo.add_argument("--output", type=Path, default=Path("demo-output"), metavar="DIR",
-        help="where betons, pairing and pictures go (default: demo-output)")  # fmt: skip
+        "demo",
+        _demo,
+        "do the whole job in a minute, on data that packages ship",
+        "xmix demo",
+        "xmix demo --output first-look --seeds 1",
+    )
+    demo.add_argument(
+        "--output",
+        type=Path,
+        default=Path("demo-output"),
+        metavar="DIR",
+        help="where betons, pairing and pictures go (default: demo-output)",
+    )
     demo.add_argument("--seeds", type=int, default=3, help="fine-tuning runs (default: 3)")
     return parser
 
@@ -451,8 +615,17 @@ def _convert(options: argparse.Namespace) -> _Answer:
 
 
 def _facts(beton: Any, *, verified: bool = False) -> dict[str, Any]:
-    keys = ("num_samples", "class_names", "class_counts", "encoding", "image_size",
-            "byte_length", "page_size", "fingerprint", "shard")  # fmt: skip
+    keys = (
+        "num_samples",
+        "class_names",
+        "class_counts",
+        "encoding",
+        "image_size",
+        "byte_length",
+        "page_size",
+        "fingerprint",
+        "shard",
+    )
     facts: dict[str, Any] = {"path": str(beton.path)}
     facts |= {key: getattr(beton, key) for key in keys}
     facts["manifest"] = beton.manifest is not None
@@ -478,8 +651,10 @@ def _pair(options: argparse.Namespace) -> _Answer | None:
     from xmix_data.features import class_centroids
     from xmix_data.pairing import check_options, pair_classes, pairs_table
 
-    chosen = {key: getattr(options, key) for key in ("method", "rounds", "min_images",
-              "num_images", "strict", "seed")}  # fmt: skip
+    chosen = {
+        key: getattr(options, key)
+        for key in ("method", "rounds", "min_images", "num_images", "strict", "seed")
+    }
     check_options(**chosen)
     domains = [open_domain(options.target), open_domain(options.source)]
     n, m = (len(domain.class_names) for domain in domains)
@@ -503,12 +678,17 @@ def _pair(options: argparse.Namespace) -> _Answer | None:
         backbone = load_backbone(options.model, options.weights)
         target, source = (
             class_centroids(
-                domain.betons, backbone, device=device, batch_size=options.batch_size,
-                num_workers=options.workers, cache=options.cache, progress=rank == 0,
+                domain.betons,
+                backbone,
+                device=device,
+                batch_size=options.batch_size,
+                num_workers=options.workers,
+                cache=options.cache,
+                progress=rank == 0,
                 crop=None if options.crop is None else CenterCrop(options.crop),
             )
             for domain in domains
-        )  # fmt: skip
+        )
     if rank:
         return None
     pairing = pair_classes(target, source, **chosen)
@@ -601,9 +781,14 @@ def _report(options: argparse.Namespace) -> _Answer:
     from xmix_data.report import write_report
 
     path = write_report(
-        Pairing.load(options.pairing), options.target, options.source, options.output,
-        alpha=options.alpha, beta=options.beta, overwrite=options.overwrite,
-    )  # fmt: skip
+        Pairing.load(options.pairing),
+        options.target,
+        options.source,
+        options.output,
+        alpha=options.alpha,
+        beta=options.beta,
+        overwrite=options.overwrite,
+    )
     size = path.stat().st_size
     return _Answer(
         {"path": str(path), "byte_length": size},
@@ -617,8 +802,13 @@ def _train(options: argparse.Namespace) -> _Answer | None:
     from xmix_data.training import Recipe, fit
 
     method = _with_options(METHODS[options.method], options.set)
-    recipe = Recipe(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Recipe)
-                       if hasattr(options, f.name)})  # fmt: skip
+    recipe = Recipe(
+        **{
+            f.name: getattr(options, f.name)
+            for f in dataclasses.fields(Recipe)
+            if hasattr(options, f.name)
+        }
+    )
     with _job() as (rank, local_rank):
         backbone = load_backbone(options.model, options.weights)
         result = fit(

@@ -87,8 +87,15 @@ _madvise: Any = types.ExternalFunction("madvise", types.int32(_i64, _i64, types.
 _clock_gettime: Any = types.ExternalFunction("clock_gettime", types.int32(types.int32, _i64))
 
 _BASELINE, _EXTENDED, _CODES, _START, _END, _SCAN, _TABLES, _ADOBE = (
-    0xC0, 0xC1, 0xC4, 0xD8, 0xD9, 0xDA, 0xDB, 0xEE,
-)  # fmt: skip
+    0xC0,
+    0xC1,
+    0xC4,
+    0xD8,
+    0xD9,
+    0xDA,
+    0xDB,
+    0xEE,
+)
 """JPEG's markers: two kinds of frames, Huffman codes, start and end of the image, a scan,
 quantisation tables, Adobe's colours."""
 _RED = ord("R")
@@ -118,9 +125,14 @@ def image_table(
     """
     table = np.empty((len(addresses), _COLUMNS), np.int64)
     for column, values in (
-        (_ADDRESS, addresses), (BYTES, sizes), (_MODE, modes), (_HEIGHT, heights),
-        (_WIDTH, widths), (_FRACTION, dct_fractions(boxes, shape)), (_FLIP, flips),
-    ):  # fmt: skip
+        (_ADDRESS, addresses),
+        (BYTES, sizes),
+        (_MODE, modes),
+        (_HEIGHT, heights),
+        (_WIDTH, widths),
+        (_FRACTION, dct_fractions(boxes, shape)),
+        (_FLIP, flips),
+    ):
         table[:, column] = values
     table[:, _TOP : _BOX_W + 1] = boxes
     return table
@@ -362,9 +374,17 @@ def _open(image: Any, height: int, width: int, work: Any) -> tuple[int, bool, in
     window_w = -(-(left + box_w) // shrink) - first_column
     started = _nanoseconds(state)
     status = _jpeg_open(
-        decoder, image[_ADDRESS], image[BYTES], image[_HEIGHT], image[_WIDTH], shrink, first_row,
-        first_column, window_w, _address(state),
-    )  # fmt: skip
+        decoder,
+        image[_ADDRESS],
+        image[BYTES],
+        image[_HEIGHT],
+        image[_WIDTH],
+        shrink,
+        first_row,
+        first_column,
+        window_w,
+        _address(state),
+    )
     row_bytes, margin = state[_ROW_BYTES], state[_MARGIN]
     if resizes and status == OK:
         status = _jpeg_read(decoder, _address(window), window_h)
@@ -375,8 +395,11 @@ def _open(image: Any, height: int, width: int, work: Any) -> tuple[int, bool, in
         return status, True, _address(strip) + margin, row_bytes
     if status == OK:
         box = (
-            top / shrink - first_row, left / shrink - first_column, box_h / shrink, box_w / shrink,
-        )  # fmt: skip
+            top / shrink - first_row,
+            left / shrink - first_column,
+            box_h / shrink,
+            box_w / shrink,
+        )
         _resample(window[margin:], row_bytes, (window_h, window_w), box, rows, resized)
     return status, False, _address(resized), width * 3
 
@@ -605,9 +628,18 @@ def _half(value: float, whole: int) -> Any:
 
 @_kernel
 def normalise_images(
-    start: int, stop: int, images: Any, height: int, width: int, work: Any, scale: Any, shift: Any,
-    kind: int, out: int, status: Any,
-) -> None:  # fmt: skip
+    start: int,
+    stop: int,
+    images: Any,
+    height: int,
+    width: int,
+    work: Any,
+    scale: Any,
+    shift: Any,
+    kind: int,
+    out: int,
+    status: Any,
+) -> None:
     """As `crop_images`, and normalise: ``out = scale * pixel + shift``.
 
     Args:
@@ -644,10 +676,22 @@ def normalise_images(
 
 @_kernel
 def mix_images(
-    start: int, stop: int, targets: Any, sources: Any, lam: Any, height: int, width: int,
-    target_work: Any, source_work: Any, scale: Any, shift: Any, kind: int, out: int,
-    target_status: Any, source_status: Any,
-) -> None:  # fmt: skip
+    start: int,
+    stop: int,
+    targets: Any,
+    sources: Any,
+    lam: Any,
+    height: int,
+    width: int,
+    target_work: Any,
+    source_work: Any,
+    scale: Any,
+    shift: Any,
+    kind: int,
+    out: int,
+    target_status: Any,
+    source_status: Any,
+) -> None:
     """Decode, cut, mirror, normalise and mix both images of each pair in one go (Eq. 4).
 
     ``out = scale * (lam * target + (1 - lam) * source) + shift``: neither image leaves the cache.

@@ -145,10 +145,15 @@ def _run(output: Path, seeds: int, settings: _Settings) -> dict[str, Any]:
     with (
         ImageLoader(source, batch_size=settings.batch_size, crop=RandomCrop(_CROP)) as images,
         XMixLoader(
-            target, source, pairing, batch_size=settings.batch_size, crop=RandomCrop(_CROP),
-            flip=False, alpha=settings.alpha,
+            target,
+            source,
+            pairing,
+            batch_size=settings.batch_size,
+            crop=RandomCrop(_CROP),
+            flip=False,
+            alpha=settings.alpha,
         ) as pairs,
-    ):  # fmt: skip
+    ):
         rates = {
             "images": _print_rate(images, len(source), "JPEGs decoded, cropped and normalised"),
             "pairs": _print_rate(
@@ -162,8 +167,14 @@ def _run(output: Path, seeds: int, settings: _Settings) -> dict[str, Any]:
     write_report(
         pairing, target, source, output / "report.html", alpha=settings.alpha, overwrite=True
     )
-    for name in ("source.beton", "target.beton", "test.beton", "pairing.json", "report.html",
-                 "mixed.png"):  # fmt: skip
+    for name in (
+        "source.beton",
+        "target.beton",
+        "test.beton",
+        "pairing.json",
+        "report.html",
+        "mixed.png",
+    ):
         print(f"    {output / name}")
     seconds = time.perf_counter() - began
     print(f"Done in {seconds:.0f} s.")
@@ -350,9 +361,12 @@ def _fine_tune(
     torch.manual_seed(seed)  # the same new target head for both methods
     network = _TwoHeads(backbone, loader.num_target_classes)
     _train(
-        network, loader, functools.partial(loss, network), settings.iterations,
+        network,
+        loader,
+        functools.partial(loss, network),
+        settings.iterations,
         settings.learning_rate,
-    )  # fmt: skip
+    )
     return 100 * _accuracy(network, test)
 
 

@@ -68,8 +68,12 @@ Found = tuple[str, Mapping[str, Any]]
 def examine() -> list[Check]:
     """Look for everything that xmix_data uses."""
     return [
-        Check("python", True, f"{platform.python_version()} on {platform.machine()}",
-              values={"version": platform.python_version(), "machine": platform.machine()}),
+        Check(
+            "python",
+            True,
+            f"{platform.python_version()} on {platform.machine()}",
+            values={"version": platform.python_version(), "machine": platform.machine()},
+        ),
         _cores(),
         _tried("memory", _memory, optional=True),
         _shared_memory(),
@@ -84,7 +88,7 @@ def examine() -> list[Check]:
         *(_package(name, optional=True) for name in ("timm", "datasets", "tensorboard")),
         _package("matplotlib", optional=True, extra="demo"),
         _package("scikit-learn", optional=True, extra="demo"),
-    ]  # fmt: skip
+    ]
 
 
 def _package(name: str, *, optional: bool = False, extra: str = "") -> Check:
@@ -150,8 +154,9 @@ def _libjpeg() -> Found:
     text = re.search(rb"libjpeg-turbo version ([\w.]+)", path.read_bytes())
     found = text[1].decode() if text else None
     return f"{found or 'of a version that it does not tell'}, {path}", {
-        "version": found, "path": str(path)
-    }  # fmt: skip
+        "version": found,
+        "path": str(path),
+    }
 
 
 def _mapped_at(address: int) -> Path:
@@ -172,8 +177,10 @@ def _faiss() -> Found:
     for_gpus, count = hasattr(faiss, "StandardGpuResources"), getattr(faiss, "get_num_gpus", int)()
     built = f"built for GPUs, and finds {count}" if for_gpus else "built for CPUs only"
     return f"{faiss.__version__}, {built}", {
-        "version": faiss.__version__, "built_for_gpus": for_gpus, "gpus": count
-    }  # fmt: skip
+        "version": faiss.__version__,
+        "built_for_gpus": for_gpus,
+        "gpus": count,
+    }
 
 
 def _kernels() -> Found:
@@ -237,7 +244,7 @@ def feeding(pictures: Sequence[bytes], beton: Beton | None = None) -> list[Check
         Check("storage", True, "not measured: `xmix doctor FILE.beton` reads a beton where it lies")
         if beton is None
         else _tried("storage", lambda: _storage(beton), optional=True),
-    ]  # fmt: skip
+    ]
     if torch.cuda.is_available():
         checks.append(_tried("gpu step", _step, optional=True))
     rates = {check.name: check.values.get("images_per_second") for check in checks}
@@ -316,10 +323,13 @@ def decode_rate(jpegs: Sequence[bytes], threads: int, *, seconds: float = 0.5) -
     table = decode.image_table(
         np.array([stream.ctypes.data for stream in streams], np.uint64),
         np.array([stream.size for stream in streams], np.uint64),
-        np.full(count, JPG, np.uint8), heights, widths,
+        np.full(count, JPG, np.uint8),
+        heights,
+        widths,
         np.stack([0 * heights, 0 * widths, heights, widths], axis=1).astype(np.int32),
-        np.zeros(count, bool), (1, 1),
-    )  # fmt: skip
+        np.zeros(count, bool),
+        (1, 1),
+    )
     largest = int((widths * heights).max()), int(heights.max()), int(widths.max())
     spaces = [decode.Workspace(*largest, (1, 1), resizes=True) for _ in range(threads)]
     decode.decode_whole(0, count, table, spaces[0].target)  # compiles where nothing is kept

@@ -154,14 +154,27 @@ class _Extraction:
             "domains": domain.provenance,
         }
         self._loader = ImageLoader(
-            domain.betons, batch_size=batch_size, crop=crop, device=device,
-            num_workers=num_workers, mean=backbone.mean, std=backbone.std,
-        )  # fmt: skip
+            domain.betons,
+            batch_size=batch_size,
+            crop=crop,
+            device=device,
+            num_workers=num_workers,
+            mean=backbone.mean,
+            std=backbone.std,
+        )
         self._name = ", ".join(beton.path.name for beton in domain.betons)
-        self._key = json.dumps([
-            _VERSION, backbone.name, repr(backbone.network), weights_hash, repr(crop),
-            backbone.mean, backbone.std, [beton.fingerprint for beton in domain.betons],
-        ])  # fmt: skip
+        self._key = json.dumps(
+            [
+                _VERSION,
+                backbone.name,
+                repr(backbone.network),
+                weights_hash,
+                repr(crop),
+                backbone.mean,
+                backbone.std,
+                [beton.fingerprint for beton in domain.betons],
+            ]
+        )
         self._finished = self._unfinished = None
         # Without a manifest nothing tells two contents of the same sizes apart.
         if folder is not None and all(beton.manifest is not None for beton in domain.betons):

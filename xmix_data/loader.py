@@ -101,11 +101,11 @@ class _Loader(Generic[B]):
             dtype=dtype,
             mean=_three("mean", mean),
             std=_three("std", std, positive=True),
-            num_workers=_default_workers() if num_workers is None else _at_least_one(
-                "num_workers", num_workers
-            ),
+            num_workers=_default_workers()
+            if num_workers is None
+            else _at_least_one("num_workers", num_workers),
             prefetch=_at_least_one("prefetch", prefetch),
-        )  # fmt: skip
+        )
         self._backend = make_backend(backend, self._spec)
         self._epoch = self._position = 0
         self._received = False
@@ -332,9 +332,14 @@ class _Loader(Generic[B]):
         self._require_open()
         plan = self._plan.epoch(self._epoch)
         rows = plan.rows(0, min(n, len(self._plan.samples)))
-        spec = Spec(**{
-            **vars(self._spec), "mix": False, "dtype": torch.uint8, "device": torch.device("cpu"),
-        })  # fmt: skip
+        spec = Spec(
+            **{
+                **vars(self._spec),
+                "mix": False,
+                "dtype": torch.uint8,
+                "device": torch.device("cpu"),
+            }
+        )
         replace = plan.replaced if self._replaces else None
         rows, images = next(make_backend("torch", spec).stream(iter([rows]), replace))
         pixels = [x.permute(0, 2, 3, 1).numpy() for x in images]
@@ -562,10 +567,23 @@ class XMixLoader(_Loader[Any]):
             beta=beta,
         )
         super().__init__(
-            plan, targets, sources, mix=mix, batch_size=batch_size, drop_last=drop_last,
-            device=device, dtype=dtype, mean=mean, std=std, num_workers=num_workers,
-            prefetch=prefetch, on_error=on_error, rank=rank, world_size=world_size, backend=backend,
-        )  # fmt: skip
+            plan,
+            targets,
+            sources,
+            mix=mix,
+            batch_size=batch_size,
+            drop_last=drop_last,
+            device=device,
+            dtype=dtype,
+            mean=mean,
+            std=std,
+            num_workers=num_workers,
+            prefetch=prefetch,
+            on_error=on_error,
+            rank=rank,
+            world_size=world_size,
+            backend=backend,
+        )
 
     def _batch(self, rows: PlanRows, images: tuple[torch.Tensor, ...]) -> Any:
         assert self._source is not None and rows.source is not None
@@ -653,10 +671,23 @@ class ImageLoader(_Loader[tuple[torch.Tensor, torch.Tensor]]):
             shuffle=shuffle,
         )
         super().__init__(
-            plan, domain, None, mix=False, batch_size=batch_size, drop_last=drop_last,
-            device=device, dtype=dtype, mean=mean, std=std, num_workers=num_workers,
-            prefetch=prefetch, on_error=on_error, rank=rank, world_size=world_size, backend=backend,
-        )  # fmt: skip
+            plan,
+            domain,
+            None,
+            mix=False,
+            batch_size=batch_size,
+            drop_last=drop_last,
+            device=device,
+            dtype=dtype,
+            mean=mean,
+            std=std,
+            num_workers=num_workers,
+            prefetch=prefetch,
+            on_error=on_error,
+            rank=rank,
+            world_size=world_size,
+            backend=backend,
+        )
 
     def _batch(
         self, rows: PlanRows, images: tuple[torch.Tensor, ...]

@@ -11,9 +11,18 @@ from typing import Any
 __all__ = ["describe"]
 
 _PACKAGES = (
-    "xmix_data", "torch", "torchvision", "numpy", "numba", "ffcv", "pillow", "faiss-gpu",
-    "nvidia-dali-cuda130", "spdl", "torchcodec",
-)  # fmt: skip
+    "xmix_data",
+    "torch",
+    "torchvision",
+    "numpy",
+    "numba",
+    "ffcv",
+    "pillow",
+    "faiss-gpu",
+    "nvidia-dali-cuda130",
+    "spdl",
+    "torchcodec",
+)
 _FLAGS = ("sse4_2", "avx", "avx2", "avx512f", "avx512bw", "avx512_vbmi", "asimd")
 """What decides how fast pixels are moved."""
 

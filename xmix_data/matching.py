@@ -187,8 +187,11 @@ def _random(cosines: Cosines, random: np.random.Philox) -> Choice:
 
 
 METHODS: Mapping[str, Callable[[Cosines, np.random.Philox], Choice]] = {
-    "greedy": _greedy, "in-order": _in_order, "optimal": _optimal, "random": _random
-}  # fmt: skip
+    "greedy": _greedy,
+    "in-order": _in_order,
+    "optimal": _optimal,
+    "random": _random,
+}
 """One round of each."""
 RANDOM_IMAGES = "random-images"
 """The method that selects images and not classes."""

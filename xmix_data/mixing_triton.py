@@ -38,9 +38,18 @@ def _of_channel(numbers, offsets):  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _mix(  # type: ignore[no-untyped-def]
-    target, source, target_flips, source_flips, lam, scale, shift, out, width, length,
+    target,
+    source,
+    target_flips,
+    source_flips,
+    lam,
+    scale,
+    shift,
+    out,
+    width,
+    length,
     BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     image = tl.program_id(0).to(tl.int64)
     offsets = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = offsets < length
@@ -56,7 +65,7 @@ def _mix(  # type: ignore[no-untyped-def]
 @triton.jit  # type: ignore[untyped-decorator]
 def _normalise(  # type: ignore[no-untyped-def]
     crops, flips, scale, shift, out, width, length, BLOCK: tl.constexpr
-):  # fmt: skip
+):
     image = tl.program_id(0).to(tl.int64)
     offsets = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = offsets < length

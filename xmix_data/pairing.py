@@ -196,8 +196,9 @@ class Pairing:
                     "it was made for other betons: run `xmix pair` again"
                 )
         find = self._class_ids(source)
-        result = [[Draw(find(p, name), p.first, p.images) for p in self.pairs[name]]
-                  for name in names]  # fmt: skip
+        result = [
+            [Draw(find(p, name), p.first, p.images) for p in self.pairs[name]] for name in names
+        ]
         if any(p.first is not None for p in self._paired()):
             self._check_parts(result, source)
         return result
@@ -315,8 +316,13 @@ class Pairing:
         except FileNotFoundError:
             raise FileNotFoundError(f"{path}: no such pairing; make one with `xmix pair`") from None
         except (
-            ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError,
-        ) as error:  # fmt: skip
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+            OverflowError,
+        ) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
             raise ValueError(
                 f"{path}: damaged pairing ({reason}); run `xmix pair` again"
@@ -331,9 +337,7 @@ class Pairing:
 
 def _entry(paired: PairedClass) -> dict[str, Any]:
     """Without what is as usual."""
-    entry: dict[str, Any] = {
-        "name": paired.name, "cosine": paired.cosine, "images": paired.images
-    }  # fmt: skip
+    entry: dict[str, Any] = {"name": paired.name, "cosine": paired.cosine, "images": paired.images}
     if paired.first is not None:
         entry["first"] = paired.first
     if paired.domain:
@@ -517,14 +521,21 @@ def pair_classes(
         for t, name in enumerate(target.class_names)
     }
     options = {
-        "method": method, "rounds": finished, "min_images": min_images, "num_images": num_images,
-        "strict": strict, "seed": seed,
-    }  # fmt: skip
+        "method": method,
+        "rounds": finished,
+        "min_images": min_images,
+        "num_images": num_images,
+        "strict": strict,
+        "seed": seed,
+    }
     firsts = [part[0][0] for part in parts]
     return Pairing(
-        pairs, options, dict(target.provenance), dict(source.provenance),
+        pairs,
+        options,
+        dict(target.provenance),
+        dict(source.provenance),
         _similarity(cosines, firsts, seed),
-    )  # fmt: skip
+    )
 
 
 def check_options(

@@ -267,15 +267,21 @@ class EpochPlan:
         planned = self.rows(position, position + 1)
         label = int(plan.target_labels[planned.target[0]])
         drawn, sizes, crop_stream, flip = (
-            int(planned.target[0]), plan.target_sizes, _TARGET_CROP, _TARGET_FLIP
-        )  # fmt: skip
+            int(planned.target[0]),
+            plan.target_sizes,
+            _TARGET_CROP,
+            _TARGET_FLIP,
+        )
         if domain == TARGET:
             alike = plan.samples[plan.target_labels[plan.samples] == label]
         else:
             assert plan.pool is not None and planned.source is not None
             drawn, sizes, crop_stream, flip = (
-                int(planned.source[0]), plan.pool.sizes, _SOURCE_CROP, _SOURCE_FLIP
-            )  # fmt: skip
+                int(planned.source[0]),
+                plan.pool.sizes,
+                _SOURCE_CROP,
+                _SOURCE_FLIP,
+            )
             alike = plan.pool.alike(label, drawn)
         others = alike[alike != drawn]
         counter = np.array([0, position, domain, _REPLACEMENT], np.uint64)

@@ -63,9 +63,14 @@ class Progress:
 
             wide = _says_its_width(sys.stderr)
             self._bar = tqdm(
-                total=total, initial=done, desc=self._label, unit=f" {unit}",
-                dynamic_ncols=wide, ncols=None if wide else _COLUMNS, nrows=None if wide else 2,
-            )  # fmt: skip
+                total=total,
+                initial=done,
+                desc=self._label,
+                unit=f" {unit}",
+                dynamic_ncols=wide,
+                ncols=None if wide else _COLUMNS,
+                nrows=None if wide else 2,
+            )
 
     def advance(self, count: int = 1) -> None:
         """Count ``count`` more items as finished."""

@@ -325,28 +325,35 @@ def _warnings(pairing: Pairing, rows: Sequence[_Row]) -> str:
     if similarity is None:
         return ""
     if not similarity.tells_classes_apart:
-        found.append((
-            "poor",
-            "The features hardly tell classes apart: a target and a source class have a cosine of "
-            f"{similarity.mean:.2f} on average, whatever they show. Was the backbone trained "
-            "(--weights)? Random weights give such features; pair again with a trained backbone.",
-        ))  # fmt: skip
+        found.append(
+            (
+                "poor",
+                "The features hardly tell classes apart: a target and a source class have a cosine "
+                f"of {similarity.mean:.2f} on average, whatever they show. Was the backbone "
+                "trained (--weights)? Random weights give such features; pair again with a "
+                "trained backbone.",
+            )
+        )
     poor, method = _verdict_counts(rows, similarity)["poor"], str(pairing.options.get("method", ""))
     if 2 * poor > len(rows):
         if method.startswith("random"):
-            found.append((
-                "weak",
-                f"The source was chosen at random (method {method}), so most pairs are no better "
-                "than arbitrary ones. That is what this method is for: a comparison.",
-            ))  # fmt: skip
+            found.append(
+                (
+                    "weak",
+                    f"The source was chosen at random (method {method}), so most pairs are no "
+                    "better than arbitrary ones. That is what this method is for: a comparison.",
+                )
+            )
         else:
-            found.append((
-                "poor",
-                f"This pairing looks hopeless: {poor} of {len(rows)} target classes are no more "
-                "similar to their source classes than to arbitrary ones. Mixing with them can "
-                "bring little that random images would not. Try a source whose classes resemble "
-                "the target's, or another backbone.",
-            ))  # fmt: skip
+            found.append(
+                (
+                    "poor",
+                    f"This pairing looks hopeless: {poor} of {len(rows)} target classes are no "
+                    "more similar to their source classes than to arbitrary ones. Mixing with "
+                    "them can bring little that random images would not. Try a source whose "
+                    "classes resemble the target's, or another backbone.",
+                )
+            )
     items = "".join(f'<li class="{kind}">{escape(text)}</li>' for kind, text in found)
     return f'<ul class="warnings">{items}</ul>' if found else ""
 
@@ -388,11 +395,13 @@ def _pairs(
     for row in sorted(rows, key=lambda row: row.cosine):
         items = [
             _source_item(
-                part, similarity, several,
+                part,
+                similarity,
+                several,
                 size.strip(source, part.images, part.paired.name) if k < size.sources else "",
             )
             for k, part in enumerate(row.sources[:listed])
-        ]  # fmt: skip
+        ]
         lines.append(
             f'<tr role="row" data-cosine="{row.cosine:.6f}" data-images="{row.num_images}">'
             '<th role="rowheader" scope="row"><div class="line">'

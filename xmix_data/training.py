@@ -165,9 +165,22 @@ def fit(
     """
     with ExitStack() as stack:
         run = _Run(
-            method, as_backbone(backbone), target, source, pairing, test, unlabelled, source_rows,
-            recipe or Recipe(), device, num_workers, output, progress, tensorboard, stack,
-        )  # fmt: skip
+            method,
+            as_backbone(backbone),
+            target,
+            source,
+            pairing,
+            test,
+            unlabelled,
+            source_rows,
+            recipe or Recipe(),
+            device,
+            num_workers,
+            output,
+            progress,
+            tensorboard,
+            stack,
+        )
         network = None
         for number, phase in enumerate(method.phases):
             network = run.train(number, phase, network)
@@ -219,9 +232,12 @@ class _Run:
                 f"is {recipe.crop}; give it crop={backbone.size}"
             )
         self.common: dict[str, Any] = {
-            "batch_size": recipe.batch_size, "device": device, "num_workers": num_workers,
-            "mean": backbone.mean, "std": backbone.std,
-        }  # fmt: skip
+            "batch_size": recipe.batch_size,
+            "device": device,
+            "num_workers": num_workers,
+            "mean": backbone.mean,
+            "std": backbone.std,
+        }
         # All of them now: what does not fit is said before hours of training, not after.
         self.loaders = [
             [stack.enter_context(loader) for loader in self._loaders(phase)]
@@ -255,8 +271,10 @@ class _Run:
         decay = recipe.weight_decay if method.weight_decay is None else method.weight_decay
         optimizer = torch.optim.SGD(
             [p for p in network.parameters() if p.requires_grad],
-            recipe.learning_rate, recipe.momentum, weight_decay=decay,
-        )  # fmt: skip
+            recipe.learning_rate,
+            recipe.momentum,
+            weight_decay=decay,
+        )
         first = self._restore(network, optimizer) if resumes else 0
         wrapped = self._wrapped(network)
         average = _average if _world_size() > 1 else None
@@ -271,9 +289,12 @@ class _Run:
                 optimizer.zero_grad()
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.amp):
                     made = method.backward(
-                        wrapped, batch, step=step, average=average,
+                        wrapped,
+                        batch,
+                        step=step,
+                        average=average,
                         unlabelled=more[0][0] if more else None,
-                    )  # fmt: skip
+                    )
                 rate = recipe.rate(step, iterations) * made.lr_scale
                 for group in optimizer.param_groups:
                     group["lr"] = rate
@@ -307,14 +328,23 @@ class _Run:
             with whole_file(self.log.folder / "model.pt") as stream:
                 classes = None if self.source is None else self.source.class_names
                 torch.save(
-                    {"format": _FORMAT, "model": self.backbone.name,
-                     "network": network.state_dict(), "heads": list(network.heads),
-                     "target_classes": self.target.class_names, "source_classes": classes},
+                    {
+                        "format": _FORMAT,
+                        "model": self.backbone.name,
+                        "network": network.state_dict(),
+                        "heads": list(network.heads),
+                        "target_classes": self.target.class_names,
+                        "source_classes": classes,
+                    },
                     stream,
-                )  # fmt: skip
+                )
             recipe = dataclasses.asdict(self.recipe)
-            document = {"method": _described(self.method), "model": self.backbone.name,
-                        "recipe": recipe, "accuracy": accuracy}  # fmt: skip
+            document = {
+                "method": _described(self.method),
+                "model": self.backbone.name,
+                "recipe": recipe,
+                "accuracy": accuracy,
+            }
             with whole_file(self.log.folder / "result.json") as stream:
                 stream.write((json.dumps(document, indent=1) + "\n").encode())
         return Result(network, accuracy)
@@ -347,9 +377,13 @@ class _Run:
         """Of the phase's batches and, where the method wants them, of unlabelled images."""
         recipe = self.recipe
         common = {
-            **self.common, "crop": RandomCrop(recipe.crop), "flip": recipe.flip,
-            "seed": recipe.seed, "drop_last": True, "on_error": recipe.on_error,
-        }  # fmt: skip
+            **self.common,
+            "crop": RandomCrop(recipe.crop),
+            "flip": recipe.flip,
+            "seed": recipe.seed,
+            "drop_last": True,
+            "on_error": recipe.on_error,
+        }
         kind = phase.batches
         loaders: list[ImageLoader | XMixLoader] = []
         if kind == "target":
@@ -357,14 +391,21 @@ class _Run:
         else:
             assert self.source is not None and self.pairing is not None
             if kind == "auxiliary":
-                loaders.append(ImageLoader(
-                    self.source.betons, shuffle=True, pairing=self.pairing, **common
-                ))  # fmt: skip
+                loaders.append(
+                    ImageLoader(self.source.betons, shuffle=True, pairing=self.pairing, **common)
+                )
             else:
-                loaders.append(XMixLoader(
-                    self.target.betons, self.source.betons, self.pairing, mix=kind == "mixed",
-                    alpha=recipe.alpha, beta=recipe.beta, **common,
-                ))  # fmt: skip
+                loaders.append(
+                    XMixLoader(
+                        self.target.betons,
+                        self.source.betons,
+                        self.pairing,
+                        mix=kind == "mixed",
+                        alpha=recipe.alpha,
+                        beta=recipe.beta,
+                        **common,
+                    )
+                )
         if self.unlabelled is not None:
             loaders.append(ImageLoader(self.unlabelled.betons, shuffle=True, **common))
         return loaders
@@ -452,12 +493,19 @@ class _Run:
             return
         with whole_file(self.log.folder / "checkpoint.pt") as stream:
             torch.save(
-                {"format": _FORMAT, "identity": self._identity(), "phase": number, "step": step,
-                 "start": start, "network": network.state_dict(),
-                 "optimizer": optimizer.state_dict(), "method": self.method.state_dict(),
-                 "loaders": [loader.state_dict() for loader in self.loaders[number]]},
+                {
+                    "format": _FORMAT,
+                    "identity": self._identity(),
+                    "phase": number,
+                    "step": step,
+                    "start": start,
+                    "network": network.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "method": self.method.state_dict(),
+                    "loaders": [loader.state_dict() for loader in self.loaders[number]],
+                },
                 stream,
-            )  # fmt: skip
+            )
 
     def _saved(self) -> dict[str, Any] | None:
         """The checkpoint of an earlier run, which must be one of this training."""

@@ -91,12 +91,33 @@ def change_number(random: Random, data: bytearray, form: Form) -> None:
     other = int.from_bytes(data[there : there + size], order)
     value = random.choice(
         (
-            0, 1, 2, 3, -1, -2, 1 << (bits - 1), (1 << (bits - 1)) - 1, 1 << (bits // 2),
-            (1 << 16) - 1, (1 << 20) - 1, 1 << 31, 1 << 40, len(data), len(data) - 1, len(data) + 1,
-            here + 1, here - 1, here * 2, here // 2, -here, other, random.getrandbits(bits),
-            random.getrandbits(8), here ^ (1 << random.randrange(bits)),
+            0,
+            1,
+            2,
+            3,
+            -1,
+            -2,
+            1 << (bits - 1),
+            (1 << (bits - 1)) - 1,
+            1 << (bits // 2),
+            (1 << 16) - 1,
+            (1 << 20) - 1,
+            1 << 31,
+            1 << 40,
+            len(data),
+            len(data) - 1,
+            len(data) + 1,
+            here + 1,
+            here - 1,
+            here * 2,
+            here // 2,
+            -here,
+            other,
+            random.getrandbits(bits),
+            random.getrandbits(8),
+            here ^ (1 << random.randrange(bits)),
         )
-    )  # fmt: skip
+    )
     data[offset : offset + size] = (value % (1 << bits)).to_bytes(size, order)
 
 
@@ -141,11 +162,41 @@ class Verbatim(NamedTuple):
 
 
 STRANGE: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 2, 1 << 31, 1 << 63, 1 << 64, 10**30, 10**400, 1.5, -0.0, 1e300,
-    "", "x", "0", "t0", [], {}, [[]], [None], {"": 0}, "two\nlines", "\ud800", "\0", "a" * 100_000,
-    Verbatim("NaN"), Verbatim("Infinity"), Verbatim("1e400"), Verbatim("1" * 5000),
-    Verbatim("[" * 100_000 + "]" * 100_000), Verbatim('{"a":' * 100_000 + "0" + "}" * 100_000),
-)  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    2,
+    1 << 31,
+    1 << 63,
+    1 << 64,
+    10**30,
+    10**400,
+    1.5,
+    -0.0,
+    1e300,
+    "",
+    "x",
+    "0",
+    "t0",
+    [],
+    {},
+    [[]],
+    [None],
+    {"": 0},
+    "two\nlines",
+    "\ud800",
+    "\0",
+    "a" * 100_000,
+    Verbatim("NaN"),
+    Verbatim("Infinity"),
+    Verbatim("1e400"),
+    Verbatim("1" * 5000),
+    Verbatim("[" * 100_000 + "]" * 100_000),
+    Verbatim('{"a":' * 100_000 + "0" + "}" * 100_000),
+)
 
 
 def mutated_json(random: Random, document: Any, other: bytes) -> bytes:
@@ -313,14 +364,44 @@ def strange_npy(random: Random, array: npt.NDArray[Any]) -> bytes:
     """An array with a header that claims something else."""
     shape = random.choice(
         (
-            (10**12, 6), (1 << 28,), (10**30,), (-1,), (0,), (), (3, 0), (1 << 32, 1 << 32),
-            (1.5,), "3", (True,), (4, 6, 1), (1 << 62, 4), [3],
+            (10**12, 6),
+            (1 << 28,),
+            (10**30,),
+            (-1,),
+            (0,),
+            (),
+            (3, 0),
+            (1 << 32, 1 << 32),
+            (1.5,),
+            "3",
+            (True,),
+            (4, 6, 1),
+            (1 << 62, 4),
+            [3],
         )
-    )  # fmt: skip
+    )
     descr = random.choice(
-        (array.dtype.str, "<f4", ">f4", "<f8", "<f2", "<f16", "<i8", "<u8", "<i1", "|b1", "|O",
-         "|S1000000000", "<U100000000", "<c8", "<M8[s]", "|V4", "what", "")
-    )  # fmt: skip
+        (
+            array.dtype.str,
+            "<f4",
+            ">f4",
+            "<f8",
+            "<f2",
+            "<f16",
+            "<i8",
+            "<u8",
+            "<i1",
+            "|b1",
+            "|O",
+            "|S1000000000",
+            "<U100000000",
+            "<c8",
+            "<M8[s]",
+            "|V4",
+            "what",
+            "",
+        )
+    )
     header = random.choice((None, None, None, "(" * 3000, "{}", "[]", "{'descr': 3}", "1L", "\0"))
     shape = random.choice((shape, array.shape))
     return npy(descr, shape, array.tobytes()[: random.choice((None, 7))], header)

@@ -133,9 +133,14 @@ def lay_out(samples: Sequence[Sample], fields: Sequence[int], random: Random) ->
     header = np.zeros(1, beton._HEADER)
     header[0] = (2, len(fields), 1 << 21, len(samples), start + len(data))
     return b"".join(
-        (header.tobytes(), descriptors.tobytes(), rows.tobytes(), bytes(data),
-         np.array(table, beton._ALLOCATION).tobytes())
-    )  # fmt: skip
+        (
+            header.tobytes(),
+            descriptors.tobytes(),
+            rows.tobytes(),
+            bytes(data),
+            np.array(table, beton._ALLOCATION).tobytes(),
+        )
+    )
 
 
 def numbers_of(dtype: np.dtype[Any], start: int, count: int) -> Iterator[tuple[int, int]]:
@@ -226,8 +231,11 @@ def sound() -> Sound:
         cached = caches(folder, targets["raw"])
         files = {name: saved(each, folder) for name, each in made.items()}
     ways: tuple[dict[str, Any], ...] = (
-        {}, {"progressive": True}, {"restart_marker_blocks": 2}, {"quality": 8, "optimize": True},
-    )  # fmt: skip
+        {},
+        {"progressive": True},
+        {"restart_marker_blocks": 2},
+        {"quality": 8, "optimize": True},
+    )
     sizes = itertools.cycle([(33, 45), (64, 48), (17, 90), (120, 97), (8, 8), (1, 30), (250, 300)])
     streams = [
         stream(kind, size, seed, **way)
@@ -243,9 +251,16 @@ def sound() -> Sound:
 
 def written(images: Pictures, path: Path, encoding: str = "jpg", **options: Any) -> Domain:
     write_beton(
-        images, path, image_size=None, crop="none", encoding=encoding, num_workers=0,
-        progress=False, overwrite=True, **options,
-    )  # fmt: skip
+        images,
+        path,
+        image_size=None,
+        crop="none",
+        encoding=encoding,
+        num_workers=0,
+        progress=False,
+        overwrite=True,
+        **options,
+    )
     manifest = json.loads(path.with_name(f"{path.name}.json").read_text())
     return known_domain(path.read_bytes(), manifest, (2, 1))
 

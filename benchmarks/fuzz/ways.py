@@ -170,11 +170,16 @@ def loaded(make: Callable[[str], Any], problem: str | None) -> str:
 def drawn_options(random: Random) -> dict[str, Any]:
     crop = random.choice(
         (
-            RandomCrop(12), RandomCrop((9, 16)), CenterCrop(10), RandomCrop(1),
-            RandomResizedCrop(11), RandomResizedCrop((6, 10)), RandomResizedCrop(2),
+            RandomCrop(12),
+            RandomCrop((9, 16)),
+            CenterCrop(10),
+            RandomCrop(1),
+            RandomResizedCrop(11),
+            RandomResizedCrop((6, 10)),
+            RandomResizedCrop(2),
             RandomResizedCrop(17, (0.5, 1), (0.2, 5)),
         )
-    )  # fmt: skip
+    )
     return {
         "crop": crop,
         "batch_size": random.choice((1, 3, 4, 50)),
@@ -486,10 +491,15 @@ def of_window(
         shape = (max(1, min(box_h // divisor, 300)), max(1, min(box_w // divisor, 300)))
     flip, status = random.random() < 0.5, np.zeros(1, np.uint8)
     table = decode.image_table(
-        np.array([bytes_.ctypes.data], np.uint64), np.array([len(data)], np.uint64),
-        np.array([JPG], np.uint8), np.array([height], np.uint16), np.array([width], np.uint16),
-        box, np.array([flip]), shape,
-    )  # fmt: skip
+        np.array([bytes_.ctypes.data], np.uint64),
+        np.array([len(data)], np.uint64),
+        np.array([JPG], np.uint8),
+        np.array([height], np.uint16),
+        np.array([width], np.uint16),
+        box,
+        np.array([flip]),
+        shape,
+    )
     fraction = int(dct_fractions(box, shape)[0])
     window = (box_h // fraction + 2) * (-(-width // fraction) + 2)
     resizes = shape != (box_h, box_w)
@@ -527,9 +537,14 @@ def opened_by_pillow(data: bytes) -> Image.Image:
 
 
 KINDS: dict[str, Callable[[Random, Path, bool], str]] = {
-    "index": of_index, "data": of_data, "manifest": of_manifest, "pairing": of_pairing,
-    "centroids": of_centroids, "feature cache": of_cache, "jpeg": of_jpeg,
-}  # fmt: skip
+    "index": of_index,
+    "data": of_data,
+    "manifest": of_manifest,
+    "pairing": of_pairing,
+    "centroids": of_centroids,
+    "feature cache": of_cache,
+    "jpeg": of_jpeg,
+}
 
 
 def unchanged(case: Case) -> bool:

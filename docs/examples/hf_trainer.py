@@ -59,20 +59,39 @@ class XMixupTrainer(Trainer):
 
 
 def train(
-    target, source, pairing, *, model, epochs=30, batch_size=48, crop=224, device="cpu",
+    target,
+    source,
+    pairing,
+    *,
+    model,
+    epochs=30,
+    batch_size=48,
+    crop=224,
+    device="cpu",
     output="run",
-):  # fmt: skip
+):
     """Mean loss of each epoch."""
     # Under torchrun these arguments join the processes: the loader made after them knows its rank.
     arguments = TrainingArguments(
-        output, num_train_epochs=epochs, per_device_train_batch_size=batch_size,
-        use_cpu=device == "cpu", lr_scheduler_type="constant", max_grad_norm=0,
-        logging_strategy="epoch", save_strategy="no", report_to="none", disable_tqdm=True,
-    )  # fmt: skip
+        output,
+        num_train_epochs=epochs,
+        per_device_train_batch_size=batch_size,
+        use_cpu=device == "cpu",
+        lr_scheduler_type="constant",
+        max_grad_norm=0,
+        logging_strategy="epoch",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
     loader = XMixLoader(
-        target, source, pairing, batch_size=batch_size, crop=RandomCrop(crop),
+        target,
+        source,
+        pairing,
+        batch_size=batch_size,
+        crop=RandomCrop(crop),
         device=arguments.device,
-    )  # fmt: skip
+    )
     network = TwoHeads(model, loader)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
     trainer = XMixupTrainer(loader, model=network, args=arguments, optimizers=(optimizer, None))

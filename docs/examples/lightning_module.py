@@ -55,10 +55,15 @@ def train(target, source, pairing, *, model, epochs=30, batch_size=48, crop=224,
     )
     losses = Losses()
     trainer = lightning.Trainer(
-        max_epochs=epochs, accelerator="cpu" if device == "cpu" else "gpu", devices=1,
-        callbacks=[losses], logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        max_epochs=epochs,
+        accelerator="cpu" if device == "cpu" else "gpu",
+        devices=1,
+        callbacks=[losses],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
         enable_model_summary=False,
-    )  # fmt: skip
+    )
     trainer.fit(XMixupModule(model, loader), loader)
     return losses.values
 

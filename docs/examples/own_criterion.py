@@ -16,9 +16,14 @@ from xmix_data import RandomCrop, XMixLoader
 def train(target, source, pairing, *, model, epochs=30, batch_size=48, crop=224, device="cpu"):
     """Mean loss of each epoch."""
     loader = XMixLoader(
-        target, source, pairing, batch_size=batch_size, crop=RandomCrop(crop), device=device,
+        target,
+        source,
+        pairing,
+        batch_size=batch_size,
+        crop=RandomCrop(crop),
+        device=device,
         labels="soft",
-    )  # fmt: skip
+    )
     classes = loader.num_target_classes + loader.num_source_classes  # the target's come first
     model.fc = torch.nn.Linear(model.fc.in_features, classes)
     model.to(device, memory_format=torch.channels_last).train()

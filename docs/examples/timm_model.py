@@ -16,9 +16,16 @@ from xmix_data import RandomCrop, XMixLoader
 def train(target, source, pairing, *, model, epochs=30, batch_size=48, crop=224, device="cpu"):
     """Mean loss of each epoch."""
     loader = XMixLoader(
-        target, source, pairing, batch_size=batch_size, crop=RandomCrop(crop), device=device,
-        labels="soft", mean=model.pretrained_cfg["mean"], std=model.pretrained_cfg["std"],
-    )  # fmt: skip
+        target,
+        source,
+        pairing,
+        batch_size=batch_size,
+        crop=RandomCrop(crop),
+        device=device,
+        labels="soft",
+        mean=model.pretrained_cfg["mean"],
+        std=model.pretrained_cfg["std"],
+    )
     model.reset_classifier(loader.num_target_classes + loader.num_source_classes)
     model.to(device, memory_format=torch.channels_last).train()
     criterion = SoftTargetCrossEntropy()

@@ -263,10 +263,22 @@ class FfcvBackend:
         if self.spec.mix and self.device_stage is None:
             target, source = job.sides
             decode.mix_images(
-                start, stop, target.images, source.images, job.rows.lam, height, width,
-                workspace.target, workspace.source, self._scale, self._shift, kind,
-                job.outs[0].data_ptr(), target.status, source.status,
-            )  # fmt: skip
+                start,
+                stop,
+                target.images,
+                source.images,
+                job.rows.lam,
+                height,
+                width,
+                workspace.target,
+                workspace.source,
+                self._scale,
+                self._shift,
+                kind,
+                job.outs[0].data_ptr(),
+                target.status,
+                source.status,
+            )
             return
         buffers = (workspace.target, workspace.source)
         for side, work, out in zip(job.sides, buffers, job.outs, strict=False):
@@ -276,9 +288,18 @@ class FfcvBackend:
                 )
             else:
                 decode.normalise_images(
-                    start, stop, side.images, height, width, work, self._scale, self._shift, kind,
-                    out.data_ptr(), side.status,
-                )  # fmt: skip
+                    start,
+                    stop,
+                    side.images,
+                    height,
+                    width,
+                    work,
+                    self._scale,
+                    self._shift,
+                    kind,
+                    out.data_ptr(),
+                    side.status,
+                )
 
     def finish(self, job: _Job) -> None:
         """All images of a batch are made: on a GPU, begin to copy them."""

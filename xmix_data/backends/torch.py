@@ -107,22 +107,26 @@ def _crop(
     """Cut ``box`` out of an image that was decoded at 1/``fraction`` of its size, and resize it."""
     top, left, height, width = box
     window = (
-        left // fraction, top // fraction, -(-(left + width) // fraction),
+        left // fraction,
+        top // fraction,
+        -(-(left + width) // fraction),
         -(-(top + height) // fraction),
-    )  # fmt: skip
+    )
     image = image.crop(window)
     if (height, width) != shape:
         x, y = left / fraction - window[0], top / fraction - window[1]
         # Along x, then along y: which comes first in a single call depends on Pillow's version,
         # and each rounds to uint8.
         image = image.resize(
-            (shape[1], image.height), Image.Resampling.BILINEAR,
+            (shape[1], image.height),
+            Image.Resampling.BILINEAR,
             box=(x, 0, x + width / fraction, image.height),
-        )  # fmt: skip
+        )
         image = image.resize(
-            (shape[1], shape[0]), Image.Resampling.BILINEAR,
+            (shape[1], shape[0]),
+            Image.Resampling.BILINEAR,
             box=(0, y, shape[1], y + height / fraction),
-        )  # fmt: skip
+        )
     if flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.asarray(image)

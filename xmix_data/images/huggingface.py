@@ -39,9 +39,10 @@ class HuggingFaceDataset:
         images = [name for name, kind in kinds.items() if kind == "Image"]
         labels = [name for name, kind in kinds.items() if kind == "ClassLabel"]
         integers = [
-            name for name, feature in dataset.features.items()
+            name
+            for name, feature in dataset.features.items()
             if "int" in str(getattr(feature, "dtype", "")) and kinds[name] == "Value"
-        ]  # fmt: skip
+        ]
         if not labels and len(integers) == 1:
             labels = integers
         if not images or not labels:

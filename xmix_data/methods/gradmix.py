@@ -152,11 +152,13 @@ class GradMix(Method):
         losses = torch.cat(
             [target, source, cross_entropies(outputs, "target", pseudo, step, unsure)]
         )
-        groups = torch.cat([
-            torch.full_like(batch.target_labels, _TARGET),
-            _FIRST_DOMAIN + batch.source_domains,
-            torch.full_like(pseudo, _PSEUDO),
-        ])  # fmt: skip
+        groups = torch.cat(
+            [
+                torch.full_like(batch.target_labels, _TARGET),
+                _FIRST_DOMAIN + batch.source_domains,
+                torch.full_like(pseudo, _PSEUDO),
+            ]
+        )
         counts = _counts(groups, average)
         gradients = {}
         for group in counts:

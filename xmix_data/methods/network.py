@@ -139,10 +139,12 @@ def _one_layer(first: nn.Linear, second: nn.Linear) -> nn.Linear:
     if joint.bias is not None:
         joint.bias.copy_(
             torch.cat(
-                [h.weight.new_zeros(len(h.weight)) if h.bias is None else h.bias
-                 for h in (first, second)]
+                [
+                    h.weight.new_zeros(len(h.weight)) if h.bias is None else h.bias
+                    for h in (first, second)
+                ]
             )
-        )  # fmt: skip
+        )
     return joint
 
 
