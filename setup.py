@@ -102,7 +102,8 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["xmix_data", "xmix_data.*"]),
     package_data={
-        "xmix_data": ["py.typed", "report.html"],
+        "xmix_data": ["py.typed"],
+        "xmix_data.report": ["page.html"],
         "xmix_data.methods": ["imagenet_wnids.txt"],
     },
     ext_modules=[

@@ -25,8 +25,8 @@ from typing import Any
 
 import torch
 
-from xmix_data import Beton, RandomCrop, XMixLoader, decode, machine, write_beton
-from xmix_data.bench import Bench, Repeated
+from xmix_data import Beton, RandomCrop, XMixLoader, write_beton
+from xmix_data.bench import Bench, Repeated, machine
 
 BATCH = 48
 PROCESS_MB = 450
@@ -132,7 +132,7 @@ def epoch(path: Path, *, read_ahead: bool) -> dict[str, float]:
     The first is cold; in the second a file that fits into memory is there.
     """
     if not read_ahead:
-        decode.read_ahead = lambda addresses, sizes: None
+        read_ahead.read_ahead = lambda addresses, sizes: None
     beton = Beton(path)
     loader = XMixLoader(
         beton,

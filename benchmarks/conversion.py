@@ -16,7 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from xmix_data import Beton, ImageLoader, RandomCrop, RandomResizedCrop, machine, write_beton
+from xmix_data import Beton, ImageLoader, RandomCrop, RandomResizedCrop, write_beton
+from xmix_data.bench import machine
 
 ENCODINGS: dict[str, dict[str, Any]] = {
     "jpg": {"encoding": "jpg"},

@@ -18,8 +18,10 @@ from typing import Any
 
 import torch
 
-from xmix_data import Beton, ImageLoader, RandomCrop, RandomResizedCrop, machine, write_beton
-from xmix_data.augment import Crop, dct_fractions
+from xmix_data import Beton, ImageLoader, RandomCrop, RandomResizedCrop, write_beton
+from xmix_data.bench import machine
+from xmix_data.decode import dct_fractions
+from xmix_data.plan import Crop
 
 STORED: dict[str, dict[str, Any]] = {
     "256 px": {"image_size": 256},
@@ -75,7 +77,7 @@ def compare(beton: Beton, crop: Crop, device: str, epochs: int) -> list[dict[str
         "dtype": torch.uint8,
     }
     ours = ImageLoader(beton, backend="dali", device=device, **settings)
-    reference = ImageLoader(beton, backend="torch", **settings)
+    reference = ImageLoader(beton, backend="reference", **settings)
     errors: dict[bool, list[torch.Tensor]] = {False: [], True: []}
     for _ in range(epochs):
         for (one, _), (other, _) in zip(ours, reference, strict=True):

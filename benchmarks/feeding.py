@@ -25,12 +25,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xmix_data import Beton, MixedBatch, Pairing, RandomCrop, XMixLoader, machine, write_beton
+from xmix_data import Beton, MixedBatch, Pairing, RandomCrop, XMixLoader, write_beton
 from xmix_data.backbones import load_backbone
-from xmix_data.bench import Bench, Repeated
+from xmix_data.bench import Bench, Repeated, machine
 from xmix_data.methods import split_classifier
 
-BACKENDS = ("ffcv", "dali")
+BACKENDS = ("host", "dali")
 IMAGES = 4000
 """Of an epoch, at least: its start should weigh little."""
 

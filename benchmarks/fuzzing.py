@@ -44,7 +44,7 @@ from fuzz.memory import status_mb
 from fuzz.ways import GROWTH_A_BYTE, GROWTH_MB, KINDS, UNCHANGED, Case, Verdict, judge, unchanged
 
 import xmix_data
-from xmix_data import machine
+from xmix_data.bench import machine
 
 SHARES = {
     "index": 7000,

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from xmix_data import Beton, RandomCrop, XMixLoader, machine, write_beton
-from xmix_data.bench import Bench, Repeated, Row, interleave
+from xmix_data import Beton, RandomCrop, XMixLoader, write_beton
+from xmix_data.bench import Bench, Repeated, Row, interleave, machine
 
 EPOCHS = 50
 SAMPLES = (1_000, 10_000, 100_000, 1_000_000)

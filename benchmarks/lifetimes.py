@@ -23,7 +23,8 @@ import numpy as np
 from growth import Tiny, anonymous_mb
 from scipy.stats import theilslopes
 
-from xmix_data import PairedClass, Pairing, RandomResizedCrop, XMixLoader, machine, write_beton
+from xmix_data import PairedClass, Pairing, RandomResizedCrop, XMixLoader, write_beton
+from xmix_data.bench import machine
 
 SAMPLES = 40
 EVERY = 10

@@ -23,8 +23,8 @@ from typing import Any
 
 from peers import PEERS, Task
 
-from xmix_data import RandomCrop, RandomResizedCrop, machine
-from xmix_data.bench import TARGETS, Bench, Row, interleave, ratios
+from xmix_data import RandomCrop, RandomResizedCrop
+from xmix_data.bench import TARGETS, Bench, Row, interleave, machine, ratios
 
 SIZE = 224
 CROPS = {"RandomCrop(224)": RandomCrop(SIZE), "RandomResizedCrop(224)": RandomResizedCrop(SIZE)}

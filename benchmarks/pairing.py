@@ -21,12 +21,12 @@ from pathlib import Path
 
 import numpy as np
 
-from xmix_data import Centroids, class_centroids, machine, pair_classes, write_beton
+from xmix_data import Centroids, class_centroids, pair_classes, write_beton
 from xmix_data.backbones import load_backbone, penultimate_features
-from xmix_data.bench import Row, interleave
+from xmix_data.bench import Row, interleave, machine
 from xmix_data.beton import open_images
 from xmix_data.images import select
-from xmix_data.matching import METHODS, cosine_similarity
+from xmix_data.pairing.matching import METHODS, cosine_similarity
 
 TARGET_CLASSES = 1000
 SOURCE_CLASSES = (1000, 5000, 21_841)

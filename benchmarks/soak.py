@@ -41,9 +41,9 @@ from xmix_data import (
     RandomCrop,
     RandomResizedCrop,
     XMixLoader,
-    machine,
     write_beton,
 )
+from xmix_data.bench import machine
 
 TARGETS, SOURCES = (90, 70, 110, 80), (120, 60, 150, 90, 100)
 DAMAGED = 2
@@ -216,7 +216,7 @@ class Scenario:
             with (
                 self._loader(**shared, **own) as ours,
                 self._loader(
-                    **{**shared, "dtype": self._reference_dtype}, backend="torch"
+                    **{**shared, "dtype": self._reference_dtype}, backend="reference"
                 ) as reference,
             ):
                 self._pause_threads(ours)

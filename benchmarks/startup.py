@@ -21,8 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from xmix_data import PairedClass, Pairing, beton, machine, write_beton
-from xmix_data.bench import Photographs
+from xmix_data import PairedClass, Pairing, write_beton
+from xmix_data.bench import Photographs, machine
+from xmix_data.beton import layout
 
 FIRST_BATCH = (
     "from xmix_data import XMixLoader; import sys\n"
@@ -103,18 +104,18 @@ def run(code: str, *arguments: str) -> tuple[float, str]:
 
 def write_index(path: Path, count: int) -> None:
     """A beton of raw images of one pixel, in 21,841 classes."""
-    header: Any = np.zeros(1, beton._HEADER)
-    fields: Any = np.zeros(2, beton._FIELD)
-    samples: Any = np.zeros(count, beton._SAMPLE)
-    table: Any = np.zeros(count, beton._ALLOCATION)
+    header: Any = np.zeros(1, layout.HEADER)
+    fields: Any = np.zeros(2, layout.FIELD)
+    samples: Any = np.zeros(count, layout.SAMPLE)
+    table: Any = np.zeros(count, layout.ALLOCATION)
     page = 8 << 20
-    start = beton._align(header.nbytes + fields.nbytes + samples.nbytes, page)
+    start = layout.align(header.nbytes + fields.nbytes + samples.nbytes, page)
     fields["type_id"] = [2, 1]
     samples["f0"]["width"] = samples["f0"]["height"] = samples["f0"]["mode"] = 1
     samples["f0"]["data_ptr"] = table["ptr"] = start + 3 * np.arange(count)
     samples["f1"] = np.arange(count) % 21_841
     table["sample_id"], table["size"] = np.arange(count), 3
-    end = beton._align(start + 3 * count, 8)
+    end = layout.align(start + 3 * count, 8)
     header[0] = (2, 2, page, count, end)
     with path.open("wb") as file:
         for part in (header, fields, samples):

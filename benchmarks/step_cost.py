@@ -38,11 +38,10 @@ from xmix_data import (
     PairedBatch,
     RandomCrop,
     XMixLoader,
-    machine,
     write_beton,
 )
 from xmix_data.backbones import load_backbone
-from xmix_data.bench import Bench
+from xmix_data.bench import Bench, machine
 from xmix_data.beton import open_images
 from xmix_data.images import select
 from xmix_data.methods import METHODS, Method, Phase, TransferNetwork, split_classifier

@@ -38,11 +38,11 @@ from xmix_data import (
     Pairing,
     RandomCrop,
     class_centroids,
-    machine,
     pair_classes,
     write_beton,
 )
 from xmix_data.backbones import penultimate_features
+from xmix_data.bench import machine
 from xmix_data.beton import open_images
 from xmix_data.images import ClassFolder, Subset, select
 from xmix_data.methods import METHODS, FineTune

@@ -128,13 +128,13 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "xmix_data"
 
 
-@pytest.fixture(params=["torch", "ffcv", "dali"])
+@pytest.fixture(params=["reference", "host", "dali"])
 def backend(request: pytest.FixtureRequest) -> str:
     """Every backend in turn: the contract is one."""
     return str(request.param)
 
 
-@pytest.fixture(params=["ffcv", "dali"])
+@pytest.fixture(params=["host", "dali"])
 def fast_backend(request: pytest.FixtureRequest) -> str:
     """Those that are held against `torch`, the reference."""
     return str(request.param)

@@ -15,9 +15,10 @@ import torch
 from conftest import Betons, Images
 from PIL import Image
 
-from xmix_data import RandomCrop, XMixLoader, bench, cli, decode
-from xmix_data.backends import ffcv
-from xmix_data.encoding import encode_image
+from xmix_data import RandomCrop, XMixLoader, bench, cli
+from xmix_data.backends.read_ahead import ReadAhead, read_ahead
+from xmix_data.bench import rows
+from xmix_data.beton.encoding import encode_image
 
 
 def test_rows_run_in_turn_and_the_first_round_is_not_counted() -> None:
@@ -42,7 +43,7 @@ def test_a_ratio_is_taken_within_a_round() -> None:
 
 
 def test_predictions_add_up_times() -> None:
-    rates = {bench.DECODE: 100.0, bench.COPY: 200.0, bench.MIX: 50.0}
+    rates = {rows.DECODE: 100.0, rows.COPY: 200.0, rows.MIX: 50.0}
     expected = {t.row: t.expected(rates) for t in bench.TARGETS}
     assert expected["jpg + jpg, uint8 pairs"] == 50
     assert expected["raw + jpg, mixed"] == pytest.approx(1 / (1 / 100 + 2 / 200 + 1 / 50))
@@ -147,9 +148,7 @@ def test_read_ahead_brings_pages_into_memory(tmp_path: Path) -> None:
         pytest.skip("this file system keeps its files in memory")
     mapped = np.memmap(path, np.uint8, "r")
     starts = np.array([1 << 20, 3 << 20], np.uint64)
-    decode.read_ahead(
-        np.uint64(mapped.ctypes.data) + starts, np.array([300_000, 300_000], np.uint64)
-    )
+    read_ahead(np.uint64(mapped.ctypes.data) + starts, np.array([300_000, 300_000], np.uint64))
     for _ in range(100):
         if resident(path) >= 2 * 300_000 // 4096:
             return
@@ -162,7 +161,7 @@ def test_every_sample_is_asked_for_once_until_the_disk_was_waited_for(betons: Be
     )
     backend, plan = loader._backend, loader._plan.epoch(0)
     batches = [plan.rows(start, start + 9) for start in (0, 9, 18)]
-    ahead = ffcv._ReadAhead(iter(batches), backend.domains, backend.asked)
+    ahead = ReadAhead(iter(batches), backend.domains, backend.asked)
     assert [next(ahead), next(ahead), next(ahead)] == batches
     ahead._wanted.put(None)
     ahead.run()

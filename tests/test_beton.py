@@ -29,7 +29,8 @@ from torch.utils.data import get_worker_info
 
 from xmix_data import Beton, BetonError, ImageError, XMixError, write_beton
 from xmix_data.beton import open_domain
-from xmix_data.encoding import JPG, RAW, encode_image
+from xmix_data.beton.encoding import encode_image
+from xmix_data.beton.layout import JPG, RAW
 from xmix_data.files import whole_file
 
 Pixels = npt.NDArray[np.uint8]

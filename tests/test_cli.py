@@ -26,9 +26,14 @@ import torch
 from conftest import Betons, Images
 from PIL import Image
 
-from xmix_data import Beton, bench, demo, doctor, write_beton
+from xmix_data import Beton, write_beton
+from xmix_data.bench import rows
+from xmix_data.bench.rates import decode_rate, read_rate, training_rate
 from xmix_data.cli import _parser, main
-from xmix_data.doctor import Check, decode_rate, read_rate, training_rate, verdict
+from xmix_data.commands import doctor
+from xmix_data.commands.doctor import verdict
+from xmix_data.commands.probes import Check
+from xmix_data.demo import steps as demo
 
 Capture = pytest.CaptureFixture[str]
 
@@ -60,7 +65,10 @@ def test_help_has_examples_that_parse(name: str) -> None:
     examples = re.findall(r"^Example: xmix (.*)", parsers()[name].format_help(), re.M)
     assert len(examples) >= 2
     for example in examples:
-        assert _parser().parse_args(shlex.split(example)).run.__name__ == f"_{name}"
+        assert (
+            _parser().parse_args(shlex.split(example)).run.__module__
+            == f"xmix_data.commands.{name}"
+        )
 
 
 def test_the_first_help_shows_the_way_and_the_statuses() -> None:
@@ -135,7 +143,7 @@ def test_bench_prints_json_or_writes_it(
         True,
     ]
     assert parse(["bench", "--json", "--rounds", "2"]).json is True
-    monkeypatch.setattr(bench, "_LEAST_IMAGES", 96)
+    monkeypatch.setattr(rows, "LEAST_IMAGES", 96)
     for index in range(4):
         (tmp_path / "data" / "ab"[index % 2]).mkdir(parents=True, exist_ok=True)
         pixels = Images([4], "x", size=(32, 32))[index][0]

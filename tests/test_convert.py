@@ -24,8 +24,8 @@ from PIL import Image
 
 from xmix_data import Beton, BetonError, PairedClass, Pairing
 from xmix_data.beton import open_domain
+from xmix_data.beton.layout import JPG, RAW
 from xmix_data.cli import main
-from xmix_data.encoding import JPG, RAW
 
 COUNTS = {"ant": 4, "bee": 2, "cat": 1, "dog": 5}
 TIMEOUT_S = 120

@@ -31,9 +31,9 @@ from xmix_data import (
     write_beton,
 )
 from xmix_data.backends import PIXELS_A_THREAD, choose
-from xmix_data.backends.dali import load
+from xmix_data.backends.dali_pipeline import load
 from xmix_data.backends.device import Made
-from xmix_data.encoding import JPG
+from xmix_data.beton.layout import JPG
 from xmix_data.errors import MissingDependencyError
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -161,7 +161,7 @@ def test_a_decoded_window_is_a_window_of_the_whole(streams: list[bytes], sound: 
 def test_resized_windows_agree_within_what_the_docs_state(sound: Beton, size: Any) -> None:
     crop = RandomResizedCrop(size)
     ours, reference = (
-        images_of(loaded(sound, crop=crop, backend=name)).int() for name in ("dali", "torch")
+        images_of(loaded(sound, crop=crop, backend=name)).int() for name in ("dali", "reference")
     )
     difference = (ours - reference).abs()
     assert 0 < difference.max() <= DALI_RESIZE_TOLERANCE
@@ -174,7 +174,7 @@ def test_raw_and_jpeg_images_of_one_domain(betons: Betons) -> None:
     for mix, dtype in ((False, torch.uint8), (False, torch.float32)):
         options = {"shuffle": True, "batch_size": 7, "dtype": dtype}
         for (a, x), (b, y) in zip(
-            loaded(both, **options), loaded(both, backend="torch", **options), strict=True
+            loaded(both, **options), loaded(both, backend="reference", **options), strict=True
         ):
             assert torch.equal(x, y)
             assert (a.double() - b.double()).abs().max() < FP32_TOLERANCE, mix
@@ -271,7 +271,7 @@ def test_refused_images_are_replaced_and_the_pipeline_goes_on(
         sound, tmp_path / "bad.beton", dict.fromkeys((0, 6, 8, 23), bad_codes) | {17: end_lost}
     )
     options: dict[str, Any] = {"on_error": "replace", "prefetch": prefetch}
-    ours, expected = (loaded(bad, backend=name, **options) for name in ("dali", "ffcv"))
+    ours, expected = (loaded(bad, backend=name, **options) for name in ("dali", "host"))
     for _ in range(2):
         assert torch.equal(images_of(ours), images_of(expected))
     assert ours.stats()["replaced"] == expected.stats()["replaced"] >= 10
@@ -284,7 +284,7 @@ def test_what_neither_header_nor_end_shows_is_not_seen(sound: Beton, tmp_path: P
     crop = RandomResizedCrop(32, scale=(1.0, 1.0))
     assert images_of(loaded(bad, crop=crop)).shape == (24, 3, 32, 32)
     with pytest.raises(BetonError, match="image 12 "):
-        images_of(loaded(bad, crop=crop, backend="ffcv"))
+        images_of(loaded(bad, crop=crop, backend="host"))
 
 
 def test_crops_of_the_host_and_of_the_device_are_put_together() -> None:
@@ -338,14 +338,14 @@ def test_dali_for_another_cuda_is_one_line(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("device", "pixels", "threads", "problem", "expected"),
     [
-        ("cpu", 1e9, 1, None, ("ffcv", "batches arrive on the CPU")),
-        ("cuda", 0, 1, None, ("ffcv", "0 JPEG pixels a sample for 1 threads are at most")),
-        ("cuda", 2 * 256**2, 16, None, ("ffcv", "131,072 JPEG pixels a sample for 16 threads")),
+        ("cpu", 1e9, 1, None, ("host", "batches arrive on the CPU")),
+        ("cuda", 0, 1, None, ("host", "0 JPEG pixels a sample for 1 threads are at most")),
+        ("cuda", 2 * 256**2, 16, None, ("host", "131,072 JPEG pixels a sample for 16 threads")),
         ("cuda", 2 * 256**2, 1, None, ("dali", "are more than 100,000 a thread")),
         ("cuda", 2 * 500 * 375, 2, None, ("dali", "375,000 JPEG pixels a sample for 2 threads")),
-        ("cuda", 500 * 375, 2, None, ("ffcv", "187,500 JPEG pixels a sample for 2 threads")),
-        ("cuda", PIXELS_A_THREAD * 4, 4, None, ("ffcv", "at most")),
-        ("cuda", 2 * 256**2, 1, "no DALI", ("ffcv", "more than 100,000 a thread, but no DALI")),
+        ("cuda", 500 * 375, 2, None, ("host", "187,500 JPEG pixels a sample for 2 threads")),
+        ("cuda", PIXELS_A_THREAD * 4, 4, None, ("host", "at most")),
+        ("cuda", 2 * 256**2, 1, "no DALI", ("host", "more than 100,000 a thread, but no DALI")),
     ],
 )
 def test_auto_is_decided_by_device_encoding_size_and_cores(
@@ -359,7 +359,7 @@ def test_auto_asks_for_dali_only_where_it_would_take_it() -> None:
     def unasked() -> str | None:
         raise AssertionError
 
-    assert choose("cuda", 2 * 256**2, 16, unasked)[0] == "ffcv"
+    assert choose("cuda", 2 * 256**2, 16, unasked)[0] == "host"
 
 
 def test_auto_says_what_it_is_in_one_line(betons: Betons, caplog: pytest.LogCaptureFixture) -> None:
@@ -369,7 +369,7 @@ def test_auto_says_what_it_is_in_one_line(betons: Betons, caplog: pytest.LogCapt
             betons.target_jpg, betons.source_raw, betons.pairing, backend="auto", **options
         )
     lines = [r.getMessage() for r in caplog.records if "auto" in r.getMessage()]
-    assert lines == ["backend 'auto' is 'ffcv': batches arrive on the CPU"]
+    assert lines == ["backend 'auto' is 'host': batches arrive on the CPU"]
     plain = XMixLoader(betons.target_jpg, betons.source_raw, betons.pairing, **options)
     assert torch.equal(next(iter(auto)).images, next(iter(plain)).images)
 
@@ -466,7 +466,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Beton:
 def test_the_gpus_pixels_are_close_to_the_references(photographs: Beton, crop: Any) -> None:
     ours, reference = (
         images_of(loaded(photographs, crop=crop, **options))
-        for options in ({"device": "cuda"}, {"backend": "torch"})
+        for options in ({"device": "cuda"}, {"backend": "reference"})
     )
     error = (ours.cpu().double() - reference.double()).square().mean(dim=(1, 2, 3))
     assert (10 * torch.log10(255**2 / error.clamp(min=1e-9))).min() > GPU_PSNR
@@ -492,7 +492,7 @@ def test_raw_images_on_the_gpu_are_the_references(
         )
         for options in (
             {"backend": "dali", "device": "cuda", "dtype": dtype},
-            {"backend": "torch"},
+            {"backend": "reference"},
         )
     )
     for ours, expected in zip(*loaders, strict=True):
@@ -511,7 +511,7 @@ def test_raw_and_jpeg_images_meet_on_the_gpu(betons: Betons) -> None:
     both = [betons.target_jpg, betons.target_raw]
     ours, reference = (
         images_of(loaded(both, shuffle=True, **options)).cpu().double()
-        for options in ({"device": "cuda"}, {"backend": "torch"})
+        for options in ({"device": "cuda"}, {"backend": "reference"})
     )
     error = (ours - reference).square().mean(dim=(1, 2, 3))
     assert (10 * torch.log10(255**2 / error.clamp(min=1e-9))).min() > GPU_PSNR - 5  # 40 px wide
@@ -527,7 +527,7 @@ def test_bad_images_on_the_gpu_are_the_hosts(sound: Beton, tmp_path: Path) -> No
         images_of(loaded(bad, device="cuda"))
     ours, expected = (
         loaded(bad, on_error="replace", **options)
-        for options in ({"device": "cuda"}, {"backend": "ffcv"})
+        for options in ({"device": "cuda"}, {"backend": "host"})
     )
     for (_, x), (_, y) in zip(ours, expected, strict=True):
         assert torch.equal(x.cpu(), y)

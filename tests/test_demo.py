@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from xmix_data import Beton, MissingDependencyError, Pairing
-from xmix_data.demo import CHARACTERS, Glyphs, HandwrittenDigits, _run, _Settings, run
+from xmix_data.demo import CHARACTERS, Glyphs, HandwrittenDigits, run
+from xmix_data.demo.steps import _run, _Settings
 
 
 def test_glyphs_are_pictures_of_every_character() -> None:

@@ -17,7 +17,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from xmix_data import ImageError
-from xmix_data.encoding import JPG, RAW, StoredImage, encode_image
+from xmix_data.beton.encoding import StoredImage, encode_image
+from xmix_data.beton.layout import JPG, RAW
 from xmix_data.jpeg import jpeg_problem
 
 Pixels = npt.NDArray[np.uint8]

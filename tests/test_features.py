@@ -25,8 +25,8 @@ from xmix_data import (
     write_beton,
 )
 from xmix_data.backbones import Backbone, load_backbone, penultimate_features
-from xmix_data.centroids import CentroidSum
 from xmix_data.methods import FineTune
+from xmix_data.pairing import CentroidSum
 from xmix_data.training import Recipe, fit
 
 

@@ -23,12 +23,12 @@ import torch
 from conftest import Betons
 from PIL import Image
 
-from xmix_data import Beton, Pairing, beton, decode
-from xmix_data.backends.ffcv import FfcvBackend
-from xmix_data.beton import open_domain
-from xmix_data.centroids import Centroids, CentroidSum
+from xmix_data import Beton, Pairing, decode
+from xmix_data.backends.host import HostBackend
+from xmix_data.beton import open_domain, reader
 from xmix_data.errors import BetonError
 from xmix_data.jpeg import DAMAGED, Decoder, jpeg_problem, library
+from xmix_data.pairing import Centroids, CentroidSum
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SEED = 3
@@ -115,14 +115,14 @@ def test_an_error_that_names_no_file_is_found(
 def test_a_pixel_that_is_wrong_is_found(
     fuzzing: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    deliver = FfcvBackend.deliver
+    deliver = HostBackend.deliver
 
-    def wrong(self: FfcvBackend, job: Any) -> tuple[torch.Tensor, ...]:
+    def wrong(self: HostBackend, job: Any) -> tuple[torch.Tensor, ...]:
         images = deliver(self, job)
         images[-1][-1, 0, 0, 0] += 1
         return images
 
-    monkeypatch.setattr(FfcvBackend, "deliver", wrong)
+    monkeypatch.setattr(HostBackend, "deliver", wrong)
     verdict = fuzzing.judge(fuzzing.Case("data", 0), SEED, tmp_path, None)
     assert verdict.detail.startswith("differs from the reference by 1"), verdict
 
@@ -339,7 +339,7 @@ def test_a_label_that_asks_for_a_million_class_names_is_damage(
 def test_as_many_classes_as_samples_need_no_names(
     betons: Betons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(beton, "_MOST_UNNAMED", 8)
+    monkeypatch.setattr(reader, "_MOST_UNNAMED", 8)
     path, start = tmp_path / "a.beton", betons.target_jpg._index_start
     changed = bytearray(betons.target_jpg.path.read_bytes())
     assert len(betons.target_jpg) == 27

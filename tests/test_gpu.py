@@ -9,7 +9,8 @@ import test_mixing
 import torch
 from conftest import Betons
 
-from xmix_data import RandomCrop, RandomResizedCrop, XMixLoader, mixing
+from xmix_data import RandomCrop, RandomResizedCrop, XMixLoader
+from xmix_data.backends import mixing
 
 pytestmark = [
     pytest.mark.gpu,
@@ -31,7 +32,7 @@ def test_batches_on_the_gpu_are_the_references(
     step = {torch.float32: 0.0, torch.float16: 2**-11, torch.bfloat16: 2**-8}[dtype]
     for ours, expected in zip(
         loader(betons, crop=crop, mix=mix, dtype=dtype, device="cuda"),
-        loader(betons, crop=crop, mix=mix, backend="torch"),
+        loader(betons, crop=crop, mix=mix, backend="reference"),
         strict=True,
     ):
         for a, b in zip(ours, expected, strict=True):
@@ -52,7 +53,7 @@ def test_pinned_memory_is_not_reused_before_its_copy_has_run(betons: Betons) -> 
         for batch in ours:
             busy = busy @ busy / busy.norm()
             batches.append(batch)
-    reference = loader(betons, mix=False, dtype=torch.uint8, backend="torch")
+    reference = loader(betons, mix=False, dtype=torch.uint8, backend="reference")
     expected = [batch for _ in range(20) for batch in reference]
     for one, other in zip(batches, expected, strict=True):
         assert torch.equal(one.target_images.cpu(), other.target_images)
@@ -71,7 +72,7 @@ def test_consumers_stream_waits_for_the_copy(betons: Betons) -> None:
 def test_slow_copies_are_waited_for(betons: Betons) -> None:
     """The copy stream falls behind the consumer, who asks for the next batch at once."""
     ours = loader(betons, mix=False, dtype=torch.uint8, device="cuda", prefetch=3)
-    expected = list(loader(betons, mix=False, dtype=torch.uint8, backend="torch"))
+    expected = list(loader(betons, mix=False, dtype=torch.uint8, backend="reference"))
     copies = ours._backend.device_stage._stream
     for _ in range(5):
         ours.set_epoch(0)
@@ -97,7 +98,7 @@ def test_a_pass_left_early_gives_its_slots_back(betons: Betons) -> None:
 def test_the_mixing_kernel_is_tritons() -> None:
     """And makes what plain operations make, on crops of a usual size."""
     module, reason = mixing.device_stage(torch.device("cuda"))
-    assert reason is None and module.__name__ == "xmix_data.mixing_triton"
+    assert reason is None and module.__name__ == "xmix_data.backends.mixing_triton"
     made = test_mixing.case((48, 224, 224), 0)
     target, source = (crops.cuda() for crops in made["crops"])
     numbers = [x.cuda() for x in (*made["flips"], made["lam"], *made["scaling"])]

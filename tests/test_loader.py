@@ -26,7 +26,8 @@ from conftest import Betons, Numbered, NumberedBetons
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from xmix_data import CenterCrop, ImageLoader, RandomCrop, XMixLoader, beton
+from xmix_data import CenterCrop, ImageLoader, RandomCrop, XMixLoader, write_beton
+from xmix_data.beton import layout
 
 ROOT = Path(__file__).parents[1]
 
@@ -455,12 +456,12 @@ def test_a_thread_without_memory_is_heard_of(tmp_path: Path) -> None:
     # So many pixels need so many bytes to be believed.
     pictures = [(stream.getvalue() + bytes(5 << 20), 0)] * 4
     path = tmp_path / "huge.beton"
-    beton.write_beton(
+    write_beton(
         pictures, path, encoding="keep", image_size=None, crop="none", num_workers=0, progress=False
     )
     (tmp_path / "huge.beton.json").unlink()
-    start = beton._HEADER.itemsize + 2 * beton._FIELD.itemsize
-    samples = np.memmap(path, beton._SAMPLE, "r+", offset=start, shape=(1,))
+    start = layout.HEADER.itemsize + 2 * layout.FIELD.itemsize
+    samples = np.memmap(path, layout.SAMPLE, "r+", offset=start, shape=(1,))
     samples["f0"]["width"] = samples["f0"]["height"] = 65_535
     samples.flush()
     code = (

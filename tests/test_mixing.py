@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from xmix_data import IMAGENET_MEAN, IMAGENET_STD, mixing
+from xmix_data import IMAGENET_MEAN, IMAGENET_STD
+from xmix_data.backends import mixing
+from xmix_data.normalise import scale_and_shift
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 SHAPES = [(1, 1, 1), (3, 5, 7), (2, 33, 31), (5, 24, 40), (0, 4, 4)]
@@ -23,7 +25,7 @@ def case(shape: tuple[int, int, int], seed: int) -> dict[str, Any]:
     flips = torch.rand((2, shape[0]), generator=random) < 0.5
     lam = torch.rand(shape[0], generator=random)
     scale, shift = (
-        torch.from_numpy(x).float() for x in mixing.scale_and_shift(IMAGENET_MEAN, IMAGENET_STD)
+        torch.from_numpy(x).float() for x in scale_and_shift(IMAGENET_MEAN, IMAGENET_STD)
     )
     return {"crops": (target, source), "flips": flips, "lam": lam, "scaling": (scale, shift)}
 
@@ -41,7 +43,7 @@ def close(ours: torch.Tensor, expected: torch.Tensor) -> bool:
 
 def compare() -> None:
     """Every shape and type; runs in the process that Triton's interpreter is switched on in."""
-    from xmix_data import mixing_triton
+    from xmix_data.backends import mixing_triton
 
     for seed, shape in enumerate(SHAPES):
         made = case(shape, seed)

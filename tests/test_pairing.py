@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xmix_data import Centroids, PairedClass, Pairing, pair_classes
-from xmix_data.matching import cosine_similarity
 from xmix_data.pairing import shown_classes
+from xmix_data.pairing.matching import cosine_similarity
 
 
 def centroids(values: Any, prefix: str = "c", counts: Any = None) -> Centroids:

@@ -10,9 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from xmix_data.augment import CenterCrop, Crop, RandomCrop, RandomResizedCrop
 from xmix_data.pairing import Draw
-from xmix_data.plan import ImageSizes, Plan, SourcePool
+from xmix_data.plan import (
+    CenterCrop,
+    Crop,
+    ImageSizes,
+    Plan,
+    RandomCrop,
+    RandomResizedCrop,
+    SourcePool,
+)
 
 SEEDS = st.integers(0, 2**64 - 1)
 
@@ -85,15 +92,11 @@ def test_rows_do_not_depend_on_how_they_are_cut(
 def test_any_ranks_partition_the_same_plan(
     case: tuple[Plan, list[int], list[list[int]]], world_size: int, batch_size: int
 ) -> None:
-    from xmix_data.loader import _spans
-
-    class Rank:
-        def __init__(self, rank: int) -> None:
-            self.rank, self.world_size, self.batch_size = rank, world_size, batch_size
-            self.drop_last = False
+    from xmix_data.loader.spans import batch_spans
 
     count = len(case[0].samples)
-    spans = [list(_spans(Rank(r), count, 0)) for r in range(world_size)]  # type: ignore[arg-type]
+    shared = {"batch_size": batch_size, "world_size": world_size, "drop_last": False}
+    spans = [list(batch_spans(count, 0, rank=rank, **shared)) for rank in range(world_size)]
     assert len({len(s) for s in spans}) == 1
     positions = [p for step in zip(*spans, strict=True) for a, b, _ in step for p in range(a, b)]
     assert sorted(set(positions)) == list(range(max(positions) + 1))

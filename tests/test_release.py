@@ -134,7 +134,7 @@ def test_the_wheel_holds_the_package_whole(release: tuple[Path, Path]) -> None:
 
 DEMO = """
 from pathlib import Path
-from xmix_data.demo import _run, _Settings
+from xmix_data.demo.steps import _run, _Settings
 _run(Path("demo"), 1, _Settings(variations=1, per_class=3, pretrain_epochs=1, iterations=4,
                                 batch_size=15, measured_pairs=60))
 """

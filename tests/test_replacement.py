@@ -166,7 +166,7 @@ def test_another_image_of_the_class_takes_the_place(pair: Pair, backend: str) ->
 @pytest.mark.parametrize("mix", [True, False])
 def test_backends_replace_alike(pair: Pair, crop: Any, mix: bool) -> None:
     ours, reference = (
-        epoch(loaders(pair, crop=crop, mix=mix, backend=name))[0] for name in ("ffcv", "torch")
+        epoch(loaders(pair, crop=crop, mix=mix, backend=name))[0] for name in ("host", "reference")
     )
     for one, other in zip(ours, reference, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
@@ -301,6 +301,6 @@ def test_replacements_are_equally_likely(pair: Pair) -> None:
 def test_replacements_reach_the_gpu(pair: Pair, mix: bool) -> None:
     """Made before the batch is copied, mirrored where the plan says."""
     ours, _ = epoch(loaders(pair, mix=mix, device="cuda"))
-    reference, _ = epoch(loaders(pair, mix=mix, backend="torch"))
+    reference, _ = epoch(loaders(pair, mix=mix, backend="reference"))
     for one, other in zip(ours, reference, strict=True):
         torch.testing.assert_close(one.cpu(), other, rtol=0, atol=1e-6)

@@ -29,9 +29,9 @@ from xmix_data import (
     pair_classes,
     write_beton,
 )
-from xmix_data import report as report_module
 from xmix_data.pairing import Draw, Similarity
 from xmix_data.plan import ImageSizes, SourcePool
+from xmix_data.report import pictures as report_pictures
 from xmix_data.report import write_report
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
@@ -326,7 +326,7 @@ def test_many_classes_have_fewer_pictures(
 ) -> None:
     sizes = []
     for budget, expected in ((1e9, 3), (9e4, 2), (4e4, 1), (0, 0)):
-        monkeypatch.setattr(report_module, "_PICTURE_BYTES", budget)
+        monkeypatch.setattr(report_pictures, "_PICTURE_BYTES", budget)
         path = tmp_path / f"{budget}.html"
         found = rows(write_report(made.pairing, made.target, made.source, path).read_text())
         sizes.append(path.stat().st_size)

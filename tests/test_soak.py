@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from xmix_data.backends.ffcv import FfcvBackend, FfcvStream
+from xmix_data.backends.host import HostBackend, HostStream
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -36,29 +36,29 @@ def soak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_a_pixel_that_is_wrong_is_found(soak: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    deliver = FfcvBackend.deliver
+    deliver = HostBackend.deliver
 
-    def wrong(self: FfcvBackend, job: Any) -> tuple[torch.Tensor, ...]:
+    def wrong(self: HostBackend, job: Any) -> tuple[torch.Tensor, ...]:
         images = deliver(self, job)
         images[-1][-1, 0, 3, 5] += 1
         return images
 
-    monkeypatch.setattr(FfcvBackend, "deliver", wrong)
+    monkeypatch.setattr(HostBackend, "deliver", wrong)
     (problem,) = soak()
     assert problem.startswith("scenario 0, {'crop'") and "differs by up to" in problem
 
 
 def test_a_thread_that_is_left_is_found(soak: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = []
-    close = FfcvStream.close
+    close = HostStream.close
 
-    def forgetful(self: FfcvStream) -> None:
+    def forgetful(self: HostStream) -> None:
         if self not in kept and len(kept) < 20:
             kept.append(self)
         else:
             close(self)
 
-    monkeypatch.setattr(FfcvStream, "close", forgetful)
+    monkeypatch.setattr(HostStream, "close", forgetful)
     problems = soak()
     monkeypatch.undo()
     for stream in kept:

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from xmix_data import Beton, CenterCrop, ImageLoader, write_beton
-from xmix_data.encoding import JPG, RAW
+from xmix_data.beton.layout import JPG, RAW
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -32,7 +32,8 @@ from xmix_data import (
     write_beton,
 )
 from xmix_data.backbones import Backbone, state_hash
-from xmix_data.cli import _parser, _with_options, main
+from xmix_data.cli import _parser, main
+from xmix_data.commands.train import _with_options
 from xmix_data.methods import (
     BSS,
     L2SP,

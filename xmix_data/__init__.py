@@ -10,26 +10,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from xmix_data.augment import CenterCrop, RandomCrop, RandomResizedCrop
     from xmix_data.batch import MixedBatch, PairedBatch
     from xmix_data.beton import Beton, write_beton
-    from xmix_data.centroids import Centroids
     from xmix_data.errors import BetonError, ImageError, MissingDependencyError, XMixError
     from xmix_data.features import class_centroids
     from xmix_data.loader import ImageLoader, XMixLoader
     from xmix_data.methods import xmixup_loss
-    from xmix_data.mixing import IMAGENET_MEAN, IMAGENET_STD
-    from xmix_data.pairing import PairedClass, Pairing, pair_classes
+    from xmix_data.normalise import IMAGENET_MEAN, IMAGENET_STD
+    from xmix_data.pairing import Centroids, PairedClass, Pairing, pair_classes
+    from xmix_data.plan import CenterCrop, RandomCrop, RandomResizedCrop
 
     __version__: str
 
 _MODULE_OF = {
     "BetonError": "errors",
     "Beton": "beton",
-    "CenterCrop": "augment",
-    "Centroids": "centroids",
-    "IMAGENET_MEAN": "mixing",
-    "IMAGENET_STD": "mixing",
+    "CenterCrop": "plan",
+    "Centroids": "pairing",
+    "IMAGENET_MEAN": "normalise",
+    "IMAGENET_STD": "normalise",
     "ImageError": "errors",
     "ImageLoader": "loader",
     "MissingDependencyError": "errors",
@@ -37,8 +36,8 @@ _MODULE_OF = {
     "PairedBatch": "batch",
     "PairedClass": "pairing",
     "Pairing": "pairing",
-    "RandomCrop": "augment",
-    "RandomResizedCrop": "augment",
+    "RandomCrop": "plan",
+    "RandomResizedCrop": "plan",
     "XMixError": "errors",
     "XMixLoader": "loader",
     "class_centroids": "features",

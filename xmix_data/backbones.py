@@ -16,9 +16,10 @@ import torch
 from torch import nn
 
 from xmix_data.errors import MissingDependencyError
-from xmix_data.mixing import IMAGENET_MEAN, IMAGENET_STD
+from xmix_data.normalise import IMAGENET_MEAN, IMAGENET_STD
 
 __all__ = ["Backbone", "as_backbone", "load_backbone", "penultimate_features", "state_hash"]
+
 
 _WITHOUT_LINEAR = "squeezenet"
 """Classifies by a convolution: what comes before it is no feature vector."""

@@ -15,22 +15,23 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import distributed, nn
+from torch import nn
 
-from xmix_data.augment import CenterCrop, Crop, RandomResizedCrop
 from xmix_data.backbones import Backbone, as_backbone, penultimate_features
 from xmix_data.beton import BetonLike, Domain, open_domain
-from xmix_data.centroids import Centroids, CentroidSum
 from xmix_data.errors import XMixError
 from xmix_data.loader import ImageLoader
+from xmix_data.pairing import Centroids, CentroidSum
+from xmix_data.plan import CenterCrop, Crop, RandomResizedCrop
 from xmix_data.progress import Progress
+from xmix_data.ranks import from_first_process, sum_in_place
 
 __all__ = ["class_centroids"]
+
 
 _log = logging.getLogger("xmix_data")
 
@@ -188,7 +189,7 @@ class _Extraction:
     def centroids(self) -> Centroids:
         with self._loader:
             made: Centroids | None
-            key, made = _from_first_process((self._key, self._read()))
+            key, made = from_first_process((self._key, self._read()))
             if key != self._key:
                 raise XMixError(
                     f"rank {self._loader.rank} has other images, weights or options than rank 0; "
@@ -197,7 +198,7 @@ class _Extraction:
             if made is None:
                 total = self._sum()
                 sums = total.tensors()
-                _add_up(sums)
+                sum_in_place(sums)
                 if not np.array_equal(sums[1].cpu().numpy(), self._counts()):
                     raise XMixError(
                         f"features of {self._name}: not every image was counted once; delete "
@@ -294,39 +295,3 @@ def _only_logged() -> Iterator[None]:
         yield
     except OSError as error:
         _log.warning("features are not cached: %s", error)
-
-
-def _in_a_job() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
-
-
-def _from_first_process(value: Any) -> Any:
-    if not _in_a_job():
-        return value
-    values = [value]
-    with _named_loss_of_a_process():
-        distributed.broadcast_object_list(values)
-    return values[0]
-
-
-def _add_up(tensors: Sequence[torch.Tensor]) -> None:
-    """Sum tensors over all processes, in place."""
-    if not _in_a_job():
-        return
-    for tensor in tensors:
-        moved = tensor if distributed.get_backend() == "nccl" else tensor.cpu()
-        with _named_loss_of_a_process():
-            distributed.all_reduce(moved)
-        tensor.copy_(moved)
-
-
-@contextlib.contextmanager
-def _named_loss_of_a_process() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        raise XMixError(
-            f"rank {distributed.get_rank()} lost the other processes of this job "
-            f"({str(error).splitlines()[0]}); see what they say, and run again: what was computed "
-            "so far is in the cache, if there is one"
-        ) from error

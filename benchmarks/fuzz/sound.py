@@ -23,11 +23,11 @@ from PIL import Image
 from torch import nn
 
 from fuzz.mutations import Form, npy, size_of
-from xmix_data import beton, write_beton
-from xmix_data.centroids import Centroids
-from xmix_data.encoding import JPG
+from xmix_data import Beton, write_beton
+from xmix_data.beton import layout, pages
+from xmix_data.beton.layout import JPG
 from xmix_data.features import class_centroids
-from xmix_data.pairing import pair_classes
+from xmix_data.pairing import Centroids, pair_classes
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -109,11 +109,11 @@ STOCK_FIELDS = (0, 1, 3, 2, 1, 4)
 
 def lay_out(samples: Sequence[Sample], fields: Sequence[int], random: Random) -> bytes:
     """A beton as stock FFCV lays it out: further fields, samples and table in another order."""
-    kinds = [beton._FIELD_METADATA[kind] for kind in fields]
+    kinds = [layout.FIELD_METADATA[kind] for kind in fields]
     row = np.dtype([("", kind) for kind in kinds], align=True)
-    rows, descriptors = np.zeros(len(samples), row), np.zeros(len(fields), beton._FIELD)
+    rows, descriptors = np.zeros(len(samples), row), np.zeros(len(fields), layout.FIELD)
     descriptors["type_id"] = fields
-    start = beton._HEADER.itemsize + descriptors.nbytes + rows.nbytes
+    start = layout.HEADER.itemsize + descriptors.nbytes + rows.nbytes
     data, table = bytearray(), []
     image, label = f"f{fields.index(2)}", f"f{fields.index(1)}"
     for index in random.sample(range(len(samples)), len(samples)):
@@ -130,7 +130,7 @@ def lay_out(samples: Sequence[Sample], fields: Sequence[int], random: Random) ->
             data += text
     random.shuffle(table)
     data += bytes(-len(data) % 8)
-    header = np.zeros(1, beton._HEADER)
+    header = np.zeros(1, layout.HEADER)
     header[0] = (2, len(fields), 1 << 21, len(samples), start + len(data))
     return b"".join(
         (
@@ -138,7 +138,7 @@ def lay_out(samples: Sequence[Sample], fields: Sequence[int], random: Random) ->
             descriptors.tobytes(),
             rows.tobytes(),
             bytes(data),
-            np.array(table, beton._ALLOCATION).tobytes(),
+            np.array(table, layout.ALLOCATION).tobytes(),
         )
     )
 
@@ -167,11 +167,11 @@ class Domain(NamedTuple):
 
 
 def known_domain(data: bytes, manifest: dict[str, Any] | None, fields: Sequence[int]) -> Domain:
-    header = np.frombuffer(data, beton._HEADER, 1)[0]
+    header = np.frombuffer(data, layout.HEADER, 1)[0]
     count, table_start = int(header["num_samples"]), int(header["alloc_table_ptr"])
-    row = np.dtype([("", beton._FIELD_METADATA[kind]) for kind in fields], align=True)
-    field, entry = beton._FIELD, beton._ALLOCATION
-    rows_start = beton._HEADER.itemsize + len(fields) * field.itemsize
+    row = np.dtype([("", layout.FIELD_METADATA[kind]) for kind in fields], align=True)
+    field, entry = layout.FIELD, layout.ALLOCATION
+    rows_start = layout.HEADER.itemsize + len(fields) * field.itemsize
     entries = (len(data) - table_start) // entry.itemsize
     rows = np.frombuffer(data, row, count, rows_start)
     sizes = {int(p): int(s) for _, p, s in np.frombuffer(data, entry, entries, table_start)}
@@ -183,15 +183,15 @@ def known_domain(data: bytes, manifest: dict[str, Any] | None, fields: Sequence[
         spans.append((pointer, pointer + sizes[pointer]))
         samples.append(Sample(of_class, mode, height, width, data[slice(*spans[-1])]))
     places = [
-        *list(numbers_of(beton._HEADER, 0, 1)) * 6,
-        *list(numbers_of(field, beton._HEADER.itemsize, len(fields))) * 3,
+        *list(numbers_of(layout.HEADER, 0, 1)) * 6,
+        *list(numbers_of(field, layout.HEADER.itemsize, len(fields))) * 3,
         *numbers_of(row, rows_start, count),
         *numbers_of(entry, table_start, entries),
     ]
     parts = [
         (start + i * kind.itemsize, start + (i + 1) * kind.itemsize)
         for start, kind, n in (
-            (beton._HEADER.itemsize, field, len(fields)),
+            (layout.HEADER.itemsize, field, len(fields)),
             (rows_start, row, count),
             (table_start, entry, entries),
         )
@@ -219,7 +219,7 @@ class Sound(NamedTuple):
 @cache
 def sound() -> Sound:
     """The sound files; the same in every process."""
-    with tempfile.TemporaryDirectory() as scratch, mock.patch.object(beton, "_SMALLEST_PAGE", 4096):
+    with tempfile.TemporaryDirectory() as scratch, mock.patch.object(pages, "SMALLEST_PAGE", 4096):
         folder = Path(scratch)
         targets, sources = domains(folder, [3, 2, 3], "t"), domains(folder, [2, 3, 2, 2], "s")
         shards = [
@@ -288,7 +288,7 @@ def centroids(folder: Path) -> dict[str, Centroids]:
 
     def made(name: str, counts: Sequence[int], prefix: str) -> Centroids:
         values = random.normal(size=(len(counts), 6)).astype(np.float32)
-        hashes = [beton.Beton(folder / f"{prefix}.beton").fingerprint]
+        hashes = [Beton(folder / f"{prefix}.beton").fingerprint]
         provenance = {"model": "none", "domains": [{"files": [name], "fingerprints": hashes}]}
         names = [f"{prefix}{i}" for i in range(len(counts))]
         return Centroids(values, np.array(counts), names, provenance)

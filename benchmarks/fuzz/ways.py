@@ -46,14 +46,13 @@ from xmix_data import (
     beton,
     decode,
 )
-from xmix_data.augment import dct_fractions
-from xmix_data.backends.torch import _crop
-from xmix_data.centroids import Centroids
-from xmix_data.encoding import JPG
+from xmix_data.backends.reference import _crop
+from xmix_data.beton.layout import JPG, content_hash
+from xmix_data.decode import dct_fractions
 from xmix_data.errors import XMixError
 from xmix_data.features import class_centroids
 from xmix_data.jpeg import OK, jpeg_problem
-from xmix_data.pairing import pair_classes, pairs_table
+from xmix_data.pairing import Centroids, pair_classes, pairs_table
 
 UNCHANGED = 25
 """One case in so many is the sound file."""
@@ -135,7 +134,7 @@ def loaded(make: Callable[[str], Any], problem: str | None) -> str:
     """The outcome of an epoch, held against the reference; ``problem`` is what `verify` said."""
     try:
         with watched():
-            batches, replaced = an_epoch(make, "ffcv")
+            batches, replaced = an_epoch(make, "host")
     except Finding:
         raise
     except Exception as error:
@@ -143,7 +142,7 @@ def loaded(make: Callable[[str], Any], problem: str | None) -> str:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            expected, theirs_replaced = an_epoch(make, "torch")
+            expected, theirs_replaced = an_epoch(make, "reference")
     except Exception as error:
         if problem is not None:
             return "outside"
@@ -266,7 +265,7 @@ def seal(random: Random, path: Path, domain: Domain) -> None:
         with contextlib.suppress(Exception):
             made = Beton(path)
             names = manifest["class_names"]
-            content = beton._content_hash(made._index_digest(), made._data_digest())
+            content = content_hash(made._index_digest(), made._data_digest())
             manifest |= {
                 "byte_length": made.byte_length,
                 "num_samples": made.num_samples,

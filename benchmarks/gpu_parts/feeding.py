@@ -18,7 +18,7 @@ from feeding import BACKENDS, make_loader, timed, training_step
 from gpu_parts.data import SIZE, prepare
 from gpu_parts.record import DATA, Figures, Options, in_turn
 from xmix_data import Beton, MixedBatch, XMixLoader
-from xmix_data.backends.dali import load
+from xmix_data.backends.dali_pipeline import load
 from xmix_data.bench import Bench, explain
 from xmix_data.errors import MissingDependencyError
 

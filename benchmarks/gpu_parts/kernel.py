@@ -17,7 +17,9 @@ from typing import Any
 import torch
 
 from gpu_parts.record import Figures, Options
-from xmix_data import mixing
+from xmix_data import IMAGENET_MEAN, IMAGENET_STD
+from xmix_data.backends import mixing
+from xmix_data.normalise import scale_and_shift
 
 SIDE = 224
 BATCHES, BATCHES_TINY = (256, 48), (4,)
@@ -96,7 +98,7 @@ def arguments(batch: int, device: torch.device) -> tuple[Any, ...]:
     shape = (2, batch, SIDE, SIDE, 3)
     target, source = torch.randint(0, 256, shape, generator=random, dtype=torch.uint8).to(device)
     target_flips, source_flips, lam = torch.rand((3, batch), generator=random).to(device)
-    constants = mixing.scale_and_shift(mixing.IMAGENET_MEAN, mixing.IMAGENET_STD)
+    constants = scale_and_shift(IMAGENET_MEAN, IMAGENET_STD)
     scale, shift = (torch.from_numpy(x).float().to(device) for x in constants)
     flips = (target_flips < 0.5).float(), (source_flips < 0.5).float()
     return target, source, *flips, lam, scale, shift

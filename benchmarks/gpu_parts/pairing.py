@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from gpu_parts.record import Figures, Options
-from xmix_data.matching import COSINE_DECIMALS, cosine_similarity
+from xmix_data.pairing.matching import COSINE_DECIMALS, cosine_similarity
 
 CLASSES, CLASSES_TINY = (1000, 21_841, 2048), (50, 300, 64)
 """Target classes, source classes, dimensions."""

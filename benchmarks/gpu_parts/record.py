@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from xmix_data import machine
+from xmix_data.bench import machine
 from xmix_data.files import whole_file
 
 ROOT = Path(__file__).parents[2]

@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from xmix_data import mixing
-from xmix_data.backends import Spec
+from xmix_data.backends import mixing
+from xmix_data.backends.protocol import Spec
+from xmix_data.normalise import scale_and_shift
 from xmix_data.plan import PlanRows
 
 __all__ = ["DeviceStage", "Made", "Slot"]
@@ -74,7 +75,7 @@ class DeviceStage:
         self._free: deque[Slot] = deque()
         self._lock = threading.Lock()
         self._mixing, _ = mixing.device_stage(spec.device)
-        scale, shift = mixing.scale_and_shift(spec.mean, spec.std)
+        scale, shift = scale_and_shift(spec.mean, spec.std)
         if spec.dtype == torch.uint8:  # the crops as they are
             scale, shift = np.ones(3), np.zeros(3)
         self._scale = torch.from_numpy(scale).float().to(spec.device)

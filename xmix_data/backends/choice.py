@@ -1,0 +1,107 @@
+"""A backend by name, and what ``"auto"`` stands for on a machine.
+
+Comes in: a name and a `Spec`. Goes out: a `Backend`, its module imported only now.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from xmix_data.backends.protocol import Backend, Spec
+from xmix_data.beton.layout import JPG
+from xmix_data.errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    from xmix_data.beton import Domain
+
+__all__ = ["AUTO", "BACKENDS", "PIXELS_A_THREAD", "choose", "make_backend"]
+
+
+_log = logging.getLogger("xmix_data")
+
+BACKENDS = {"host": "HostBackend", "dali": "DaliBackend", "reference": "ReferenceBackend"}
+"""Name of each backend, which is its module's, and its class."""
+
+EARLIER_NAMES = {"ffcv": "host", "torch": "reference"}
+"""What backends were called before; accepted for good."""
+
+AUTO = "auto"
+"""The name that stands for what `choose` finds."""
+
+PIXELS_A_THREAD = 100_000
+"""JPEG pixels of a sample, over the process's decoding threads, above which `choose` takes DALI.
+
+A core that decodes, crops and mixes 260 million stored pixels a second (docs/benchmarks.md) gives
+a GPU 2,600 samples a second at this share, about what ResNet-50 in half precision asks of one. No
+figure of a GPU stands behind that yet: it is set so that in doubt the host decodes.
+"""
+
+
+def choose(
+    device: str, pixels: float, threads: int, problem: Callable[[], str | None]
+) -> tuple[str, str]:
+    """Which backend ``"auto"`` is.
+
+    Args:
+        device: Type of the device that batches arrive on.
+        pixels: JPEG pixels of a sample, as stored, on average; of a pair those of both images.
+        threads: The process's decoding threads.
+        problem: Why DALI cannot be had, or ``None``; asked only where it would be chosen.
+
+    Returns:
+        Its name, and why, in words.
+    """
+    if device != "cuda":
+        return "host", "batches arrive on the CPU"
+    share = f"{pixels:,.0f} JPEG pixels a sample for {threads} threads"
+    if pixels <= PIXELS_A_THREAD * threads:
+        return "host", f"{share} are at most {PIXELS_A_THREAD:,} a thread"
+    reason = f"{share} are more than {PIXELS_A_THREAD:,} a thread"
+    found = problem()
+    return ("dali", reason) if found is None else ("host", f"{reason}, but {found}")
+
+
+def _jpeg_pixels(domain: Domain) -> float:
+    """Of an image on average; raw images have none."""
+    return float((domain.heights.astype(float) * domain.widths * (domain.modes == JPG)).mean())
+
+
+def _chosen(spec: Spec) -> str:
+    def problem() -> str | None:
+        from xmix_data.backends.dali_pipeline import load
+
+        try:
+            load(spec.device)
+        except MissingDependencyError as error:
+            return str(error)
+        return None
+
+    domains = [spec.target] if spec.source is None else [spec.target, spec.source]
+    pixels = sum(map(_jpeg_pixels, domains))
+    name, reason = choose(spec.device.type, pixels, spec.num_workers, problem)
+    _log.info("backend %r is %r: %s", AUTO, name, reason)
+    return name
+
+
+def make_backend(name: str, spec: Spec) -> Backend:
+    """A backend by name.
+
+    Args:
+        name: Of `BACKENDS` or `EARLIER_NAMES`, or `AUTO`.
+        spec: What it needs to know.
+
+    Raises:
+        ValueError: No such backend.
+        MissingDependencyError: What it needs is not installed; says how to install it.
+    """
+    name = EARLIER_NAMES.get(name, name)
+    if name == AUTO:
+        name = _chosen(spec)
+    if name not in BACKENDS:
+        raise ValueError(f"backend is {name!r}; it must be one of {', '.join(BACKENDS)}, {AUTO}")
+    module = importlib.import_module(f"xmix_data.backends.{name}")
+    backend: Backend = getattr(module, BACKENDS[name])(spec)
+    return backend

@@ -1,0 +1,201 @@
+"""DALI itself: loaded when a backend is made, built into a pipeline, ended before the process.
+
+Comes in: JPEG bytes and boxes of a batch. Goes out: its crops (K, H, W, 3) uint8.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import os
+import weakref
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from resource import RUSAGE_THREAD, getrusage
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from xmix_data.backends.protocol import ImageStream, Spec
+from xmix_data.backends.work import Job
+from xmix_data.errors import MissingDependencyError
+
+__all__ = ["BATCHES", "DaliDecoder", "SharedBatch", "load", "open_passes"]
+
+
+BATCHES = 2
+"""How many DALI works on at once: one on the host, one on the GPU."""
+_CUDA = "13"
+"""What DALI is to be built for where torch knows no CUDA; on a CPU any will do."""
+
+
+def load(device: torch.device) -> Any:
+    """The module `nvidia.dali`.
+
+    Raises:
+        MissingDependencyError: It is not installed, or for another CUDA than torch; says how to
+            install the right one.
+    """
+    wanted = (torch.version.cuda or _CUDA).split(".")[0]
+    install = f"pip install nvidia-dali-cuda{wanted}0"
+    try:
+        dali = importlib.import_module("nvidia.dali")
+    except (ImportError, OSError) as error:
+        raise MissingDependencyError(
+            f"backend 'dali' needs NVIDIA DALI ({error}): `{install}`"
+        ) from error
+    found = str(dali.__cuda_version__)[:2]
+    if device.type == "cuda" and found != wanted:
+        raise MissingDependencyError(
+            f"NVIDIA DALI is installed for CUDA {found}, torch for CUDA {wanted}: "
+            f"`pip uninstall -y nvidia-dali-cuda{found}0 && {install}`"
+        )
+    _take_care_of_ends(dali)
+    return dali
+
+
+open_passes: weakref.WeakSet[ImageStream] = weakref.WeakSet()
+
+
+@cache
+def _take_care_of_ends(dali: Any) -> None:
+    """At exit DALI ends the pipelines that there are: let our passes end before.
+
+    A forked child has none of their threads, and must not try.
+    """
+    atexit.register(_end_passes)  # the last one registered is the first to run
+    os.register_at_fork(after_in_child=getattr(dali.Pipeline, "_pipes", set()).clear)
+
+
+def _end_passes() -> None:
+    for one in list(open_passes):
+        one.close()
+
+
+@dataclass
+class SharedBatch:
+    """A batch, and which of its images DALI decodes."""
+
+    job: Job
+    items: list[npt.NDArray[np.int64]]
+    """Of each side."""
+    jpegs: list[npt.NDArray[np.uint8]]
+    """(K,) their bytes, side after side: views of the mapped betons."""
+    boxes: npt.NDArray[np.int32]
+    """(K, 4)"""
+    bytes_read: int
+    """Stored bytes of all images, DALI's or not."""
+
+
+class DaliDecoder:
+    """A DALI pipeline, and after a failure another one; batches come out in order.
+
+    It belongs to one thread.
+
+    Args:
+        spec: What the backend is to make.
+        dali: The module, of `load`.
+        refused: Hears why DALI could not decode a batch.
+    """
+
+    def __init__(self, spec: Spec, dali: Any, refused: Callable[[Exception], None]) -> None:
+        self._spec, self._dali, self._refused = spec, dali, refused
+        self._pipeline: Any = None
+        self._largest = 0
+        self._inside: deque[SharedBatch] = deque()
+        self._error: Exception | None = None
+        self.faults = getrusage(RUSAGE_THREAD).ru_majflt
+        """How often the thread had waited for the disk when the last batch came out."""
+
+    def __len__(self) -> int:
+        """Batches inside."""
+        return len(self._inside)
+
+    def begin(self, batch: SharedBatch) -> None:
+        """Let DALI decode a batch while the caller does something else."""
+        self._inside.append(batch)
+        # The first batch of a pass is a whole one, and DALI wants to know the largest.
+        self._largest = max(self._largest, len(batch.job.rows) * len(batch.job.sides))
+        self._feed(batch)
+
+    def finish(self) -> tuple[SharedBatch, torch.Tensor | None]:
+        """The oldest batch, with its crops (K, H, W, 3) uint8 unless the host has to make them."""
+        batch = self._inside.popleft()
+        if not batch.jpegs:
+            return batch, None
+        crops = None
+        if self._error is None:
+            try:
+                (made,) = self._pipeline.outputs()
+                crops = torch.utils.dlpack.from_dlpack(made.as_tensor())
+            except Exception as error:
+                self._error = error
+        if self._error is not None:
+            self._refused(self._error)
+            self._pipeline = self._error = None  # after an error it can only be thrown away
+            for other in self._inside:
+                self._feed(other)
+        return batch, crops
+
+    def _feed(self, batch: SharedBatch) -> None:
+        if not batch.jpegs or self._error is not None:
+            return
+        first = self._pipeline is None
+        if first:
+            self._pipeline = self._built()
+        try:
+            if first:
+                # The first run begins as many batches as may be inside: one image, and this one.
+                self._put(batch.jpegs[:1], batch.boxes[:1])
+            self._put(batch.jpegs, batch.boxes)
+            self._pipeline.schedule_run()
+            if first:
+                self._pipeline.outputs()
+        except Exception as error:
+            self._error = error
+
+    def _put(self, jpegs: list[npt.NDArray[np.uint8]], boxes: npt.NDArray[np.int32]) -> None:
+        self._pipeline.feed_input("jpegs", jpegs)
+        self._pipeline.feed_input("starts", np.ascontiguousarray(boxes[:, :2]))
+        self._pipeline.feed_input("shapes", np.ascontiguousarray(boxes[:, 2:]))
+
+    def _built(self) -> Any:
+        spec, dali = self._spec, self._dali
+        fn, types, gpu = dali.fn, dali.types, spec.device.type == "cuda"
+        pipeline = dali.Pipeline(
+            batch_size=self._largest,
+            num_threads=spec.num_workers,
+            device_id=spec.device.index if gpu else None,
+            prefetch_queue_depth=BATCHES,
+            exec_dynamic=True,  # what it gives out stays ours
+        )
+        with pipeline:
+            # The bytes stay where they are: the betons are mapped for as long as the domain lives.
+            jpegs = fn.external_source(name="jpegs", dtype=types.UINT8, ndim=1, no_copy=True)
+            starts, shapes = (
+                fn.external_source(name=name, dtype=types.INT32, ndim=1)
+                for name in ("starts", "shapes")
+            )
+            crops = fn.decoders.image_slice(
+                jpegs,
+                starts,
+                shapes,
+                device="mixed" if gpu else "cpu",
+                axes=[0, 1],
+                normalized_anchor=False,
+                normalized_shape=False,
+                adjust_orientation=False,
+                jpeg_fancy_upsampling=True,
+                affine=False,  # other processes of this machine would use the same cores
+            )
+            if spec.crop.resizes:
+                crops = fn.resize(
+                    crops, size=spec.crop.shape, interp_type=types.INTERP_LINEAR, antialias=True
+                )
+            pipeline.set_outputs(crops)
+        pipeline.build()
+        return pipeline

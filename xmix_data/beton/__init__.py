@@ -1,0 +1,21 @@
+"""Betons: FFCV's file format with a manifest beside it. Written whole or not at all.
+
+Comes in: a source of labelled images. Goes out: ``FILE.beton``, which a stock FFCV ``Loader``
+reads, and ``FILE.beton.json``, its manifest; and the `Beton` and `Domain` that read them.
+"""
+
+from xmix_data.beton.convert import write_beton
+from xmix_data.beton.domain import BetonLike, Domain, open_domain
+from xmix_data.beton.manifest import manifest_path
+from xmix_data.beton.reader import Beton
+from xmix_data.beton.source import open_images
+
+__all__ = [
+    "Beton",
+    "BetonLike",
+    "Domain",
+    "manifest_path",
+    "open_domain",
+    "open_images",
+    "write_beton",
+]

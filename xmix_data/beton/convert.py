@@ -1,0 +1,199 @@
+"""`write_beton`: labelled images to a beton and its manifest, written whole or not at all.
+
+Comes in: a source of labelled images. Goes out: ``FILE.beton``, which a stock FFCV ``Loader``
+reads, and ``FILE.beton.json``, its manifest.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xmix_data.beton.manifest import manifest_bytes, manifest_path, shard_entry
+from xmix_data.beton.pages import PageWriter
+from xmix_data.beton.reader import Beton
+from xmix_data.beton.source import BetonImages, open_images
+from xmix_data.beton.workers import Failure, encoded_samples, named_worker_death
+from xmix_data.errors import ImageError
+from xmix_data.files import whole_file
+from xmix_data.progress import Progress
+
+__all__ = ["write_beton"]
+
+
+_log = logging.getLogger("xmix_data")
+
+ENCODINGS = ("jpg", "raw", "keep")
+CROPS = ("square", "none")
+
+
+def write_beton(
+    dataset: Any,
+    path: str | os.PathLike[str],
+    *,
+    image_size: int | None = 256,
+    crop: str = "square",
+    encoding: str = "jpg",
+    quality: int = 90,
+    on_error: str = "raise",
+    num_workers: int | None = None,
+    progress: bool = True,
+    overwrite: bool = False,
+    shard: tuple[int, int] | None = None,
+) -> Beton:
+    """Write labelled images as a beton with its manifest.
+
+    Samples keep their order, and the same input gives the same bytes. Both files appear under
+    their names only when whole; until then the work is in ``PATH.partial``.
+
+    Args:
+        dataset: A class folder, a ``.beton``, any map-style dataset of (image, label), or a
+            ``datasets.Dataset`` of Hugging Face.
+        path: The file to write, usually ``NAME.beton``.
+        image_size: Shorter edge in pixels after resizing; ``None`` keeps every image's own size.
+        crop: ``"square"`` keeps the centre square, ``"none"`` all of the image.
+        encoding: ``"jpg"``, ``"raw"`` (decoded pixels: larger, no decoding later), or ``"keep"``
+            (JPEG bytes as they are wherever the image needs no change).
+        quality: JPEG quality, 1 to 100.
+        on_error: ``"raise"`` stops at an unreadable image; ``"skip"`` leaves it out and lists it
+            in the manifest.
+        num_workers: Worker processes; default one a core, 0 works in this process.
+        progress: Show progress on stderr.
+        overwrite: Replace an existing file.
+        shard: ``(i, n)`` writes the i-th of n equal parts of the samples, counted from 0.
+
+    Returns:
+        The new beton, opened.
+
+    Raises:
+        FileExistsError: ``path`` exists and ``overwrite`` is false.
+        FileNotFoundError: The dataset or the folder of ``path`` does not exist.
+        ImageError: An image cannot be read, or a label lies outside the classes.
+        OSError: The disk is full or not writable.
+        ValueError: An option is impossible, or the dataset is empty.
+        XMixError: A worker process was killed.
+    """
+    path = Path(path)
+    _check_options(image_size, crop, encoding, quality, on_error, num_workers, shard)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent}: no such folder; create it first")
+    for existing in (path, manifest_path(path)):
+        if existing.exists() and not overwrite:
+            raise FileExistsError(f"{existing}: exists; choose another name or overwrite it")
+    source = open_images(dataset)
+    if isinstance(source, BetonImages) and path.exists() and path.samefile(source._beton.path):
+        raise ValueError(f"{path}: is the source itself; choose another name")
+    if len(source) == 0:
+        raise ValueError(f"{path}: the dataset has no samples; there is nothing to convert")
+    names = source.class_names
+    _check_names(names)
+    index, count = shard or (0, 1)
+    indices = range(len(source) * index // count, len(source) * (index + 1) // count)
+    if not indices:
+        raise ValueError(
+            f"{path}: shard {index} of {count} is empty, there are only {len(source)} samples; "
+            "make fewer shards"
+        )
+    if names is None and shard is not None:  # all shards must have the classes of the whole
+        names = [str(label) for label in range(int(source.labels().max()) + 1)]
+    options = {"encoding": encoding, "image_size": image_size, "crop": crop, "quality": quality}
+    manifest_file = manifest_path(path)
+    with (
+        named_worker_death(),
+        whole_file(manifest_file) as manifest_stream,
+        whole_file(path) as stream,
+    ):
+        writer = PageWriter(stream, path.parent, len(indices))
+        skipped = []
+        with Progress(f"convert {path.name}", len(indices), enabled=progress) as bar:
+            for position, item in enumerate(encoded_samples(source, indices, options, num_workers)):
+                if isinstance(item, Failure):
+                    if item.is_label or on_error == "raise":
+                        remedy = (
+                            "correct the label"
+                            if item.is_label
+                            else "mend or remove it, or skip such images (on_error='skip')"
+                        )
+                        raise ImageError(f"{item.where}: {item.reason}; {remedy}")
+                    skipped.append(
+                        {"index": indices[position], "path": item.where, "reason": item.reason}
+                    )
+                else:
+                    writer.append(*item)
+                bar.advance()
+        if not len(writer):
+            raise ImageError(
+                f"{path}: not one of {len(indices)} images could be read; correct the dataset, "
+                f"beginning with {skipped[0]['path']}: {skipped[0]['reason']}"
+            )
+        if names is None:
+            names = [str(label) for label in range(int(writer.labels.max()) + 1)]
+        content_hash = writer.finish()
+        byte_length = stream.tell()
+        facts = {
+            "class_names": names,
+            "class_counts": np.bincount(writer.labels, minlength=len(names)).tolist(),
+            "num_samples": len(writer),
+            "encoding": encoding,
+            "image_size": image_size,
+            "crop": crop,
+            "quality": None if encoding == "raw" else quality,
+            "byte_length": byte_length,
+            "content_hash": content_hash,
+            "source_fingerprint": source.fingerprint,
+            "shard": None if shard is None else shard_entry(source, shard, options),
+            "skipped": skipped,
+        }
+        manifest_stream.write(manifest_bytes(facts))
+        for written in (stream, manifest_stream):  # a disk that is full now costs nothing
+            written.flush()
+            os.fsync(written.fileno())
+        manifest_file.unlink(missing_ok=True)  # an earlier one must not meet the new beton
+    if skipped:
+        _log.warning(
+            "%s: skipped %d unreadable images, listed in %s",
+            path,
+            len(skipped),
+            manifest_file.name,
+        )
+    return Beton(path)
+
+
+def _check_options(
+    image_size: int | None,
+    crop: str,
+    encoding: str,
+    quality: int,
+    on_error: str,
+    num_workers: int | None,
+    shard: tuple[int, int] | None,
+) -> None:
+    for name, value, allowed in (
+        ("crop", crop, CROPS),
+        ("encoding", encoding, ENCODINGS),
+        ("on_error", on_error, ("raise", "skip")),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
+    if image_size is not None and not 1 <= image_size <= 65_500:
+        raise ValueError(f"image_size is {image_size}; it must lie in 1 .. 65500 or be None")
+    if not 1 <= quality <= 100:
+        raise ValueError(f"quality is {quality}; it must lie in 1 .. 100")
+    if num_workers is not None and num_workers < 0:
+        raise ValueError(f"num_workers is {num_workers}; it must be at least 0")
+    if shard is not None and not 0 <= shard[0] < shard[1]:
+        raise ValueError(f"shard {shard[0]} of {shard[1]} does not exist; counting starts at 0")
+
+
+def _check_names(names: list[str] | None) -> None:
+    first: dict[str, int] = {}
+    for label, name in enumerate(names or []):
+        if first.setdefault(name, label) != label:
+            raise ValueError(
+                f"classes {first[name]} and {label} are both named {name!r}; a pairing names "
+                "classes, so rename one (the dataset's `classes`)"
+            )

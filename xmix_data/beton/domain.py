@@ -1,0 +1,142 @@
+"""`Domain`: one or several betons read as one.
+
+Comes in: paths or betons. Goes out: labels, sizes and addresses over all of them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xmix_data.beton.reader import Beton
+
+__all__ = ["BetonLike", "Domain", "open_domain"]
+
+
+class Domain:
+    """One or several betons read as one: class ids and sample indices are offset in list order.
+
+    Betons that are the shards of one set are joined first, their class ids unchanged.
+    """
+
+    def __init__(self, parts: Sequence[Sequence[Beton]]) -> None:
+        self._parts = parts
+        self.betons = [beton for part in parts for beton in part]
+        self.class_names = [name for part in parts for name in part[0].class_names]
+        self._class_starts = np.cumsum([0] + [len(part[0].class_names) for part in parts])
+        self._sample_starts = np.cumsum([0] + [beton.num_samples for beton in self.betons])
+        offsets = [
+            int(start) for part, start in zip(parts, self._class_starts, strict=False) for _ in part
+        ]
+        self.labels: npt.NDArray[np.int64] = _joined(
+            [
+                b.labels + offset if offset else b.labels
+                for b, offset in zip(self.betons, offsets, strict=True)
+            ]
+        )
+        """(N,) int64 class ids."""
+        self.heights: npt.NDArray[np.uint16] = _joined([b.heights for b in self.betons])
+        self.widths: npt.NDArray[np.uint16] = _joined([b.widths for b in self.betons])
+        self.modes: npt.NDArray[np.uint8] = _joined([b.modes for b in self.betons])
+        self.sizes: npt.NDArray[np.uint64] = _joined([b.sizes for b in self.betons])
+        self._pointers = [b.pointers for b in self.betons]
+        self._base = np.array([b.address for b in self.betons], np.uint64)
+
+    def addresses(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+        """(B,) uint64: where in memory the bytes of each sample begin."""
+        if len(self.betons) == 1:
+            return np.asarray(self._base[0] + self._pointers[0][indices])
+        part = np.searchsorted(self._sample_starts, indices, side="right") - 1
+        addresses = self._base[part]
+        for number, pointers in enumerate(self._pointers):
+            here = part == number
+            addresses[here] += pointers[indices[here] - self._sample_starts[number]]
+        return addresses
+
+    def locate(self, index: int) -> tuple[Beton, int]:
+        """The beton that holds a sample, and its index there."""
+        part = int(np.searchsorted(self._sample_starts, index, side="right")) - 1
+        return self.betons[part], int(index - self._sample_starts[part])
+
+    def describe(self, index: int) -> str:
+        """Names a sample in an error message: file, index and class."""
+        beton, local = self.locate(index)
+        return beton.describe(local)
+
+    def domain_of_class(self, labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """(B,) int64: which domain of the list each class id belongs to."""
+        return np.searchsorted(self._class_starts, labels, side="right") - 1
+
+    @property
+    def parts(self) -> list[Domain]:
+        """The domains of the list, one by one."""
+        return [Domain([part]) for part in self._parts]
+
+    @property
+    def provenance(self) -> list[dict[str, list[str]]]:
+        """For each domain of the list the ``files`` (names) and ``fingerprints`` of its betons."""
+        return [
+            {"files": [b.path.name for b in part], "fingerprints": [b.fingerprint for b in part]}
+            for part in self._parts
+        ]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def _joined(arrays: list[Any]) -> Any:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+BetonLike = str | os.PathLike[str] | Beton
+
+
+def open_domain(betons: BetonLike | Sequence[BetonLike]) -> Domain:
+    """Open a path, a `Beton`, or a list of them as one domain.
+
+    Raises:
+        FileNotFoundError: A beton does not exist.
+        BetonError: A beton is damaged.
+        ValueError: The list is empty, or a set of shards is incomplete or does not fit together.
+    """
+    if isinstance(betons, (str, os.PathLike, Beton)):
+        betons = [betons]
+    opened = [b if isinstance(b, Beton) else Beton(b) for b in betons]
+    if not opened:
+        raise ValueError("the list of betons is empty; give at least one")
+    parts: list[list[Beton]] = []
+    sets: dict[str, list[Beton]] = {}
+    for beton in opened:
+        if beton.shard is None:
+            parts.append([beton])
+        elif beton.shard["set"] in sets:
+            sets[beton.shard["set"]].append(beton)
+        else:
+            sets[beton.shard["set"]] = [beton]
+            parts.append(sets[beton.shard["set"]])
+    for shards in sets.values():
+        _order_shards(shards)
+    return Domain(parts)
+
+
+def _order_shards(shards: list[Beton]) -> None:
+    shards.sort(key=lambda beton: beton.shard["index"] if beton.shard else 0)
+    indices = [beton.shard["index"] for beton in shards if beton.shard]
+    count = shards[0].shard["count"] if shards[0].shard else 1
+    given = set(indices)
+    missing = next((index for index in range(count) if index not in given), None)
+    if missing is not None or len(indices) != count:
+        problem = "names a shard twice" if missing is None else f"lacks shard {missing}"
+        raise ValueError(
+            f"{shards[0].path} is one of {count} shards, and the list {problem}; give all of them"
+        )
+    for beton in shards[1:]:
+        if beton.class_names != shards[0].class_names:
+            raise ValueError(
+                f"{beton.path} and {shards[0].path} are shards of one set with different classes; "
+                "convert them again"
+            )

@@ -1,0 +1,125 @@
+"""The manifest ``FILE.beton.json``: class names, counts, hashes and origin of a beton.
+
+Comes in: what a conversion knows, or a file. Goes out: the file's bytes, or what it says; a
+manifest that says something impossible is a `BetonError`. Its keys stand in docs/formats.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xmix_data.errors import BetonError
+from xmix_data.images import ImageSource
+
+__all__ = ["manifest_bytes", "manifest_path", "read_manifest", "shard_entry"]
+
+
+_NO_TEXT = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+"""Half characters that JSON can name and no file can hold; the others stand for bytes of file names
+that are not UTF-8."""
+
+_FORMAT, _VERSION = "xmix_data.manifest", 1
+
+
+def manifest_path(path: str | os.PathLike[str]) -> Path:
+    """Where the manifest of a beton lies."""
+    path = Path(path)
+    return path.with_name(path.name + ".json")
+
+
+def read_manifest(beton: Path, *, byte_length: int, num_samples: int) -> dict[str, Any] | None:
+    """What stands in a beton's manifest, checked; ``None`` where it has none.
+
+    Args:
+        beton: Path of the beton.
+        byte_length, num_samples: The beton's, which the manifest must agree with.
+
+    Raises:
+        BetonError: The manifest is damaged or of another beton.
+    """
+    path = manifest_path(beton)
+    if not path.exists():
+        return None
+    remedy = "convert it again, or remove the manifest to load it without class names"
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text("utf-8", "surrogateescape"))
+        if manifest["format"] != _FORMAT:
+            raise ValueError(f"its format is {manifest['format']!r}")
+        if manifest["version"] != _VERSION:
+            raise ValueError(f"its version is {manifest['version']!r}, known is {_VERSION}")
+        names, counts = manifest["class_names"], manifest["class_counts"]
+        if not _are_texts(names) or len(names) != len(counts):
+            raise ValueError("class_names and class_counts do not fit together")
+        if len(set(names)) != len(names):
+            raise ValueError("two classes have the same name")
+        length, samples = manifest["byte_length"], manifest["num_samples"]
+        if not _are_texts([manifest["content_hash"], manifest["encoding"]]):
+            raise ValueError("content_hash or encoding is no text")
+        _check_shard(manifest.get("shard"))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise BetonError(f"{path}: damaged manifest ({reason}); {remedy}") from error
+    if (length, samples) != (byte_length, num_samples):
+        raise BetonError(
+            f"{path}: describes a beton of {samples!r} samples and {length!r} bytes, but "
+            f"{beton.name} has {num_samples} and {byte_length}; {remedy}"
+        )
+    return manifest
+
+
+def manifest_bytes(facts: Mapping[str, Any]) -> bytes:
+    """The file for what a conversion knows; format and versions are added here."""
+    document = {"format": _FORMAT, "version": _VERSION, **facts, "versions": _versions()}
+    text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+    return text.encode(errors="surrogateescape")
+
+
+def _are_texts(values: Any) -> bool:
+    return isinstance(values, list) and all(
+        isinstance(value, str) and not _NO_TEXT.search(value) for value in values
+    )
+
+
+def _check_shard(shard: Any) -> None:
+    if shard is None:
+        return
+    index, count = shard["index"], shard["count"]
+    if type(index) is not int or type(count) is not int or not 0 <= index < count:
+        raise ValueError("it is a shard without a place in its set")
+    if not isinstance(shard["set"], str):
+        raise ValueError("it is a shard of no set")
+
+
+def shard_entry(
+    source: ImageSource, shard: tuple[int, int], options: dict[str, Any]
+) -> dict[str, Any]:
+    """What a manifest says of a shard; parts of one conversion share the set's hash."""
+    text = f"{source.fingerprint}\0{shard[1]}\0{sorted(options.items())}"
+    return {
+        "index": shard[0],
+        "count": shard[1],
+        "set": hashlib.sha256(text.encode()).hexdigest(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    from PIL import features
+
+    return {
+        "xmix_data": version("xmix_data"),
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "numpy": np.__version__,
+        "pillow": version("pillow"),
+        "libjpeg-turbo": str(features.version("libjpeg_turbo")),
+    }

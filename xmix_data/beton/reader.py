@@ -1,0 +1,265 @@
+"""`Beton`: a file of FFCV's format, opened and checked.
+
+Comes in: a path. Goes out: labels, sizes and addresses of the stored images; every sample is known
+to lie inside the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xmix_data.beton.layout import (
+    ALLOCATION,
+    FFCV_VERSION,
+    FIELD,
+    FIELD_METADATA,
+    HEADER,
+    IMAGE_FIELD,
+    INT_FIELD,
+    JPG,
+    RAW,
+    SMALLEST_PAGE,
+    content_hash,
+)
+from xmix_data.beton.manifest import manifest_path, read_manifest
+from xmix_data.errors import BetonError
+from xmix_data.jpeg import MOST_PIXELS_A_BYTE, jpeg_problem
+from xmix_data.progress import Progress
+
+__all__ = ["Beton"]
+
+
+_MOST_UNNAMED = 1 << 16
+"""Classes without names that a beton has at most, or as many as samples: a label beyond is damage,
+and would ask for names and counts without end."""
+
+
+class Beton:
+    """A beton, opened and checked: its structure, and that every sample lies inside the file.
+
+    Reads betons of this library and of stock FFCV: the first RGB image field and the first int
+    field count. Without a manifest the classes are named ``"0"`` ... ``"n-1"``.
+
+    Args:
+        path: The ``.beton`` file.
+
+    Raises:
+        FileNotFoundError: No such file.
+        BetonError: The file or its manifest is damaged, unfinished or of another kind.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"{self.path}: no such beton; write one with `xmix convert`")
+        self._read_index()
+        self.manifest = read_manifest(
+            self.path, byte_length=self.byte_length, num_samples=self.num_samples
+        )
+        self._check_labels()
+
+    def _fail(self, problem: str, remedy: str = "convert it again") -> BetonError:
+        return BetonError(f"{self.path}: {problem}; {remedy}")
+
+    def _read_index(self) -> None:
+        self.byte_length = self.path.stat().st_size
+        if self.byte_length < HEADER.itemsize:
+            raise self._fail(f"no beton: only {self.byte_length} bytes long")
+        self._bytes = np.memmap(self.path, np.uint8, "r")
+        header = self._view(0, HEADER, 1, "header")[0]
+        if header["version"] != FFCV_VERSION or not 1 <= header["num_fields"] <= 1024:
+            raise self._fail("no beton: it does not begin with the header of FFCV's version 2")
+        table = int(header["alloc_table_ptr"])
+        if table == 0:
+            raise self._fail("unfinished: its writer was stopped before the end")
+        self.page_size = int(header["page_size"])
+        self.num_samples = int(header["num_samples"])
+        if self.num_samples == 0:
+            raise self._fail("it holds no samples")
+
+        fields = self._view(HEADER.itemsize, FIELD, int(header["num_fields"]), "field list")
+        kinds = [int(kind) for kind in fields["type_id"]]
+        for position, kind in enumerate(kinds):
+            if kind not in FIELD_METADATA:
+                raise self._fail(
+                    f"field {position} has type {kind}, which stock FFCV does not know",
+                    "write it with FFCV's own fields",
+                )
+        if IMAGE_FIELD not in kinds or INT_FIELD not in kinds:
+            raise self._fail(
+                "it has no RGB image field and int field side by side",
+                "write it with fields for the image and its label",
+            )
+        row = np.dtype([("", FIELD_METADATA[kind]) for kind in kinds], align=True)
+        self._index_start = HEADER.itemsize + fields.nbytes
+        samples = self._view(self._index_start, row, self.num_samples, "sample metadata")
+        self._index_stop = self._index_start + samples.nbytes
+        image = samples[f"f{kinds.index(IMAGE_FIELD)}"]
+        self.labels: npt.NDArray[np.int64] = samples[f"f{kinds.index(INT_FIELD)}"]
+        """(N,) int64 class ids."""
+        self.modes: npt.NDArray[np.uint8] = image["mode"]
+        self.heights: npt.NDArray[np.uint16] = image["height"]
+        self.widths: npt.NDArray[np.uint16] = image["width"]
+        self.pointers: npt.NDArray[np.uint64] = image["data_ptr"]
+        """(N,) uint64: where each image's bytes begin in the file."""
+        self._table_start = table
+        if table > self.byte_length or (self.byte_length - table) % ALLOCATION.itemsize:
+            raise self._fail("cut short or damaged: its allocation table does not end with it")
+        count = (self.byte_length - table) // ALLOCATION.itemsize
+        self.sizes = self._sizes(self._view(table, ALLOCATION, count, "allocation table"))
+        """(N,) uint64: how many bytes each image has."""
+        self._check_samples(table)
+
+    def _view(self, offset: int, dtype: np.dtype[Any], count: int, what: str) -> Any:
+        if offset + count * dtype.itemsize > self.byte_length:
+            raise self._fail(f"cut short or damaged: its {what} reaches beyond the end of the file")
+        return np.ndarray((count,), dtype, self._bytes, offset)
+
+    def _sizes(self, table: Any) -> npt.NDArray[np.uint64]:
+        pointers, sizes = table["ptr"], table["size"]
+        if len(table) and int(table["sample_id"].max()) >= self.num_samples:
+            raise self._fail("damaged: its allocation table knows more samples than its header")
+        if len(table) == self.num_samples and np.array_equal(pointers, self.pointers):
+            return np.asarray(sizes)  # written in order, as `write_beton` does
+        order = np.argsort(pointers, kind="stable")
+        places = np.searchsorted(pointers, self.pointers, sorter=order)
+        found = order[np.minimum(places, len(order) - 1)] if len(order) else order
+        if not len(order) or not np.array_equal(pointers[found], self.pointers):
+            index = 0 if not len(order) else int(np.argmax(pointers[found] != self.pointers))
+            raise self._fail(f"damaged: image {index} is missing from the allocation table")
+        return np.asarray(sizes[found])
+
+    def _check_samples(self, data_stop: int) -> None:
+        pixels = 3 * self.heights.astype(np.uint64) * self.widths
+        for problem, wrong in (
+            ("has an unknown mode", self.modes > RAW),
+            ("has no pixels", pixels == 0),
+            (
+                "lies outside the file's data",
+                (self.pointers < self._index_stop)
+                | (self.sizes == 0)
+                | (self.sizes > data_stop)
+                | (self.pointers > data_stop - np.minimum(self.sizes, data_stop)),
+            ),
+            ("is raw but not H*W*3 bytes long", (self.modes == RAW) & (self.sizes != pixels)),
+            (
+                "has more pixels than a JPEG of its bytes",
+                (self.modes == JPG) & (pixels // (3 * MOST_PIXELS_A_BYTE) > self.sizes),
+            ),
+        ):
+            if wrong.any():
+                raise self._fail(f"damaged: image {int(np.argmax(wrong))} {problem}")
+
+    def _check_labels(self) -> None:
+        lowest, highest = int(self.labels.min()), int(self.labels.max())
+        if lowest < 0:
+            raise self._fail(f"sample {int(np.argmin(self.labels))} has the label {lowest}")
+        if self.manifest is None:
+            if highest >= max(_MOST_UNNAMED, self.num_samples):
+                raise self._fail(f"sample {int(np.argmax(self.labels))} has the label {highest}")
+            self.class_names = [str(label) for label in range(highest + 1)]
+        else:
+            self.class_names = self.manifest["class_names"]
+            if highest >= len(self.class_names):
+                raise self._fail(
+                    f"sample {int(np.argmax(self.labels))} has the label {highest}, outside the "
+                    f"{len(self.class_names)} classes of its manifest"
+                )
+        counts = np.bincount(self.labels, minlength=len(self.class_names))
+        self.class_counts: list[int] = counts.tolist()
+        """Images of each class."""
+        if self.manifest is not None and self.manifest["class_counts"] != self.class_counts:
+            raise self._fail(f"its labels are not those that {self._manifest_name} counts")
+
+    @property
+    def _manifest_name(self) -> str:
+        return manifest_path(self.path).name
+
+    @cached_property
+    def image_size(self) -> int | None:
+        """Length in pixels of every image's shorter edge; ``None`` where it varies."""
+        short = np.minimum(self.heights, self.widths)
+        return int(short[0]) if short.min() == short.max() else None
+
+    @property
+    def encoding(self) -> str:
+        """``"jpg"``, ``"raw"`` or ``"keep"``; ``"mixed"`` where JPEG and raw lie side by side."""
+        if self.manifest is not None:
+            return str(self.manifest["encoding"])
+        kinds = {"raw" if mode == RAW else "jpg" for mode in np.unique(self.modes)}
+        return kinds.pop() if len(kinds) == 1 else "mixed"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies the content: the manifest's hash, or a hash of the index where none is."""
+        if self.manifest is not None:
+            return str(self.manifest["content_hash"])
+        return f"index-sha256:{self._index_digest().hexdigest()}"
+
+    def _index_digest(self) -> Any:
+        digest = hashlib.sha256(self._bytes[: self._index_stop].data)
+        digest.update(self._bytes[self._table_start :].data)
+        return digest
+
+    @property
+    def shard(self) -> dict[str, Any] | None:
+        """``{"index", "count", "set"}`` where this beton is one of a set of shards."""
+        return None if self.manifest is None else self.manifest.get("shard")
+
+    @property
+    def address(self) -> int:
+        """Address of the mapped file's first byte, valid while this object lives."""
+        return int(self._bytes.ctypes.data)
+
+    def data(self, index: int) -> npt.NDArray[np.uint8]:
+        """The stored bytes of one image, a view of the mapped file."""
+        start = int(self.pointers[index])
+        return self._bytes[start : start + int(self.sizes[index])]
+
+    def describe(self, index: int) -> str:
+        """Names a sample in an error message: file, index and class."""
+        return f"{self.path}: image {index} (class {self.class_names[int(self.labels[index])]!r})"
+
+    def verify(self, *, progress: bool = False) -> None:
+        """Check everything: the content hash, and that every image decodes without a warning.
+
+        Raises:
+            BetonError: Names the first thing that is wrong, and where.
+        """
+        if self.manifest is not None:
+            found = content_hash(self._index_digest(), self._data_digest())
+            if found != self.manifest["content_hash"]:
+                raise self._fail("damaged: its content is not what its manifest's hash says")
+        with Progress("verify", self.num_samples, enabled=progress) as bar:
+            for index in np.flatnonzero(self.modes == JPG).tolist():
+                problem = jpeg_problem(
+                    self.data(index), int(self.heights[index]), int(self.widths[index])
+                )
+                if problem is not None:
+                    raise BetonError(f"{self.describe(index)}: {problem}; convert it again")
+                bar.advance()
+            bar.advance(int(np.count_nonzero(self.modes == RAW)))
+
+    def _data_digest(self) -> Any:
+        digest = hashlib.sha256()
+        start = int(self.pointers.min())
+        for offset in range(start, self._table_start, SMALLEST_PAGE):
+            stop = min(offset + SMALLEST_PAGE, self._table_start)
+            digest.update(self._bytes[offset:stop].data)
+        return digest
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __repr__(self) -> str:
+        return (
+            f"Beton({str(self.path)!r}: {self.num_samples} images, "
+            f"{len(self.class_names)} classes, {self.encoding})"
+        )

@@ -1,0 +1,71 @@
+"""Whatever may be converted, as an `ImageSource`: a folder, a beton, a dataset."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xmix_data.beton.layout import JPG
+from xmix_data.beton.reader import Beton
+from xmix_data.images import ClassFolder, ImageSource, MapDataset
+from xmix_data.images.huggingface import HuggingFaceDataset, is_huggingface
+
+__all__ = ["BetonImages", "open_images"]
+
+
+_log = logging.getLogger("xmix_data")
+
+
+class BetonImages:
+    """A beton as the source of another conversion."""
+
+    def __init__(self, beton: Beton) -> None:
+        self._beton = beton
+
+    @property
+    def class_names(self) -> list[str]:
+        return self._beton.class_names
+
+    @property
+    def fingerprint(self) -> str:
+        return self._beton.fingerprint
+
+    def __len__(self) -> int:
+        return self._beton.num_samples
+
+    def labels(self) -> npt.NDArray[np.int64]:
+        return np.array(self._beton.labels)
+
+    def read(self, index: int) -> tuple[Any, int]:
+        beton, label = self._beton, int(self._beton.labels[index])
+        if beton.modes[index] == JPG:
+            return beton.data(index).tobytes(), label
+        shape = int(beton.heights[index]), int(beton.widths[index]), 3
+        return np.array(beton.data(index)).reshape(shape), label
+
+    def where(self, index: int) -> str:
+        return self._beton.describe(index)
+
+
+def open_images(dataset: Any) -> ImageSource:
+    """A class folder, a beton, or a dataset, map-style or Hugging Face's, as an `ImageSource`."""
+    if isinstance(dataset, (str, os.PathLike)):
+        path = Path(dataset)
+        if path.is_file() or path.suffix == ".beton":
+            return BetonImages(Beton(path))
+        folder = ClassFolder(path)
+        if folder.ignored_files:
+            _log.info("%s: %d files are no images by suffix", path, folder.ignored_files)
+        return folder
+    if isinstance(dataset, Beton):
+        return BetonImages(dataset)
+    if is_huggingface(dataset):
+        return HuggingFaceDataset(dataset)
+    if all(hasattr(dataset, name) for name in ("read", "where", "labels", "fingerprint")):
+        return dataset  # type: ignore[no-any-return]
+    return MapDataset(dataset)

@@ -1,0 +1,1 @@
+"""The commands of `xmix`, a file each: options in, an `Answer` out."""

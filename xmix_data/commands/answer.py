@@ -1,0 +1,26 @@
+"""What a command answers: plain values for programs, lines for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+__all__ = ["Answer", "saved_pairs"]
+
+
+class Answer(NamedTuple):
+    """What a command has found out or made."""
+
+    document: Any
+    """For ``--json``: numbers, texts, lists and objects."""
+    lines: Sequence[str] = ()
+    """For people."""
+    problem: str = ""
+    """Why the command has failed in spite of its answer."""
+
+
+def saved_pairs(path: Path) -> Any:
+    """The pairs of a pairing's file, as they stand there."""
+    return json.loads(path.read_text("utf-8", "surrogateescape"))["pairs"]

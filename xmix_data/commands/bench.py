@@ -1,0 +1,63 @@
+"""``xmix bench``: the loader against this machine's own limits."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from pathlib import Path
+
+from xmix_data.commands.answer import Answer
+
+__all__ = ["EXAMPLES", "HELP", "add_arguments", "run"]
+
+HELP = "measure the loader against this machine's own limits"
+EXAMPLES = (
+    "xmix bench --data flowers/train",
+    "xmix bench --rounds 3 --json bench.json",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the command takes."""
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="FOLDER",
+        help="a class folder of photographs (default: pictures are made up)",
+    )
+    parser.add_argument(
+        "--crop",
+        type=int,
+        default=224,
+        metavar="PIXELS",
+        help="random crop, of images stored with 256 (default: 224)",
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="of all rows in turn (default: 5)")
+    parser.add_argument(
+        "--json",
+        type=_file_or_stdout,
+        nargs="?",
+        const=True,
+        metavar="FILE",
+        help="print the figures as JSON, and nothing else, to standard output; with FILE, print "
+        "words and write the figures there",
+    )
+
+
+def _file_or_stdout(text: str) -> Path | bool:
+    return True if text == "-" else Path(text)
+
+
+def run(options: argparse.Namespace) -> Answer:
+    """Measure, and report as words and figures."""
+    file = options.json if isinstance(options.json, Path) else None
+    if file is not None and not file.parent.is_dir():
+        raise FileNotFoundError(f"{file.parent}: no such folder; create it first")
+    from xmix_data.bench import report
+
+    logging.getLogger("xmix_data").setLevel(logging.WARNING)  # its loaders are not the user's
+    result, text = report(options.data, crop=options.crop, rounds=options.rounds)
+    if file is not None:
+        file.write_text(json.dumps(result, indent=1) + "\n")
+    return Answer(result, text.splitlines())

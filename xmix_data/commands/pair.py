@@ -1,0 +1,163 @@
+"""``xmix pair``: two betons and a backbone to a pairing."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from pathlib import Path
+
+from xmix_data.commands.answer import Answer, saved_pairs
+from xmix_data.commands.arguments import (
+    add_betons,
+    add_json,
+    add_model,
+    add_overwrite,
+    check_output,
+)
+
+__all__ = ["EXAMPLES", "HELP", "add_arguments", "run"]
+
+HELP = "pair each target class with source classes of its own"
+EXAMPLES = (
+    "xmix pair --target pets.beton --source imagenet.beton --model resnet50 -o pairing.json",
+    "xmix pair --target pets.beton --source imagenet.beton --model resnet50 -o pairing.json"
+    " --min-images 200000 --json",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the command takes."""
+    add_json(parser)
+    add_betons(parser, "--target", "T.beton")
+    add_betons(parser, "--source", "S.beton")
+    add_model(parser)
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="PAIRING.json")
+    amount = parser.add_mutually_exclusive_group()
+    amount.add_argument("--rounds", type=int, metavar="R", help="one-to-one rounds (default: 1)")
+    amount.add_argument(
+        "--min-images", type=int, metavar="K", help="as many rounds as select K source images"
+    )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="with --min-images: stop within the round, at the pair that reaches K",
+    )
+    parser.add_argument(
+        "--num-images",
+        type=int,
+        metavar="K",
+        help="shrink or grow the selection to K source images",
+    )
+    parser.add_argument(
+        "--method",
+        default="greedy",
+        choices=("greedy", "in-order", "optimal", "random", "random-images"),
+        help="how classes are selected (default: greedy, the best remaining pair first)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of what is random (default: 0)")
+    parser.add_argument(
+        "--crop",
+        type=int,
+        metavar="PIXELS",
+        help="centre crop that the model sees (default: what it was trained for)",
+    )
+    parser.add_argument("--device", default=None, help="default: cuda where there is one")
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--workers", type=int, metavar="N", help="threads (default: all cores)")
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        default=_cache_folder(),
+        help="keep features here, for the next pairing (default: %(default)s)",
+    )
+    parser.add_argument("--no-cache", dest="cache", action="store_const", const=None)
+    add_overwrite(parser)
+
+
+def _cache_folder() -> Path:
+    """Where the XDG base directory specification has programs keep what can be made again."""
+    folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(folder) / "xmix_data"
+
+
+def run(options: argparse.Namespace) -> Answer | None:
+    """Compute both domains' centroids, pair them, and write the pairing."""
+    check_output(options)
+    from xmix_data.backbones import load_backbone
+    from xmix_data.beton import open_domain
+    from xmix_data.features import class_centroids
+    from xmix_data.pairing import check_options, pair_classes, pairs_table
+    from xmix_data.plan import CenterCrop
+    from xmix_data.ranks import default_device, job
+
+    chosen = {
+        key: getattr(options, key)
+        for key in ("method", "rounds", "min_images", "num_images", "strict", "seed")
+    }
+    check_options(**chosen)
+    domains = [open_domain(options.target), open_domain(options.source)]
+    n, m = (len(domain.class_names) for domain in domains)
+    needed = n * (options.rounds or 1)
+    if m < needed:
+        raise ValueError(
+            f"{options.rounds or 1} round(s) for {n} target classes need {needed} source classes, "
+            f"and there are {m}; add source classes"
+        )
+    if options.num_images is not None and options.num_images < n:
+        raise ValueError(
+            f"--num-images is {options.num_images}, and there are {n} target classes; give at "
+            "least one image for each"
+        )
+    for path in set(options.target) & set(options.source):
+        logging.getLogger("xmix_data").info(
+            "%s is target and source at once: each of its classes will find itself", path
+        )
+    with job() as (rank, local_rank):
+        device = options.device or default_device(local_rank)
+        backbone = load_backbone(options.model, options.weights)
+        target, source = (
+            class_centroids(
+                domain.betons,
+                backbone,
+                device=device,
+                batch_size=options.batch_size,
+                num_workers=options.workers,
+                cache=options.cache,
+                progress=rank == 0,
+                crop=None if options.crop is None else CenterCrop(options.crop),
+            )
+            for domain in domains
+        )
+    if rank:
+        return None
+    pairing = pair_classes(target, source, **chosen)
+    pairing.save(options.output)
+    lines = [
+        *pairs_table(pairing),
+        f"{options.output}: {pairing!r}, mean cosine {pairing.mean_cosine:.3f}",
+    ]
+    similarity = None
+    if pairing.similarity is not None:
+        similarity = {
+            key: getattr(pairing.similarity, key)
+            for key in ("mean", "std", "by_method", "tells_classes_apart")
+        }
+        lines.append(
+            "one round by each method, mean cosine: "
+            + ", ".join(f"{name} {value:.4f}" for name, value in similarity["by_method"].items())
+            + f"; two arbitrary classes {similarity['mean']:.4f}"
+        )
+        if not pairing.similarity.tells_classes_apart:
+            lines.append(
+                "these features hardly tell classes apart: was the backbone trained (--weights)?"
+            )
+    document = {
+        "path": str(options.output),
+        "num_images": pairing.num_images,
+        "mean_cosine": pairing.mean_cosine,
+        "similarity": similarity,
+        "pairs": saved_pairs(options.output),
+    }
+    return Answer(document, lines)

@@ -1,0 +1,210 @@
+"""What `xmix doctor` looks for, one probe a thing: packages, memory, FAISS, kernels, GPUs."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+__all__ = ["Check", "Found", "examine", "tried"]
+
+
+_NO_VALUES: Mapping[str, Any] = MappingProxyType({})
+_LITTLE_SHARED_MEMORY = 256 << 20
+"""Containers often have 64 MiB, which the semaphores and tensors of worker processes fill."""
+
+
+class Check(NamedTuple):
+    """One line of the examination."""
+
+    name: str
+    ok: bool
+    found: str
+    """What was found, or what to do."""
+    optional: bool = False
+    values: Mapping[str, Any] = _NO_VALUES
+    """The same as numbers and names, for programs."""
+
+    @property
+    def mark(self) -> str:
+        """``ok``; what must be there is ``missing``; what may be is ``absent``, or too ``weak``."""
+        if self.ok:
+            return "ok"
+        return "missing" if not self.optional else "weak" if self.values else "absent"
+
+    def document(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**self._asdict(), "values": dict(self.values)}
+
+
+Found = tuple[str, Mapping[str, Any]]
+
+
+def examine() -> list[Check]:
+    """Look for everything that xmix_data uses."""
+    return [
+        Check(
+            "python",
+            True,
+            f"{platform.python_version()} on {platform.machine()}",
+            values={"version": platform.python_version(), "machine": platform.machine()},
+        ),
+        _cores(),
+        tried("memory", _memory, optional=True),
+        _shared_memory(),
+        tried("torch", _torch),
+        *(_package(name) for name in ("torchvision", "numpy", "numba", "scipy", "pillow", "ffcv")),
+        tried("libjpeg-turbo", _libjpeg),
+        tried("faiss", _faiss),
+        tried("kernels", _kernels),
+        tried("cuda", _cuda, optional=True),
+        tried("mixing kernel", _mixing_kernel, optional=True),
+        tried("dali", _dali, optional=True),
+        *(_package(name, optional=True) for name in ("timm", "datasets", "tensorboard")),
+        _package("matplotlib", optional=True, extra="demo"),
+        _package("scikit-learn", optional=True, extra="demo"),
+    ]
+
+
+def _package(name: str, *, optional: bool = False, extra: str = "") -> Check:
+    try:
+        found = version(name)
+    except PackageNotFoundError:
+        what = f"'xmix_data[{extra}]'" if extra else name
+        return Check(name, False, f"pip install {what}", optional)
+    return Check(name, True, found, optional, {"version": found})
+
+
+def tried(name: str, probe: Callable[[], Found], *, optional: bool = False) -> Check:
+    """The check of a probe: what it finds, or why it fails."""
+    try:
+        found, values = probe()
+    except Exception as error:
+        return Check(name, False, " ".join(str(error).split()), optional)
+    return Check(name, True, found, optional, values)
+
+
+def _cores() -> Check:
+    count = len(os.sched_getaffinity(0))
+    return Check("cores", True, f"{count} for this process", values={"count": count})
+
+
+def _memory() -> Found:
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    table = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines}
+    total, free = table["MemTotal"], table["MemAvailable"]
+    return f"{_gb(total)}, {_gb(free)} of it free", {"total_bytes": total, "free_bytes": free}
+
+
+def _shared_memory() -> Check:
+    name = "/dev/shm"
+    try:
+        usage = shutil.disk_usage(name)
+    except OSError as error:
+        return Check(name, False, f"{error.strerror}: convert with --workers 0", True)
+    found = f"{_gb(usage.total)}, {_gb(usage.free)} of it free"
+    enough = usage.free >= _LITTLE_SHARED_MEMORY
+    if not enough:
+        found += ": `docker run --shm-size 1g`, or convert with --workers 0"
+    return Check(name, enough, found, True, {"total_bytes": usage.total, "free_bytes": usage.free})
+
+
+def _gb(count: float) -> str:
+    return f"{count / 1e9:,.1f} GB"
+
+
+def _torch() -> Found:
+    import torch
+
+    built = torch.version.cuda
+    words = f"for CUDA {built}" if built else "for CPUs only"
+    return f"{torch.__version__}, built {words}", {"version": torch.__version__, "cuda": built}
+
+
+def _libjpeg() -> Found:
+    from xmix_data.jpeg import Decoder, library
+
+    Decoder()  # refuses a libjpeg of another version than the one it was built with
+    path = _mapped_at(ctypes.cast(library()["jpeg_std_error"], ctypes.c_void_p).value or 0)
+    # It has no function that tells; cjpeg prints this text out of it.
+    text = re.search(rb"libjpeg-turbo version ([\w.]+)", path.read_bytes())
+    found = text[1].decode() if text else None
+    return f"{found or 'of a version that it does not tell'}, {path}", {
+        "version": found,
+        "path": str(path),
+    }
+
+
+def _mapped_at(address: int) -> Path:
+    """The file that lies in memory there."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, *_, path = line.split(maxsplit=5)
+        start, stop = (int(end, 16) for end in span.split("-"))
+        if start <= address < stop:
+            return Path(path)
+    raise OSError(f"no file is mapped at {address:#x}")
+
+
+def _faiss() -> Found:
+    try:
+        import faiss
+    except ImportError as error:
+        raise ImportError(f"{error}: pip install faiss-gpu") from error
+    for_gpus, count = hasattr(faiss, "StandardGpuResources"), getattr(faiss, "get_num_gpus", int)()
+    built = f"built for GPUs, and finds {count}" if for_gpus else "built for CPUs only"
+    return f"{faiss.__version__}, {built}", {
+        "version": faiss.__version__,
+        "built_for_gpus": for_gpus,
+        "gpus": count,
+    }
+
+
+def _kernels() -> Found:
+    from xmix_data import decode
+
+    kept = getattr(decode.mix_images, "_cache", None)
+    folder = getattr(kept, "cache_path", None)
+    return (
+        f"kept in {folder}" if folder else "compiled anew in every process: no writable cache",
+        {"folder": folder},
+    )
+
+
+def _cuda() -> Found:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise RuntimeError("no GPU that torch can use; batches arrive on the CPU")
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return ", ".join(names), {"devices": names}
+
+
+def _mixing_kernel() -> Found:
+    import torch
+
+    from xmix_data.backends.mixing import device_stage
+
+    if not torch.cuda.is_available():
+        return "compiled by numba, on the CPU", {"compiler": "numba"}
+    _, reason = device_stage(torch.device("cuda"))
+    if reason is not None:
+        raise RuntimeError(f"Triton's cannot run ({reason}); plain torch operations mix instead")
+    return "compiled by Triton, on the GPU", {"compiler": "triton"}
+
+
+def _dali() -> Found:
+    import torch
+
+    from xmix_data.backends.dali_pipeline import load
+
+    # On a GPU it refuses one that is built for another CUDA than torch.
+    dali = load(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    cuda = str(dali.__cuda_version__)[:2]
+    return f"{dali.__version__}, for CUDA {cuda}", {"version": dali.__version__, "cuda": cuda}

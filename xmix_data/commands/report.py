@@ -1,0 +1,60 @@
+"""``xmix report``: a pairing as one HTML page."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from xmix_data.commands.answer import Answer
+from xmix_data.commands.arguments import add_betons, add_json, add_overwrite, check_output
+
+__all__ = ["EXAMPLES", "HELP", "add_arguments", "run"]
+
+HELP = "show a pairing with its pictures as one HTML page"
+EXAMPLES = (
+    "xmix report pairing.json --target pets.beton --source imagenet.beton -o report.html",
+    "xmix report pairing.json --target pets.beton --source imagenet.beton -o report.html"
+    " --alpha 2 --beta 1 --overwrite",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the command takes."""
+    add_json(parser)
+    parser.add_argument("pairing", type=Path, metavar="PAIRING.json")
+    add_betons(parser, "--target", "T.beton")
+    add_betons(parser, "--source", "S.beton")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="REPORT.html")
+    for name in ("alpha", "beta"):
+        parser.add_argument(
+            f"--{name}",
+            type=float,
+            default=1.0,
+            help="of the λ that mixed samples are shown for (default: 1)",
+        )
+    add_overwrite(parser)
+
+
+def run(options: argparse.Namespace) -> Answer:
+    """Write the page."""
+    check_output(options)
+    for path in (options.pairing, *options.target, *options.source):
+        if options.output.resolve() == path.resolve():
+            raise ValueError(f"{path}: would be overwritten by its report; give another name")
+    from xmix_data.pairing import Pairing
+    from xmix_data.report import write_report
+
+    path = write_report(
+        Pairing.load(options.pairing),
+        options.target,
+        options.source,
+        options.output,
+        alpha=options.alpha,
+        beta=options.beta,
+        overwrite=options.overwrite,
+    )
+    size = path.stat().st_size
+    return Answer(
+        {"path": str(path), "byte_length": size},
+        [f"{path}: {size / 1e6:.1f} MB; open it in a browser"],
+    )

@@ -1,0 +1,170 @@
+"""``xmix train``: fine-tuning by one of the methods."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from xmix_data.commands.answer import Answer
+from xmix_data.commands.arguments import add_betons, add_json, add_model
+
+__all__ = ["EXAMPLES", "HELP", "add_arguments", "run"]
+
+HELP = "fine-tune by one of the methods, with or without a source"
+EXAMPLES = (
+    "xmix train --method xmixup --target pets.beton --source imagenet.beton"
+    " --pairing pairing.json --model resnet50 --test pets-test.beton --output run",
+    "xmix train --method finetune --target pets.beton --model resnet50"
+    " --test pets-test.beton --output plain --iterations 3000 --amp --json",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the command takes."""
+    add_json(parser)
+    parser.add_argument(
+        "--method",
+        required=True,
+        choices=("finetune", "l2sp", "bss", "seqtrain", "cotrain", "mixup", "xmixup", "gradmix"),
+    )
+    parser.add_argument(
+        "--set",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="an option of the method, e.g. eta=0.01; may be given several times",
+    )
+    for option in ("--target", "--source", "--test", "--unlabelled"):
+        add_betons(parser, option, "BETON", required=option == "--target")
+    parser.add_argument("--pairing", type=Path, metavar="PAIRING.json")
+    add_model(parser)
+    parser.add_argument(
+        "--same-rows",
+        action="store_true",
+        help="the weights' classifier knows the source's classes, in the beton's order",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="metrics, checkpoint, result; a run that was interrupted goes on",
+    )
+    for name, kind, default, help in (
+        ("iterations", int, 9000, "steps"),
+        ("batch-size", int, 48, "images of a step, in each process"),
+        ("learning-rate", float, 0.01, "divided by 10 after two thirds of the steps"),
+        ("weight-decay", float, 1e-4, "of the optimiser"),
+        ("crop", int, 224, "side in pixels"),
+        ("alpha", float, 1.0, "of λ ~ Beta(alpha, beta)"),
+        ("beta", float, 1.0, "of λ ~ Beta(alpha, beta)"),
+        ("seed", int, 0, "of everything random"),
+        ("log-every", int, 50, "steps"),
+        ("save-every", int, 500, "steps"),
+        ("test-every", int, None, "steps (default: only at the end)"),
+    ):
+        text = help if default is None else f"{help} (default: {default})"
+        parser.add_argument(f"--{name}", type=kind, default=default, help=text)
+    parser.add_argument(
+        "--on-error",
+        choices=("raise", "replace"),
+        default="raise",
+        help="at a damaged image: stop, or take another of its class (default: raise)",
+    )
+    parser.add_argument("--no-flip", dest="flip", action="store_false", help="mirror no images")
+    parser.add_argument("--amp", action="store_true", help="forward passes in bfloat16")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the network")
+    parser.add_argument("--tensorboard", action="store_true", help="write for TensorBoard as well")
+    parser.add_argument("--device", default=None, help="default: cuda where there is one")
+    parser.add_argument("--workers", type=int, metavar="N", help="decoding threads")
+
+
+def run(options: argparse.Namespace) -> Answer | None:
+    """Train to the end, or from where an earlier run was interrupted."""
+    from xmix_data.backbones import load_backbone
+    from xmix_data.methods import METHODS
+    from xmix_data.ranks import default_device, job
+    from xmix_data.training import Recipe, fit
+
+    method = _with_options(METHODS[options.method], options.set)
+    recipe = Recipe(
+        **{
+            f.name: getattr(options, f.name)
+            for f in dataclasses.fields(Recipe)
+            if hasattr(options, f.name)
+        }
+    )
+    with job() as (rank, local_rank):
+        backbone = load_backbone(options.model, options.weights)
+        result = fit(
+            method,
+            backbone,
+            options.target,
+            source=options.source,
+            pairing=options.pairing,
+            test=options.test,
+            unlabelled=options.unlabelled,
+            source_rows=_same_rows(backbone, options.source) if options.same_rows else None,
+            recipe=recipe,
+            device=options.device or default_device(local_rank),
+            num_workers=options.workers,
+            output=options.output,
+            progress=True,
+            tensorboard=options.tensorboard,
+        )
+    if rank:
+        return None
+    came_out = (
+        "trained; no test set was given"
+        if result.accuracy is None
+        else f"top-1 accuracy {100 * result.accuracy:.2f} %"
+    )
+    document = json.loads((options.output / "result.json").read_text())
+    return Answer(document, [f"{options.output}: {came_out}"])
+
+
+def _same_rows(backbone: Any, source: Sequence[Path] | None) -> range:
+    from xmix_data.beton import open_domain
+    from xmix_data.methods import split_classifier
+
+    if not source:
+        raise ValueError("--same-rows is about the source's classes; give --source")
+    classes = len(open_domain(source).class_names)
+    _, classifier = split_classifier(backbone.network)
+    outputs = 0 if classifier is None else classifier.out_features
+    if outputs != classes:
+        raise ValueError(
+            f"--same-rows: the classifier of {backbone.name} has {outputs} outputs, and the source "
+            f"{classes} classes; give the source that it was trained on, or leave --same-rows out"
+        )
+    return range(classes)
+
+
+def _with_options(method: Any, texts: Sequence[str]) -> Any:
+    """A method with options of the command line: numbers, words, true, false or none."""
+    types, kinds = {f.name: f.type for f in dataclasses.fields(method)}, get_type_hints(method)
+    words = {"true": True, "false": False, "none": None}
+    chosen: dict[str, Any] = {}
+    for text in texts:
+        name, found, value = text.partition("=")
+        if not found or name not in types:
+            raise ValueError(
+                f"--set {text}: give NAME=VALUE; {method.name} has the options "
+                f"{', '.join(types) or 'none'}"
+            )
+        given: Any = value
+        with contextlib.suppress(ValueError, SyntaxError):  # what is no literal is a word
+            given = words[value.lower()] if value.lower() in words else ast.literal_eval(value)
+        fitting = get_args(kinds[name]) or (kinds[name],)
+        if float in fitting and type(given) is int:
+            given = float(given)
+        if type(given) not in fitting:
+            raise ValueError(f"--set {text}: the value is to be of type {types[name]}")
+        chosen[name] = given
+    return method(**chosen)

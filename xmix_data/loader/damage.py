@@ -1,0 +1,57 @@
+"""How much damage ``on_error="replace"`` bears.
+
+Comes in: each image that was replaced. Goes out: its name in the log; above the limit, an error.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from xmix_data.beton import Domain
+from xmix_data.errors import BetonError
+
+__all__ = ["FEW_REPLACED", "MOST_REPLACED", "Replacements"]
+
+_log = logging.getLogger("xmix_data")
+
+MOST_REPLACED = 0.01
+"""Share of a process's images of an epoch that ``on_error="replace"`` replaces at most, in each
+domain."""
+FEW_REPLACED = 10
+"""So many are always replaced: of a few images a share says little."""
+_MOST_NAMED = 20
+"""Damaged images that a loader names in the log; the rest it only counts."""
+
+
+class Replacements:
+    """The replaced images of one pass: none in silence, and not many in any case.
+
+    Args:
+        domains: Target, and source if there is one.
+        images: How many this process gets of the epoch.
+        known: (domain, index) of those that the loader met in earlier passes; changed.
+    """
+
+    def __init__(self, domains: Sequence[Domain], images: int, known: set[tuple[int, int]]) -> None:
+        self._domains, self._images, self._known = domains, images, known
+        self._counts = [0] * len(domains)
+
+    def add(self, domain: int, index: int) -> None:
+        """Note that an image of a domain was replaced.
+
+        Raises:
+            BetonError: It is one too many.
+        """
+        where = self._domains[domain].describe(index)
+        if (domain, index) not in self._known:
+            self._known.add((domain, index))
+            if len(self._known) <= _MOST_NAMED:
+                _log.warning("%s cannot be decoded; another of its class replaces it", where)
+        self._counts[domain] += 1
+        if self._counts[domain] > max(FEW_REPLACED, MOST_REPLACED * self._images):
+            raise BetonError(
+                f"{where} and {self._counts[domain] - 1} images before it were damaged and "
+                f"replaced in this epoch, more than {MOST_REPLACED:.0%} of {self._images}; see "
+                "what is damaged with `xmix inspect --verify`, and convert again"
+            )

@@ -1,0 +1,222 @@
+"""The loaders: `XMixLoader` (target mixed with its paired source) and `ImageLoader` (one domain).
+
+Comes in: betons, a pairing, and what to crop. Goes out: batches on the device.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from xmix_data.batch import MixedBatch, PairedBatch
+from xmix_data.beton import BetonLike, open_domain
+from xmix_data.loader.base import Loader
+from xmix_data.normalise import IMAGENET_MEAN, IMAGENET_STD
+from xmix_data.pairing import Pairing, log_provenance
+from xmix_data.plan import CenterCrop, Crop, PlanRows, RandomCrop, image_plan, paired_plan
+
+__all__ = ["ImageLoader", "XMixLoader"]
+
+
+class XMixLoader(Loader[Any]):
+    """Target images, each mixed with a random image of its paired source class (XMixup).
+
+    One epoch is one pass over the target. Batches belong to the caller.
+
+    Args:
+        target: The target domain: a path, a `Beton`, or a list (several domains, or shards).
+        source: The source domain, likewise.
+        pairing: A `Pairing` or the path of one.
+        batch_size: Images of a batch, in each process.
+        crop: Applied to both images, independently.
+        flip: Mirror each image with probability 1/2, independently.
+        alpha, beta: λ ~ Beta(alpha, beta) per sample; λ weighs the target (Eq. 4). Its mean is
+            alpha / (alpha + beta).
+        labels: ``"pair"`` yields `MixedBatch`; ``"soft"`` yields (images, soft_labels) with
+            soft_labels (B, n + m) float32, for any criterion.
+        mix: ``False`` yields `PairedBatch`: both images, unmixed.
+        device: Where batches arrive.
+        dtype: float32, float16 or bfloat16; with ``mix=False`` also uint8, the crops as decoded.
+        mean, std: Per channel, in 0..1 units.
+        seed: 0 .. 2**64 - 1; with the epoch it decides everything random.
+        num_workers: Decoding threads; default the process's cores / the processes on this machine.
+        prefetch: Batches made ahead.
+        drop_last: Leave out an incomplete last batch; otherwise it is padded to a multiple of the
+            number of processes from the start of the epoch's order.
+        on_error: ``"raise"`` stops at a damaged image and names it. ``"replace"`` takes another
+            image of its class (of a source class: one that the pairing draws), the same for any
+            number of threads and ranks; names it in the log, counts it in ``stats()["replaced"]``,
+            and stops above 1 % of this process's images of an epoch, and ten, in either domain.
+        rank, world_size: Found from torch.distributed unless given.
+        backend: ``"host"``, compiled kernels on this machine's cores; ``"dali"``: NVIDIA DALI
+            decodes the JPEGs, on the GPU if ``device`` is one; ``"auto"``: one of these, said in
+            the log; or ``"reference"``, plain and slow. (``"ffcv"`` and ``"torch"``, the earlier
+            names of the first and the last, are accepted.)
+
+    Raises:
+        FileNotFoundError: A beton or the pairing does not exist.
+        BetonError: A beton is damaged (at construction, or while iterating for an image).
+        MissingDependencyError: The backend is not installed; says how to install it.
+        ValueError: Options or files do not fit together; says what to change.
+    """
+
+    def __init__(
+        self,
+        target: BetonLike | Sequence[BetonLike],
+        source: BetonLike | Sequence[BetonLike],
+        pairing: Pairing | str | os.PathLike[str],
+        *,
+        batch_size: int,
+        crop: Crop = RandomCrop(224),
+        flip: bool = True,
+        alpha: float = 1.0,
+        beta: float = 1.0,
+        labels: str = "pair",
+        mix: bool = True,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        seed: int = 0,
+        num_workers: int | None = None,
+        prefetch: int = 3,
+        drop_last: bool = True,
+        on_error: str = "raise",
+        rank: int | None = None,
+        world_size: int | None = None,
+        backend: str = "host",
+    ) -> None:
+        if labels not in ("pair", "soft"):
+            raise ValueError(f"labels is {labels!r}; it must be 'pair' or 'soft'")
+        if labels == "soft" and not mix:
+            raise ValueError("soft labels belong to mixed images; set mix=True or labels='pair'")
+        if dtype == torch.uint8 and mix:
+            raise ValueError("mixed images are no uint8; choose a float dtype, or set mix=False")
+        self._soft, self._mix = labels == "soft", mix
+        targets, sources = open_domain(target), open_domain(source)
+        pairing = pairing if isinstance(pairing, Pairing) else Pairing.load(pairing)
+        plan = paired_plan(
+            targets, sources, pairing, crop=crop, flip=flip, alpha=alpha, beta=beta, seed=seed
+        )
+        log_provenance(pairing, targets, sources)
+        super().__init__(
+            plan,
+            targets,
+            sources,
+            mix=mix,
+            batch_size=batch_size,
+            drop_last=drop_last,
+            device=device,
+            dtype=dtype,
+            mean=mean,
+            std=std,
+            num_workers=num_workers,
+            prefetch=prefetch,
+            on_error=on_error,
+            rank=rank,
+            world_size=world_size,
+            backend=backend,
+        )
+
+    def _batch(self, rows: PlanRows, images: tuple[torch.Tensor, ...]) -> Any:
+        assert self._source is not None and rows.source is not None
+        source_ids = self._source.labels[rows.source]
+        numbers = [
+            torch.from_numpy(x) for x in (self._target.labels[rows.target], source_ids, rows.lam)
+        ]
+        if self._soft:
+            batch = MixedBatch(images[0], *numbers)
+            labels = batch.soft_labels(self.num_target_classes, self.num_source_classes)
+            return images[0], self._on_device(labels)
+        target_labels, source_labels, lam = map(self._on_device, numbers)
+        if self._mix:
+            return MixedBatch(images[0], target_labels, source_labels, lam)
+        domains = self._on_device(torch.from_numpy(self._source.domain_of_class(source_ids)))
+        return PairedBatch(images[0], images[1], target_labels, source_labels, domains, lam)
+
+
+class ImageLoader(Loader[tuple[torch.Tensor, torch.Tensor]]):
+    """Images of one domain with their labels: for evaluation, features and plain fine-tuning.
+
+    Yields (images, labels): (B, 3, H, W) channels_last in ``dtype``, and (B,) int64.
+
+    Args:
+        beton: A path, a `Beton`, or a list (several domains, or shards).
+        batch_size: Images of a batch, in each process.
+        crop: What to cut out.
+        flip: Mirror each image with probability 1/2.
+        shuffle: A new order each epoch; otherwise the beton's.
+        classes: Names of the classes to load; the labels stay the beton's. Default all.
+        pairing: Load only the source images that this pairing selects (its auxiliary set); the
+            beton is its source.
+        drop_last: As for `XMixLoader`, but off.
+        device, dtype, mean, std, seed, num_workers, prefetch, on_error, rank, world_size, backend:
+            As for `XMixLoader`; dtype uint8 gives the crops as decoded.
+
+    Raises:
+        FileNotFoundError: The beton does not exist.
+        BetonError: It is damaged (at construction, or while iterating for an image).
+        ValueError: Options do not fit together; says what to change.
+    """
+
+    def __init__(
+        self,
+        beton: BetonLike | Sequence[BetonLike],
+        *,
+        batch_size: int,
+        crop: Crop = CenterCrop(224),
+        flip: bool = False,
+        shuffle: bool = False,
+        classes: Sequence[str] | None = None,
+        pairing: Pairing | str | os.PathLike[str] | None = None,
+        drop_last: bool = False,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        seed: int = 0,
+        num_workers: int | None = None,
+        prefetch: int = 3,
+        on_error: str = "raise",
+        rank: int | None = None,
+        world_size: int | None = None,
+        backend: str = "host",
+    ) -> None:
+        domain = open_domain(beton)
+        if pairing is not None and not isinstance(pairing, Pairing):
+            pairing = Pairing.load(pairing)
+        plan = image_plan(
+            domain,
+            crop=crop,
+            flip=flip,
+            shuffle=shuffle,
+            classes=classes,
+            pairing=pairing,
+            seed=seed,
+        )
+        super().__init__(
+            plan,
+            domain,
+            None,
+            mix=False,
+            batch_size=batch_size,
+            drop_last=drop_last,
+            device=device,
+            dtype=dtype,
+            mean=mean,
+            std=std,
+            num_workers=num_workers,
+            prefetch=prefetch,
+            on_error=on_error,
+            rank=rank,
+            world_size=world_size,
+            backend=backend,
+        )
+
+    def _batch(
+        self, rows: PlanRows, images: tuple[torch.Tensor, ...]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return images[0], self._on_device(torch.from_numpy(self._target.labels[rows.target]))

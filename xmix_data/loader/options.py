@@ -1,0 +1,61 @@
+"""Options of the loaders, checked: what is impossible is a `ValueError` that says what to give."""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+__all__ = ["at_least_one", "default_workers", "three_channels", "usable_device"]
+
+
+def at_least_one(name: str, value: int) -> int:
+    """A whole number of at least 1."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} is {value!r}; it must be a whole number") from None
+    if number < 1:
+        raise ValueError(f"{name} is {number}; it must be at least 1")
+    return number
+
+
+def three_channels(
+    name: str, values: Sequence[float], *, positive: bool = False
+) -> tuple[float, float, float]:
+    """Three numbers in 0..1 units, one a channel."""
+    numbers = tuple(float(value) for value in values)
+    if len(numbers) != 3 or not np.isfinite(numbers).all() or (positive and min(numbers) <= 0):
+        raise ValueError(f"{name} is {values}; give three numbers in 0..1 units, one a channel")
+    if max(numbers) > 1:
+        raise ValueError(f"{name} is {values}; it is in 0..1 units: divide by 255")
+    return numbers[0], numbers[1], numbers[2]
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """A device that batches can arrive on, with its index."""
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device is {device!r}: {str(error).splitlines()[0]}") from None
+    if found.type not in ("cpu", "cuda"):
+        raise ValueError(f"device is {device!r}; batches arrive on 'cpu' or 'cuda'")
+    if found.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (found.index or 0) >= count:
+            raise ValueError(
+                f"device is {device!r}, and torch finds {count} CUDA devices; "
+                "use another one, or install a torch with CUDA"
+            )
+        if found.index is None:  # which one that is differs between threads
+            return torch.device("cuda", torch.cuda.current_device())
+    return found
+
+
+def default_workers() -> int:
+    """The cores this process may use, shared with the other ranks on this machine."""
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, len(os.sched_getaffinity(0)) // max(ranks_here, 1))

@@ -1,0 +1,98 @@
+"""Contact sheets: what a loader delivers, as a picture.
+
+Comes in: an epoch's plan. Goes out: target, source and mixed image of its first samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from xmix_data.backends import Spec, make_backend
+from xmix_data.beton import Domain
+from xmix_data.plan import EpochPlan
+
+__all__ = ["contact_sheet", "preview"]
+
+
+_MARGIN, _LINE, _BACKGROUND, _INK, _FAINT = 10, 17, "#ffffff", "#1b1f24", "#6a737d"
+_SMALLEST_CELL = 128
+
+
+def preview(plan: EpochPlan, spec: Spec, n: int, *, replaces: bool) -> Image.Image:
+    """Draw an epoch's first samples, as the reference backend makes them.
+
+    Args:
+        plan: Of the epoch.
+        spec: For unmixed uint8 crops on the CPU.
+        n: How many samples, at most the epoch's.
+        replaces: Whether another image takes the place of a damaged one.
+    """
+    rows = plan.rows(0, min(n, len(plan)))
+    stream = make_backend("reference", spec).stream(
+        iter([rows]), plan.replaced if replaces else None
+    )
+    rows, images = next(stream)
+    pixels = [x.permute(0, 2, 3, 1).numpy() for x in images]
+    names = [_class_names(spec.target, rows.target)]
+    if spec.source is not None and rows.source is not None:
+        names.append(_class_names(spec.source, rows.source))
+    return contact_sheet(pixels, names, rows.lam)
+
+
+def _class_names(domain: Domain, indices: npt.NDArray[np.int64]) -> list[str]:
+    return [domain.class_names[label] for label in domain.labels[indices]]
+
+
+def contact_sheet(
+    pixels: Sequence[npt.NDArray[np.uint8]],
+    names: Sequence[Sequence[str]],
+    lam: npt.NDArray[np.float32],
+) -> Image.Image:
+    """Draw samples side by side: target, and where there is one, source and mixed image below.
+
+    Args:
+        pixels: One or two arrays (N, H, W, 3) uint8: target, source.
+        names: Class names of each, N a list.
+        lam: (N,) weight of the target image.
+
+    Returns:
+        An RGB picture with one column a sample.
+    """
+    rows = list(zip(pixels, names, strict=True))
+    if len(rows) == 2:
+        weight = lam[:, None, None, None].astype(np.float64)
+        mixed = np.rint(weight * pixels[0] + (1 - weight) * pixels[1]).astype(np.uint8)
+        rows.append((mixed, [f"lam = {value:.2f}" for value in lam]))
+    titles = ("target", "source", "mixed")
+    count, height, width = pixels[0].shape[:3]
+    zoom = max(1, -(-_SMALLEST_CELL // min(height, width)))
+    cell_w, cell_h = width * zoom, height * zoom
+    font = ImageFont.load_default(12)
+    left = _MARGIN + max(int(font.getlength(title)) for title in titles) + _MARGIN
+    row_h = cell_h + _LINE + _MARGIN
+    sheet = Image.new(
+        "RGB", (left + count * (cell_w + _MARGIN), _MARGIN + len(rows) * row_h), _BACKGROUND
+    )
+    draw = ImageDraw.Draw(sheet)
+    for r, (images, captions) in enumerate(rows):
+        y = _MARGIN + r * row_h
+        draw.text((_MARGIN, y + cell_h // 2), titles[r], _FAINT, font, "lm")
+        for i in range(count):
+            x = left + i * (cell_w + _MARGIN)
+            cell = Image.fromarray(images[i])
+            sheet.paste(cell.resize((cell_w, cell_h), Image.Resampling.NEAREST), (x, y))
+            caption = _fit(captions[i], cell_w, font)
+            draw.text((x, y + cell_h + 2), caption, _INK, font)
+    return sheet
+
+
+def _fit(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"

@@ -1,0 +1,161 @@
+"""What to crop and flip, declared: a crop turns image sizes and uniform numbers into boxes.
+
+Comes in: stored heights and widths (B,), and uniform numbers in [0, 1) (B, num_uniforms).
+Goes out: boxes (B, 4) int32: top, left, height, width in pixels of the stored image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["CenterCrop", "Crop", "RandomCrop", "RandomResizedCrop"]
+
+
+Size = int | tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Base of the crops.
+
+    Args:
+        size: Output size in pixels: one number for a square, or (height, width).
+
+    Raises:
+        ValueError: A side is below 1.
+    """
+
+    size: Size
+    num_uniforms: ClassVar[int] = 0
+    """How many uniform numbers one box takes."""
+    resizes: ClassVar[bool] = False
+    """Whether a box has another size than the output."""
+
+    def __post_init__(self) -> None:
+        sides = self.size if isinstance(self.size, (tuple, list)) else (self.size, self.size)
+        if len(sides) != 2 or not all(isinstance(s, (int, np.integer)) and s >= 1 for s in sides):
+            raise ValueError(f"crop size is {self.size!r}; give pixels, or (height, width)")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Output height and width in pixels."""
+        if isinstance(self.size, (tuple, list)):
+            return int(self.size[0]), int(self.size[1])
+        return int(self.size), int(self.size)
+
+    def boxes(
+        self,
+        heights: npt.NDArray[Any],
+        widths: npt.NDArray[Any],
+        uniforms: npt.NDArray[np.float64],
+    ) -> npt.NDArray[np.int32]:
+        """(B, 4) int32 boxes inside images of the given sizes."""
+        raise NotImplementedError
+
+    def _fixed_size_boxes(self, top: npt.NDArray[Any], left: npt.NDArray[Any]) -> Any:
+        height, width = self.shape
+        full = np.ones_like(top)
+        return np.stack([top, left, full * height, full * width], axis=1).astype(np.int32)
+
+
+@dataclass(frozen=True)
+class CenterCrop(Crop):
+    """The centre of the image, unscaled, as `torchvision.transforms.CenterCrop` places it."""
+
+    def boxes(
+        self,
+        heights: npt.NDArray[Any],
+        widths: npt.NDArray[Any],
+        uniforms: npt.NDArray[np.float64],
+    ) -> npt.NDArray[np.int32]:
+        height, width = self.shape
+        top = np.rint((heights.astype(np.float64) - height) / 2)
+        left = np.rint((widths.astype(np.float64) - width) / 2)
+        return np.asarray(self._fixed_size_boxes(top, left))
+
+
+@dataclass(frozen=True)
+class RandomCrop(Crop):
+    """A window of the image, unscaled, all places equally likely."""
+
+    num_uniforms: ClassVar[int] = 2
+
+    def boxes(
+        self,
+        heights: npt.NDArray[Any],
+        widths: npt.NDArray[Any],
+        uniforms: npt.NDArray[np.float64],
+    ) -> npt.NDArray[np.int32]:
+        height, width = self.shape
+        top = np.floor(uniforms[:, 0] * (heights.astype(np.float64) - height + 1))
+        left = np.floor(uniforms[:, 1] * (widths.astype(np.float64) - width + 1))
+        return np.asarray(self._fixed_size_boxes(top, left))
+
+
+@dataclass(frozen=True)
+class RandomResizedCrop(Crop):
+    """A window of random area and aspect ratio, resized to ``size``.
+
+    Follows `torchvision.transforms.RandomResizedCrop`: ten tries, then the largest centre crop
+    within the ratios. Resized with Pillow's antialiased bilinear filter; a JPEG whose window is
+    at least four times as large as the output is decoded at a fraction of its size before, see
+    `dct_fractions`.
+
+    Args:
+        size: Output size in pixels: one number for a square, or (height, width).
+        scale: Range of the window's share of the image's area.
+        ratio: Range of the window's width / height.
+
+    Raises:
+        ValueError: A range is empty or not positive.
+    """
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    resizes: ClassVar[bool] = True
+    _tries: ClassVar[int] = 10
+    num_uniforms: ClassVar[int] = 2 * _tries + 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, limits in (("scale", self.scale), ("ratio", self.ratio)):
+            if len(limits) != 2 or not 0 < limits[0] <= limits[1] < float("inf"):
+                raise ValueError(f"{name} is {limits}; it must be (low, high) with 0 < low <= high")
+        if self.scale[0] > 1:
+            raise ValueError(f"scale is {self.scale}; a window is at most the whole image (1.0)")
+
+    def boxes(
+        self,
+        heights: npt.NDArray[Any],
+        widths: npt.NDArray[Any],
+        uniforms: npt.NDArray[np.float64],
+    ) -> npt.NDArray[np.int32]:
+        H, W = heights.astype(np.float64)[:, None], widths.astype(np.float64)[:, None]
+        rows = np.arange(len(H))
+        area = H * W * _between(uniforms[:, 0 : 2 * self._tries : 2], *self.scale)
+        log_ratio = np.log(self.ratio)
+        aspect = np.exp(_between(uniforms[:, 1 : 2 * self._tries : 2], *log_ratio))
+        w, h = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
+        fits = (w > 0) & (w <= W) & (h > 0) & (h <= H)
+        first = np.argmax(fits, axis=1)
+        H, W, h, w = H[:, 0], W[:, 0], h[rows, first], w[rows, first]
+        top = np.floor(uniforms[:, -2] * (H - h + 1))
+        left = np.floor(uniforms[:, -1] * (W - w + 1))
+
+        low, high = self.ratio
+        image_ratio = W / H
+        fallback_w = np.where(image_ratio > high, np.rint(H * high), W)
+        fallback_h = np.where(image_ratio < low, np.rint(W / low), H)
+        found = fits.any(axis=1)
+        h, w = np.where(found, h, fallback_h), np.where(found, w, fallback_w)
+        top = np.where(found, top, np.floor((H - h) / 2))
+        left = np.where(found, left, np.floor((W - w) / 2))
+        return np.stack([top, left, h, w], axis=1).astype(np.int32)
+
+
+def _between(uniforms: Any, low: float, high: float) -> Any:
+    return low + uniforms * (high - low)

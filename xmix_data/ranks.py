@@ -1,0 +1,152 @@
+"""Ranks: which process of how many this one is, and what the processes of a job do together.
+
+Comes in: ranks as they are given, torch.distributed's process group, or torchrun's environment.
+Goes out: (rank, world size), and tensors that are summed, averaged or shared over all processes.
+Without a process group each function here does what is right for one process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import distributed, nn
+
+from xmix_data.errors import XMixError
+
+__all__ = [
+    "average_in_place",
+    "default_device",
+    "find_rank",
+    "from_first_process",
+    "get_rank",
+    "get_world_size",
+    "in_a_job",
+    "job",
+    "share_buffers",
+    "sum_in_place",
+]
+
+
+def find_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """A loader's rank and world size: those given, else the process group's, else one process.
+
+    Raises:
+        ValueError: Only one of them is given, or there is no such rank.
+    """
+    if (rank is None) != (world_size is None):
+        raise ValueError("rank and world_size belong together; give both or neither")
+    if rank is None or world_size is None:
+        return get_rank(), get_world_size()
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} of {world_size} does not exist; counting starts at 0")
+    return rank, world_size
+
+
+def in_a_job() -> bool:
+    """Whether this process belongs to a process group of torch.distributed."""
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def get_rank() -> int:
+    """This process's rank; 0 without a process group."""
+    return distributed.get_rank() if in_a_job() else 0
+
+
+def get_world_size() -> int:
+    """How many processes share the work; 1 without a process group."""
+    return distributed.get_world_size() if in_a_job() else 1
+
+
+@contextlib.contextmanager
+def job() -> Iterator[tuple[int, int]]:
+    """This process's rank in all, and on this machine; under torchrun the processes are joined."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        yield 0, 0
+        return
+    if not os.environ["WORLD_SIZE"].isdecimal() or "RANK" not in os.environ:
+        raise ValueError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']!r}, RANK {os.environ.get('RANK')!r}: this is "
+            "no job; start it with torchrun, or unset WORLD_SIZE"
+        )
+    logging.getLogger("xmix_data").setLevel(
+        logging.INFO if os.environ["RANK"] == "0" else logging.WARNING
+    )
+    # A process that ends is noticed at once; one that is slow may be waited for.
+    distributed.init_process_group(
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+        timeout=datetime.timedelta(hours=12),
+    )
+    try:
+        yield distributed.get_rank(), int(os.environ.get("LOCAL_RANK", "0"))
+    finally:
+        distributed.destroy_process_group()
+
+
+def default_device(local_rank: int) -> str:
+    """The GPU of a rank on this machine, where there is one, else the CPU."""
+    return f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
+
+
+def from_first_process(value: Any) -> Any:
+    """The value that the first process has; every process gives one."""
+    if not in_a_job():
+        return value
+    values = [value]
+    with _named_loss_of_a_process():
+        distributed.broadcast_object_list(values)
+    return values[0]
+
+
+def sum_in_place(tensors: Sequence[torch.Tensor]) -> None:
+    """Sum tensors over all processes, in place."""
+    if not in_a_job():
+        return
+    for tensor in tensors:
+        moved = tensor if distributed.get_backend() == "nccl" else tensor.cpu()
+        with _named_loss_of_a_process():
+            distributed.all_reduce(moved)
+        tensor.copy_(moved)
+
+
+def average_in_place(tensors: list[torch.Tensor]) -> None:
+    """Replace tensors, in place, by their means over all processes."""
+
+    def average(flat: torch.Tensor) -> None:
+        distributed.all_reduce(flat)
+        flat /= get_world_size()
+
+    _in_one_message(tensors, average)
+
+
+def share_buffers(network: nn.Module) -> None:
+    """Give all processes the first one's buffers: averages of batch normalisation, for one."""
+    if get_world_size() > 1:
+        _in_one_message(list(network.buffers()), lambda flat: distributed.broadcast(flat, 0))
+
+
+def _in_one_message(tensors: list[torch.Tensor], send: Callable[[torch.Tensor], Any]) -> None:
+    """Change tensors in place, those of a type together: a message costs more than its bytes."""
+    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+        alike = [tensor for tensor in tensors if tensor.dtype == dtype]
+        flat = torch.cat([tensor.reshape(-1) for tensor in alike])
+        send(flat)
+        for tensor, part in zip(alike, torch.split(flat, [t.numel() for t in alike]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+
+@contextlib.contextmanager
+def _named_loss_of_a_process() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise XMixError(
+            f"rank {distributed.get_rank()} lost the other processes of this job "
+            f"({str(error).splitlines()[0]}); see what they say, and run again: what was computed "
+            "so far is in the cache, if there is one"
+        ) from error

@@ -1,0 +1,129 @@
+"""What a report tells of each target class: its images, its source classes, a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from xmix_data.beton import Domain
+from xmix_data.pairing import Draw, PairedClass, Pairing, Similarity
+from xmix_data.plan import ImageSizes, SourcePool
+
+__all__ = [
+    "UNFOLDED",
+    "VERDICTS",
+    "Row",
+    "Source",
+    "counted",
+    "file_list",
+    "rows_of",
+    "share_of_optimum",
+    "verdict_counts",
+    "verdict_of",
+]
+
+
+UNFOLDED = 4
+"""Source classes of a target class that show without a click."""
+
+VERDICTS = {"good": "clearly similar", "weak": "weak", "poor": "no better than arbitrary"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """One source class of a target class."""
+
+    paired: PairedClass
+    images: npt.NDArray[np.int64]
+    """Sample indices that the target class draws."""
+    file: str | None
+    """Where it comes from, if there are several source domains."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One target class."""
+
+    name: str
+    images: npt.NDArray[np.int64]
+    sources: Sequence[Source]
+
+    @property
+    def cosine(self) -> float:
+        """Mean over the source images: each is drawn as often."""
+        total = sum(len(source.images) * source.paired.cosine for source in self.sources)
+        return total / self.num_images
+
+    @property
+    def num_images(self) -> int:
+        return sum(len(source.images) for source in self.sources)
+
+
+def rows_of(pairing: Pairing, target: Domain, source: Domain) -> list[Row]:
+    """A row for each target class, in the pairing's order."""
+    draws = pairing.draws(target, source)
+    classes = [Draw(label, None, 0) for label in range(len(target.class_names))]
+    own = _drawn(target, classes, 0)
+    drawn = iter(_drawn(source, [draw for of_one in draws for draw in of_one], pairing.seed))
+    parts = source.provenance
+    several = len(parts) > 1
+    rows = {}
+    for label, name in enumerate(target.class_names):
+        if name in rows:
+            raise ValueError(
+                f"two target classes are named {name!r}; a pairing names them, rename one"
+            )
+        if not len(own[label]):
+            raise ValueError(f"target class {name!r} has no images; give the betons that have them")
+        sources = []
+        for paired, draw in zip(pairing.pairs[name], draws[label], strict=True):
+            images = next(drawn)
+            if not len(images):
+                raise ValueError(
+                    f"source class {paired.name!r}, paired with {name!r}, has no images; "
+                    "give the betons that have them, or run `xmix pair` again"
+                )
+            part = parts[int(source.domain_of_class(np.array(draw.label)))]
+            sources.append(Source(paired, images, file_list(part["files"]) if several else None))
+        rows[name] = Row(name, own[label], sources)
+    return [rows[name] for name in pairing.pairs]
+
+
+def _drawn(domain: Domain, draws: Sequence[Draw], seed: int) -> list[npt.NDArray[np.int64]]:
+    """The sample indices of each draw, as a loader has them."""
+    sizes = ImageSizes(domain.heights, domain.widths)
+    pool = SourcePool(domain.labels, [[draw] for draw in draws], sizes, seed)
+    return np.split(pool.images, np.cumsum(pool.counts)[:-1])
+
+
+def file_list(names: Sequence[str]) -> str:
+    """A list of files in a few words."""
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+def share_of_optimum(similarity: Similarity | None, method: str) -> str | None:
+    """How much of the largest possible sum of cosines a method reaches."""
+    by_method = {} if similarity is None else similarity.by_method
+    if min(by_method.get(method, 0), by_method.get("optimal", 0)) <= 0:
+        return None
+    return f"{100 * by_method[method] / by_method['optimal']:.1f} %"
+
+
+def verdict_of(cosine: float, similarity: Similarity) -> str:
+    """Against all pairs of a target and a source class, in their standard deviations."""
+    above = cosine - similarity.mean
+    return "good" if above >= 2 * similarity.std else "weak" if above >= similarity.std else "poor"
+
+
+def verdict_counts(rows: Sequence[Row], similarity: Similarity) -> dict[str, int]:
+    """How many target classes draw from what is, on average, how similar."""
+    verdicts = [verdict_of(row.cosine, similarity) for row in rows]
+    return {verdict: verdicts.count(verdict) for verdict in VERDICTS}
+
+
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """A number with its noun in the singular or plural."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"

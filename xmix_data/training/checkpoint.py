@@ -1,0 +1,125 @@
+"""Checkpoints: what a run saves, and what it must agree in with the run that takes it up.
+
+Comes in: the state of a run, or a file. Goes out: the file, which appears when whole, or its state;
+a checkpoint of another training is a `ValueError` that says in what they differ.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from xmix_data.files import whole_file
+from xmix_data.loader import ImageLoader, XMixLoader
+from xmix_data.methods import Method
+from xmix_data.training.recipe import Recipe
+
+__all__ = [
+    "FORMAT",
+    "copied",
+    "described",
+    "identity_of",
+    "load_checkpoint",
+    "load_loaders",
+    "load_network",
+    "save_checkpoint",
+]
+
+FORMAT = "xmix_data.checkpoint/1"
+_MAY_CHANGE = ("log_every", "save_every", "test_every", "on_error")
+"""What a recipe may have otherwise when a run is resumed."""
+_REMEDY = "choose another --output, or delete it to begin anew"
+
+
+def identity_of(method: Method, model: str, recipe: Recipe) -> dict[str, Any]:
+    """What a checkpoint must agree in with the run that takes it up.
+
+    Args:
+        method: With its options.
+        model: Name of the backbone and hash of its weights.
+        recipe: The numbers.
+    """
+    numbers = dataclasses.asdict(recipe)
+    return {
+        "method": described(method),
+        "model": model,
+        "recipe": {key: value for key, value in numbers.items() if key not in _MAY_CHANGE},
+    }
+
+
+def described(method: Method) -> str:
+    """A method with its options; a function among them by name, without its address."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(method))
+
+
+def save_checkpoint(path: Path, identity: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Write a checkpoint of tensors, numbers, texts, lists and dictionaries."""
+    with whole_file(path) as stream:
+        torch.save({"format": FORMAT, "identity": dict(identity), **state}, stream)
+
+
+def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Read what `save_checkpoint` wrote, onto the CPU.
+
+    Raises:
+        ValueError: It is damaged, or of another training.
+    """
+    try:
+        saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if saved["format"] != FORMAT:
+            raise ValueError(saved["format"])
+        theirs = {**saved["identity"], **saved["identity"]["recipe"]}
+    except Exception as error:  # torch.load raises what the damage happens to lead to
+        raise ValueError(
+            f"{path}: damaged, or no checkpoint of this version ({type(error).__name__}); {_REMEDY}"
+        ) from error
+    numbers = identity["recipe"]
+    for key, value in {**identity, **numbers}.items():
+        if key != "recipe" and theirs.get(key) != value:
+            raise ValueError(
+                f"{path}: is of another {key}: {theirs.get(key)}, and this is {value}; {_REMEDY}"
+            )
+    return saved
+
+
+def load_loaders(
+    path: Path, loaders: Sequence[ImageLoader | XMixLoader], states: Sequence[dict[str, Any]]
+) -> None:
+    """Put loaders where they were when the checkpoint ``path`` was saved.
+
+    Raises:
+        ValueError: They load other data.
+    """
+    if len(states) != len(loaders):
+        raise ValueError(f"{path}: was made with other --unlabelled images; {_REMEDY}")
+    for loader, state in zip(loaders, states, strict=True):
+        try:
+            loader.load_state_dict(state)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}; or {_REMEDY}") from error
+
+
+def load_network(path: Path, network: nn.Module, state: dict[str, Any]) -> None:
+    """Give a network the weights that the checkpoint ``path`` holds.
+
+    Raises:
+        ValueError: They are of other shapes.
+    """
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path}: the checkpoint has heads for other classes ({error}); give the same betons, "
+            "or choose another --output"
+        ) from error
+
+
+def copied(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state dict whose tensors stay as they are."""
+    return {key: value.detach().clone() for key, value in state.items()}

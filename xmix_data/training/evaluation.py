@@ -1,0 +1,59 @@
+"""Top-1 accuracy over all processes of a job."""
+
+from __future__ import annotations
+
+import torch
+from torch import distributed, nn
+
+from xmix_data.beton import Domain
+from xmix_data.loader import ImageLoader
+from xmix_data.ranks import get_world_size
+
+__all__ = ["evaluate", "test_ids"]
+
+
+@torch.no_grad()
+def evaluate(network: nn.Module, loader: ImageLoader, ids: torch.Tensor | None = None) -> float:
+    """Top-1 accuracy by the target logits, over all processes of the job.
+
+    Args:
+        network: Images -> `Outputs`; put into evaluation mode meanwhile.
+        loader: Clean images and labels; one pass is taken.
+        ids: (C,) int64: the target class of each class of the loader; default the same.
+
+    Returns:
+        In 0 .. 1.
+    """
+    training = network.training
+    network.eval()
+    counts = torch.zeros(2, dtype=torch.float64, device=loader.device)
+    for images, labels in loader:
+        own = len(images) - loader.last_padding
+        if ids is not None:
+            labels = ids.to(labels.device)[labels]
+        right = network(images).target_logits.argmax(1) == labels
+        counts[0] += right[:own].sum()
+        counts[1] += own
+    network.train(training)
+    if get_world_size() > 1:
+        distributed.all_reduce(counts)
+    return float(counts[0] / counts[1])
+
+
+def test_ids(test: Domain, target: Domain) -> torch.Tensor:
+    """(C,) int64: the target class of each class of a test set, found by name; -1 where none is."""
+    id_of = {name: label for label, name in enumerate(target.class_names)}
+    present = set(target.labels.tolist())
+    for label in sorted(set(test.labels.tolist())):
+        name = test.class_names[label]
+        if target.class_names.count(name) > 1:
+            raise ValueError(
+                f"test class {name!r} ({test.betons[0].path}) is in several target betons; "
+                "convert them with different class names"
+            )
+        if id_of.get(name) not in present:
+            raise ValueError(
+                f"test class {name!r} ({test.betons[0].path}) has no training image in the "
+                "target; give the test set of the same classes"
+            )
+    return torch.tensor([id_of.get(name, -1) for name in test.class_names])

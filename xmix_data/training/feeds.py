@@ -1,0 +1,75 @@
+"""The loaders of a training: what each phase of a method is fed with.
+
+Comes in: a phase, domains and a recipe. Goes out: loaders, and their batches without end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from xmix_data.beton import BetonLike, Domain
+from xmix_data.loader import ImageLoader, XMixLoader
+from xmix_data.methods import Phase
+from xmix_data.pairing import Pairing
+from xmix_data.plan import RandomCrop
+from xmix_data.training.recipe import Recipe
+
+__all__ = ["Betons", "phase_loaders", "without_end"]
+
+Betons = BetonLike | Sequence[BetonLike]
+
+
+def phase_loaders(
+    phase: Phase,
+    recipe: Recipe,
+    target: Domain,
+    source: Domain | None,
+    pairing: Pairing | None,
+    unlabelled: Domain | None,
+    **options: Any,
+) -> list[ImageLoader | XMixLoader]:
+    """What a phase is fed with: its batches and, where there are some, unlabelled images.
+
+    Args:
+        phase: Names the kind of batches.
+        recipe: Crop, flip, λ, seed, and what becomes of damage.
+        target, source, pairing: The domains, the last two where the kind of batches needs them.
+        unlabelled: Target images whose labels are not looked at.
+        options: Of every loader besides.
+    """
+    options |= {
+        "crop": RandomCrop(recipe.crop),
+        "flip": recipe.flip,
+        "seed": recipe.seed,
+        "drop_last": True,
+        "on_error": recipe.on_error,
+    }
+    loaders: list[ImageLoader | XMixLoader] = []
+    if phase.batches == "target":
+        loaders.append(ImageLoader(target.betons, shuffle=True, **options))
+    else:
+        assert source is not None and pairing is not None
+        if phase.batches == "auxiliary":
+            loaders.append(ImageLoader(source.betons, shuffle=True, pairing=pairing, **options))
+        else:
+            loaders.append(
+                XMixLoader(
+                    target.betons,
+                    source.betons,
+                    pairing,
+                    mix=phase.batches == "mixed",
+                    alpha=recipe.alpha,
+                    beta=recipe.beta,
+                    **options,
+                )
+            )
+    if unlabelled is not None:
+        loaders.append(ImageLoader(unlabelled.betons, shuffle=True, **options))
+    return loaders
+
+
+def without_end(loader: Any) -> Iterator[Any]:
+    """Batches of epoch after epoch."""
+    while True:
+        yield from loader

@@ -1,0 +1,394 @@
+"""The reference trainer: a method, its batches, and SGD by the paper's schedule.
+
+Comes in: a method, a backbone, betons and a pairing. Goes out: a trained network and its accuracy;
+in a folder ``metrics.jsonl``, ``checkpoint.pt``, ``model.pt`` and ``result.json``. An interrupted
+run goes on where it was, on the CPU to the same weights, bit for bit. Under torch.distributed the
+processes share the work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from xmix_data.backbones import Backbone, as_backbone
+from xmix_data.beton import open_domain
+from xmix_data.files import whole_file
+from xmix_data.loader import ImageLoader
+from xmix_data.methods import Method, Phase, TransferNetwork, source_head, split_classifier
+from xmix_data.pairing import Pairing
+from xmix_data.plan import CenterCrop
+from xmix_data.progress import Progress
+from xmix_data.ranks import average_in_place, get_rank, get_world_size, share_buffers
+from xmix_data.training.checkpoint import (
+    FORMAT,
+    copied,
+    described,
+    identity_of,
+    load_checkpoint,
+    load_loaders,
+    load_network,
+    save_checkpoint,
+)
+from xmix_data.training.evaluation import evaluate, test_ids
+from xmix_data.training.feeds import Betons, phase_loaders, without_end
+from xmix_data.training.metrics import MetricsLog, StepLoss, means_over_ranks, require_finite
+from xmix_data.training.recipe import Recipe, Result
+
+__all__ = ["fit"]
+
+
+_log = logging.getLogger("xmix_data")
+
+
+def fit(
+    method: Method,
+    backbone: str | nn.Module | Backbone,
+    target: Betons,
+    *,
+    source: Betons | None = None,
+    pairing: Pairing | str | Path | None = None,
+    test: Betons | None = None,
+    unlabelled: Betons | None = None,
+    source_rows: Sequence[int] | None = None,
+    recipe: Recipe | None = None,
+    device: str | torch.device = "cpu",
+    num_workers: int | None = None,
+    output: str | Path | None = None,
+    progress: bool = False,
+    tensorboard: bool = False,
+) -> Result:
+    """Train a method to its end, or from where an earlier run in ``output`` was interrupted.
+
+    Args:
+        method: Any of `xmix_data.methods`; it says what batches it needs.
+        backbone: Name of a torchvision classifier (of timm: ``"timm:NAME"``), taken with its
+            default weights; a `Backbone`; or a module that ends in a linear classifier. It is
+            copied.
+        target: The target's training set.
+        source, pairing: The auxiliary domain, for the methods that have one.
+        test: The target's test set; its classes are found by name.
+        unlabelled: Target images whose labels are not looked at, for GradMix.
+        source_rows: For each source class the pre-trained classifier's row that its head starts
+            from; default by WordNet id, see `xmix_data.methods.source_head`.
+        recipe: The numbers.
+        device: Where to train.
+        num_workers: Decoding threads of each loader.
+        output: Folder for metrics, checkpoints and the result, which all processes see; ``None``
+            keeps none.
+        progress: Show progress on stderr.
+        tensorboard: Write the metrics for TensorBoard as well, into ``output``.
+
+    Raises:
+        ValueError: Something is missing or does not fit together; says what.
+        BetonError: A beton is damaged.
+        OSError: ``output`` cannot be written.
+        XMixError: The loss is not finite.
+    """
+    with ExitStack() as stack:
+        run = _Run(
+            method,
+            as_backbone(backbone),
+            target,
+            source,
+            pairing,
+            test,
+            unlabelled,
+            source_rows,
+            recipe or Recipe(),
+            device,
+            num_workers,
+            output,
+            progress,
+            tensorboard,
+            stack,
+        )
+        network = None
+        for number, phase in enumerate(method.phases):
+            network = run.train(number, phase, network)
+        assert network is not None
+        return run.finish(network)
+
+
+class _Run:
+    """One training: what was given, opened and checked."""
+
+    def __init__(
+        self,
+        method: Method,
+        backbone: Backbone,
+        target: Betons,
+        source: Betons | None,
+        pairing: Pairing | str | Path | None,
+        test: Betons | None,
+        unlabelled: Betons | None,
+        source_rows: Sequence[int] | None,
+        recipe: Recipe,
+        device: str | torch.device,
+        num_workers: int | None,
+        output: str | Path | None,
+        progress: bool,
+        tensorboard: bool,
+        stack: ExitStack,
+    ) -> None:
+        self.method, self.backbone, self.recipe = method, backbone, recipe
+        self.target = open_domain(target)
+        self.source, self.test, self.unlabelled = (
+            None if given is None else open_domain(given) for given in (source, test, unlabelled)
+        )
+        self.source_rows, self.progress = source_rows, progress
+        needs_source = any(
+            phase.batches != "target" or phase.heads != ("target",) for phase in method.phases
+        )
+        if needs_source and (self.source is None or pairing is None):
+            raise ValueError(
+                f"{method.name} trains on source images too; give a source and a pairing "
+                "(--source, --pairing)"
+            )
+        paired = None
+        if needs_source and pairing is not None:
+            paired = pairing if isinstance(pairing, Pairing) else Pairing.load(pairing)
+        if unlabelled is not None and not method.unlabelled:
+            raise ValueError(f"{method.name} has no use for unlabelled images; leave them out")
+        if backbone.one_size and recipe.crop != backbone.size:
+            raise ValueError(
+                f"{backbone.name} takes images of {backbone.size} pixels and no others, and crop "
+                f"is {recipe.crop}; give it crop={backbone.size}"
+            )
+        common: dict[str, Any] = {
+            "batch_size": recipe.batch_size,
+            "device": device,
+            "num_workers": num_workers,
+            "mean": backbone.mean,
+            "std": backbone.std,
+        }
+        # All of them now: what does not fit is said before hours of training, not after.
+        self.loaders = [
+            [
+                stack.enter_context(loader)
+                for loader in phase_loaders(
+                    phase, recipe, self.target, self.source, paired, self.unlabelled, **common
+                )
+            ]
+            for phase in method.phases
+        ]
+        self.device = self.loaders[0][0].device
+        self.tests = self.test_ids = None
+        if self.test is not None:
+            self.test_ids = test_ids(self.test, self.target)
+            crop = CenterCrop(recipe.crop)
+            self.tests = ImageLoader(self.test.betons, crop=crop, **common)
+            stack.enter_context(self.tests)
+        self.body, self.classifier = split_classifier(backbone.network)
+        self.features = self._features()
+        self.log = MetricsLog(None if output is None else Path(output), tensorboard)
+        stack.callback(self.log.close)
+        self.identity = identity_of(method, f"{backbone.name} {backbone.weights_hash}", recipe)
+        self.path = None if self.log.folder is None else self.log.folder / "checkpoint.pt"
+        self.saved = self._saved()
+
+    def train(self, number: int, phase: Phase, earlier: TransferNetwork | None) -> TransferNetwork:
+        """The training loop, for one phase of the method."""
+        recipe, method, loaders, saved = self.recipe, self.method, self.loaders[number], self.saved
+        iterations = phase.iterations or recipe.iterations
+        network = self._network(number, phase, earlier)
+        if saved is not None and saved["phase"] > number:
+            return network  # what it had learnt is where the next phase starts
+        resumes = saved is not None and saved["phase"] == number
+        if saved is not None and resumes and saved["start"] is not None:
+            self._load(network, saved["start"])
+        start = copied(network.state_dict()) if number else None
+        method.prepare(network, phase)
+        decay = recipe.weight_decay if method.weight_decay is None else method.weight_decay
+        optimizer = torch.optim.SGD(
+            [p for p in network.parameters() if p.requires_grad],
+            recipe.learning_rate,
+            recipe.momentum,
+            weight_decay=decay,
+        )
+        first = self._restore(network, optimizer) if resumes else 0
+        wrapped = self._wrapped(network)
+        average = average_in_place if get_world_size() > 1 else None
+        batches = [without_end(loader) for loader in loaders]
+        unchecked: list[StepLoss] = []
+        network.train()
+        with self._bar(number, first, iterations) as bar:
+            for step in range(first, iterations):
+                batch, *more = (next(endless) for endless in batches)
+                # What is random in a network, dropout say, is the same after a resume.
+                torch.manual_seed(_seed(recipe.seed, number, step + 1, get_rank()))
+                optimizer.zero_grad()
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.amp):
+                    made = method.backward(
+                        wrapped,
+                        batch,
+                        step=step,
+                        average=average,
+                        unlabelled=more[0][0] if more else None,
+                    )
+                rate = recipe.rate(step, iterations) * made.lr_scale
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                optimizer.step()
+                share_buffers(network)
+                done, last = step + 1, step + 1 == iterations
+                logs, saves = (
+                    last or done % every == 0 for every in (recipe.log_every, recipe.save_every)
+                )
+                unchecked.append(StepLoss(done, made.loss, loaders[0].last_rows))
+                if logs or saves or self.device.type == "cpu":  # looking makes a GPU wait
+                    require_finite(unchecked, loaders[0], network if saves else None, method.name)
+                bar.advance()
+                if logs:
+                    means = means_over_ranks({"loss": float(made.loss), **made.values}, self.device)
+                    self.log.write(number, done, loss=means.pop("loss"), lr=rate, **means)
+                if recipe.test_every and done % recipe.test_every == 0 and not last:
+                    self._test(number, done, network)
+                if saves:
+                    self._save(number, done, network, start, optimizer)
+        for loader in loaders:
+            loader.close()
+        return network
+
+    def finish(self, network: TransferNetwork) -> Result:
+        """Test, and write the result."""
+        number = len(self.method.phases) - 1
+        iterations = self.method.phases[-1].iterations or self.recipe.iterations
+        accuracy = self._test(number, iterations, network)
+        if self.log.folder is not None and get_rank() == 0:
+            with whole_file(self.log.folder / "model.pt") as stream:
+                classes = None if self.source is None else self.source.class_names
+                torch.save(
+                    {
+                        "format": FORMAT,
+                        "model": self.backbone.name,
+                        "network": network.state_dict(),
+                        "heads": list(network.heads),
+                        "target_classes": self.target.class_names,
+                        "source_classes": classes,
+                    },
+                    stream,
+                )
+            recipe = dataclasses.asdict(self.recipe)
+            document = {
+                "method": described(self.method),
+                "model": self.backbone.name,
+                "recipe": recipe,
+                "accuracy": accuracy,
+            }
+            with whole_file(self.log.folder / "result.json") as stream:
+                stream.write((json.dumps(document, indent=1) + "\n").encode())
+        return Result(network, accuracy)
+
+    def _network(
+        self, number: int, phase: Phase, earlier: TransferNetwork | None
+    ) -> TransferNetwork:
+        """The heads of a phase on the backbone as it is; its new heads are always the same."""
+        torch.manual_seed(_seed(self.recipe.seed, number, 0, 0))
+        target = source = None
+        if "target" in phase.heads or "joint" in phase.heads:
+            target = nn.Linear(self.features, len(self.target.class_names))
+        if self.source is not None and ("source" in phase.heads or "joint" in phase.heads):
+            source = source_head(
+                self.classifier, self.features, self.source.class_names, self.source_rows
+            )
+        body = self.body if earlier is None else earlier.backbone
+        network = TransferNetwork(body, target, source, joint="joint" in phase.heads)
+        return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+    def _features(self) -> int:
+        if self.classifier is not None:
+            return self.classifier.in_features
+        with torch.no_grad():  # the model ended in its features; one image tells how many
+            side = self.backbone.size if self.backbone.one_size else self.recipe.crop
+            body = self.body.to(self.device).eval()
+            return int(body(torch.zeros(1, 3, side, side, device=self.device)).shape[1])
+
+    def _wrapped(self, network: TransferNetwork) -> nn.Module:
+        wrapped: nn.Module = network
+        if get_world_size() > 1:
+            ids = [self.device] if self.device.type == "cuda" else None
+            wrapped = DistributedDataParallel(wrapped, device_ids=ids)
+            wrapped.broadcast_buffers = False  # they are shared whether a method uses DDP or not
+        if self.recipe.compile:
+            wrapped = torch.compile(wrapped)  # type: ignore[assignment]
+        return wrapped
+
+    def _bar(self, number: int, first: int, iterations: int) -> Progress:
+        phases = len(self.method.phases)
+        label = self.method.name + (f", phase {number + 1} of {phases}" if phases > 1 else "")
+        enabled = self.progress and get_rank() == 0
+        return Progress(label, iterations, unit="iterations", done=first, enabled=enabled)
+
+    def _test(self, number: int, step: int, network: TransferNetwork) -> float | None:
+        if self.tests is None or network.heads == ("source",):
+            return None
+        accuracy = evaluate(network, self.tests, self.test_ids)
+        self.log.write(number, step, accuracy=accuracy)
+        return accuracy
+
+    def _save(
+        self,
+        number: int,
+        step: int,
+        network: TransferNetwork,
+        start: dict[str, Any] | None,
+        optimizer: torch.optim.Optimizer,
+    ) -> None:
+        if self.path is None or get_rank() > 0:
+            return
+        state = {
+            "phase": number,
+            "step": step,
+            "start": start,
+            "network": network.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "method": self.method.state_dict(),
+            "loaders": [loader.state_dict() for loader in self.loaders[number]],
+        }
+        save_checkpoint(self.path, self.identity, state)
+
+    def _saved(self) -> dict[str, Any] | None:
+        """The checkpoint of an earlier run, which must be one of this training."""
+        if self.path is None:
+            return None
+        if not self.path.exists():
+            self.log.cut(0, 0)
+            return None
+        saved = load_checkpoint(self.path, self.identity)
+        number, phases = saved["phase"], self.method.phases
+        load_loaders(self.path, self.loaders[number], saved["loaders"])
+        ended = number + 1 == len(phases) and saved["step"] == (
+            phases[-1].iterations or self.recipe.iterations
+        )
+        self.log.cut(number, saved["step"], test_again=ended)
+        return saved
+
+    def _load(self, network: TransferNetwork, state: dict[str, Any]) -> None:
+        assert self.path is not None
+        load_network(self.path, network, state)
+
+    def _restore(self, network: TransferNetwork, optimizer: torch.optim.Optimizer) -> int:
+        """Take up the checkpoint; returns the steps that are done."""
+        saved = self.saved
+        assert saved is not None
+        self._load(network, saved["network"])
+        optimizer.load_state_dict(saved["optimizer"])
+        self.method.load_state_dict(saved["method"])
+        _log.info("goes on after iteration %d", saved["step"])
+        return int(saved["step"])
+
+
+def _seed(*parts: int) -> int:
+    digest = hashlib.sha256(" ".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "little")

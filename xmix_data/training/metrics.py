@@ -1,0 +1,141 @@
+"""Metrics of a run: JSON lines and TensorBoard; a loss that is not finite stops all processes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import distributed, nn
+
+from xmix_data.errors import MissingDependencyError, XMixError
+from xmix_data.files import whole_file
+from xmix_data.loader import ImageLoader, XMixLoader
+from xmix_data.plan import PlanRows
+from xmix_data.ranks import average_in_place, get_rank, get_world_size
+
+__all__ = ["MetricsLog", "StepLoss", "means_over_ranks", "require_finite"]
+
+_MOST_NAMED = 4
+"""How many samples of a batch with a loss that is not finite are named."""
+
+
+class MetricsLog:
+    """Metrics as JSON lines, and for TensorBoard; only the first process writes."""
+
+    def __init__(self, folder: Path | None, tensorboard: bool) -> None:
+        self.folder, self._board = folder, None
+        if folder is None:
+            if tensorboard:
+                raise ValueError("tensorboard writes into output; give one")
+            return
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(f"{folder}: is a file; give the name of a folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        if get_rank() == 0:
+            with (folder / "metrics.jsonl").open("a"):  # can it be written?
+                pass
+            if tensorboard:
+                self._board = _summary_writer(folder)
+
+    def write(self, phase: int, step: int, **values: float) -> None:
+        if self.folder is None or get_rank() > 0:
+            return
+        line = {"phase": phase, "step": step, **values}
+        with (self.folder / "metrics.jsonl").open("a") as stream:
+            stream.write(json.dumps(line) + "\n")
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(f"phase {phase}/{name}", value, step)
+
+    def cut(self, phase: int, step: int, *, test_again: bool = False) -> None:
+        """Forget what was logged after a checkpoint: it will be logged again."""
+        assert self.folder is not None
+        if get_rank() > 0:
+            return
+        path, here = self.folder / "metrics.jsonl", (phase, step)
+        kept = []
+        for text in path.read_text().splitlines(keepends=True):
+            if not text.endswith("\n"):
+                break  # a process that was killed wrote half a line
+            line = json.loads(text)
+            at = (line["phase"], line["step"])
+            if at < here or (at == here and not (test_again and "accuracy" in line)):
+                kept.append(text)
+        with whole_file(path) as stream:
+            stream.write("".join(kept).encode())
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+
+
+def _summary_writer(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"TensorBoard cannot be imported ({error}): pip install tensorboard"
+        ) from error
+    return SummaryWriter(folder)
+
+
+class StepLoss(NamedTuple):
+    """The loss of a step, still on its device, and what it was computed from."""
+
+    step: int
+    loss: torch.Tensor
+    rows: PlanRows | None
+
+
+def require_finite(
+    losses: list[StepLoss],
+    loader: ImageLoader | XMixLoader,
+    network: nn.Module | None,
+    method: str,
+) -> None:
+    """Stop all processes if a loss since the last look, or a weight, is not finite.
+
+    Args:
+        losses: Since the last look, the latest last; emptied.
+        loader: Names the samples of a batch.
+        network: Whose weights are looked at too; ``None`` leaves them.
+        method: Its name, for the message.
+
+    Raises:
+        XMixError: Names the step and samples of its batch.
+    """
+    looks = [torch.isfinite(one.loss) for one in losses]
+    if network is not None:
+        looks.append(torch.stack([p.isfinite().all() for p in network.parameters()]).all())
+    own = torch.stack(looks).float()
+    everywhere = own.clone()
+    if get_world_size() > 1:  # no process goes on, or saves, after the error of another
+        distributed.all_reduce(everywhere, distributed.ReduceOp.MIN)
+    if everywhere.all():
+        losses.clear()
+        return
+    which = everywhere.tolist().index(0)
+    step, loss, rows = losses[min(which, len(losses) - 1)]
+    if own[which]:
+        raise XMixError(
+            f"{method}: the loss of another process is not finite in step {step}; see what it says"
+        )
+    found = f"the loss is {loss}" if which < len(losses) else "a weight is not finite"
+    names = [] if rows is None else loader.describe(rows)
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    raise XMixError(
+        f"{method}: {found} in step {step}, from {'; '.join(names[:_MOST_NAMED])}{more}; lower "
+        "the learning rate, or look at these images. The checkpoint, if there is one, holds what "
+        "was before"
+    )
+
+
+def means_over_ranks(values: Mapping[str, float], device: torch.device) -> dict[str, float]:
+    """Each value's mean over all processes."""
+    means = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
+    if get_world_size() > 1:
+        average_in_place([means])
+    return dict(zip(values, means.tolist(), strict=True))

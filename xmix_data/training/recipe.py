@@ -1,0 +1,76 @@
+"""What a training takes and gives: `Recipe` and `Result`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from xmix_data.methods import TransferNetwork
+
+__all__ = ["Recipe", "Result"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train; the defaults are the paper's (XMixup, section 4.1; weight decay is ours).
+
+    Raises:
+        ValueError: A number is impossible.
+    """
+
+    iterations: int = 9000
+    batch_size: int = 48
+    """In each process."""
+    learning_rate: float = 0.01
+    """The paper takes 0.001 for Stanford Dogs."""
+    drop_at: float = 2 / 3
+    """Share of the iterations after which the learning rate is divided by 10."""
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    crop: int = 224
+    """Side in pixels of random crops in training and centre crops in tests."""
+    flip: bool = True
+    alpha: float = 1.0
+    beta: float = 1.0
+    """λ ~ Beta(alpha, beta), for the methods that mix two domains."""
+    amp: bool = False
+    """Forward passes in bfloat16."""
+    compile: bool = False
+    on_error: str = "raise"
+    """``"replace"`` trains on in spite of some damaged images, see `XMixLoader`; a test never."""
+    seed: int = 0
+    log_every: int = 50
+    """Iterations from one line of metrics to the next; the loss is looked at as often."""
+    save_every: int = 500
+    """Iterations from one checkpoint to the next."""
+    test_every: int | None = None
+    """Iterations from one test to the next; default only at the end."""
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "batch_size", "crop", "log_every", "save_every", "test_every"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1")
+        for name in ("learning_rate", "alpha", "beta"):
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} is {value}; it must be a number above 0")
+        decays = 0 <= self.weight_decay < math.inf
+        if not 0 <= self.drop_at <= 1 or not 0 <= self.momentum < 1 or not decays:
+            raise ValueError(
+                f"drop_at {self.drop_at}, momentum {self.momentum}, weight_decay "
+                f"{self.weight_decay}: give 0 .. 1, 0 .. 1, and at least 0"
+            )
+
+    def rate(self, step: int, iterations: int) -> float:
+        """The learning rate of a step of a phase."""
+        return self.learning_rate * (0.1 if step >= round(self.drop_at * iterations) else 1.0)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a training."""
+
+    network: TransferNetwork
+    accuracy: float | None
+    """Top-1 on the test set in 0 .. 1, after the last iteration; ``None`` without a test set."""
