@@ -64,7 +64,7 @@ class HostBackend:
         raw = all(bool((domain.modes == RAW).all()) for domain in self.domains)
         self._largest_stripe = _STRIPE_OF_RAW if raw else _STRIPE
         self._outs_needed = 1 if spec.mix else len(self.domains)
-        self._recycler = MemoryPool(self._outs_needed * (spec.prefetch + 2))
+        self._memory = MemoryPool(self._outs_needed * (spec.prefetch + 2))
         self.device_stage = DeviceStage(spec) if spec.device.type == "cuda" else None
         self._compile()
 
@@ -107,7 +107,7 @@ class HostBackend:
         """Host memory for the images of a batch on the CPU."""
         dtype = torch.uint8 if self.device_stage else self.spec.dtype
         shape = (count, *self.spec.crop.shape, 3)
-        memory = self._recycler.array(shape, _STORED_AS.get(dtype, np.uint16))
+        memory = self._memory.array(shape, _STORED_AS.get(dtype, np.uint16))
         return torch.from_numpy(memory).view(dtype)
 
     def open(self, rows: PlanRows) -> Job:

@@ -1,9 +1,13 @@
-"""Host memory for the caller's batches, used again once nobody holds the batch."""
+"""Host memory for the caller's batches, used again once nobody holds the batch.
+
+Comes in: a shape and a type. Goes out: an array with arbitrary content, the caller's own for as
+long as it, a tensor made of it, or any view of either lives.
+"""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
+import weakref
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -11,39 +15,46 @@ import numpy.typing as npt
 
 __all__ = ["MemoryPool"]
 
-
-class MemoryPool:
-    """Host memory for the caller's batches, given out again once nobody holds the batch.
-
-    Fresh memory costs a page fault every 4 KB, more than mixing does. A tensor made of an array
-    holds a reference to it for as long as any view of the tensor lives; so an array that only
-    this pool refers to is free, and a batch that the caller keeps is never touched.
-    """
-
-    def __init__(self, kept: int) -> None:
-        self._kept = kept
-        self._arrays: list[npt.NDArray[Any]] = []
-
-    def array(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """An array with arbitrary content, at the start of a cache line."""
-        for place in range(len(self._arrays)):
-            if _references(self._arrays, place) == _FREE and self._arrays[place].shape == shape:
-                return self._arrays[place]
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        memory = np.empty(size + _CACHE_LINE, np.uint8)
-        start = -memory.ctypes.data % _CACHE_LINE
-        self._arrays.append(memory[start : start + size].view(dtype).reshape(shape))
-        if len(self._arrays) > self._kept:
-            del self._arrays[0]
-        return self._arrays[-1]
-
-
 _CACHE_LINE = 64
 
 
-def _references(arrays: Sequence[Any], place: int) -> int:
-    return sys.getrefcount(arrays[place])
+class MemoryPool:
+    """Memory that comes back when the array that was made of it is garbage.
+
+    Fresh memory costs a page fault every 4 KB, more than mixing does. A tensor made of an array
+    holds a reference to it for as long as any view of the tensor lives; so what comes back is held
+    by nobody, and a batch that the caller keeps is never touched.
+
+    Args:
+        kept: How many pieces of memory wait here to be used again, at most.
+    """
+
+    def __init__(self, kept: int) -> None:
+        self._free: deque[npt.NDArray[np.uint8]] = deque(maxlen=kept)
+
+    def array(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """An array with arbitrary content, at the start of a cache line."""
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        memory = self._take(size + _CACHE_LINE)
+        start = -memory.ctypes.data % _CACHE_LINE
+        array = memory[start : start + size].view(dtype).reshape(shape)
+        # By a weak reference: a batch that outlives its loader does not keep the others' memory.
+        end = weakref.finalize(array, _give_back, weakref.ref(self._free), memory)
+        end.atexit = False
+        return array
+
+    def _take(self, size: int) -> npt.NDArray[np.uint8]:
+        """Memory of that size; what is of another size, the tail of an epoch say, is let go."""
+        while self._free:
+            memory = self._free.pop()  # what was used last is the likeliest to be in a cache
+            if memory.nbytes == size:
+                return memory
+        return np.empty(size, np.uint8)
 
 
-_FREE = _references([np.empty(0)], 0)
-"""What `_references` says of an array that only its list refers to (Python's versions differ)."""
+def _give_back(
+    free: weakref.ref[deque[npt.NDArray[np.uint8]]], memory: npt.NDArray[np.uint8]
+) -> None:
+    pool = free()
+    if pool is not None:
+        pool.append(memory)
