@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, log_softmax
 
 from xmix_data import ImageLoader, MixedBatch, PairedBatch, RandomCrop, XMixLoader
+from xmix_data.backbones import penultimate_features
 from xmix_data.methods import (
     BSS,
     L2SP,
@@ -743,16 +744,45 @@ def test_split_classifier_cuts_and_changes_nothing_else() -> None:
 @pytest.mark.parametrize(
     "model",
     [
-        nn.Sequential(nn.Flatten(), nn.Linear(4, 2), nn.LogSoftmax(1)),
+        nn.Sequential(nn.Flatten(), nn.Linear(12, 2), nn.LogSoftmax(1)),
+        nn.Sequential(nn.Flatten(), nn.Linear(12, 2), nn.ReLU(inplace=True)),
         nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
-        nn.Linear(4, 2),
+        nn.Linear(2, 2),
     ],
 )
 def test_split_classifier_wants_a_linear_layer_at_the_end(model: nn.Module) -> None:
     with pytest.raises(
         ValueError, match="must come from one linear layer inside it, and it ends in"
     ):
-        split_classifier(model)
+        split_classifier(model, size=2)
+
+
+def test_split_classifier_says_which_image_it_tried() -> None:
+    with pytest.raises(ValueError, match="does not take an image of 3 x 64 x 64 pixels"):
+        split_classifier(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), size=64)
+
+
+class OutOfOrder(nn.Module):
+    """As EfficientNet-Lite: what is defined last is not what makes the output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(5, 3)
+        self.stem = nn.Conv2d(3, 5, 3)
+        self.activation = nn.ReLU(inplace=True)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.activation(self.stem(images)).mean((2, 3)))
+        return logits
+
+
+def test_split_classifier_follows_the_forward_pass() -> None:
+    model = OutOfOrder().train()
+    backbone, classifier = split_classifier(model, size=8)
+    x = torch.randn(2, 3, 8, 8)
+    assert classifier is not None and torch.equal(classifier(backbone(x)), model(x))
+    assert torch.equal(penultimate_features(model, x), backbone(x))
+    assert backbone.training and model.training
 
 
 # All methods

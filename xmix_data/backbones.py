@@ -5,12 +5,14 @@ Comes in: a name and weights. Goes out: a `Backbone`; from images (B, 3, H, W) f
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import urllib.error
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -18,7 +20,14 @@ from torch import nn
 from xmix_data.errors import MissingDependencyError
 from xmix_data.normalise import IMAGENET_MEAN, IMAGENET_STD
 
-__all__ = ["Backbone", "as_backbone", "load_backbone", "penultimate_features", "state_hash"]
+__all__ = [
+    "Backbone",
+    "as_backbone",
+    "load_backbone",
+    "output_layer",
+    "penultimate_features",
+    "state_hash",
+]
 
 
 _WITHOUT_LINEAR = "squeezenet"
@@ -63,6 +72,47 @@ def as_backbone(model: str | nn.Module | Backbone) -> Backbone:
     return model if isinstance(model, Backbone) else Backbone(model, type(model).__name__)
 
 
+class _Call(NamedTuple):
+    """A module's part in a forward pass."""
+
+    name: str
+    module: nn.Module
+    input: Any
+    output: Any
+    version: int | None
+    """Of the output then; a change in place, as by an activation, raises it."""
+
+    def made(self, result: Any) -> bool:
+        """Whether this call made what the network gave out, and nothing changed it afterwards."""
+        return self.output is result and self.version == getattr(result, "_version", None)
+
+
+@contextlib.contextmanager
+def _last_calls(network: nn.Module, *kinds: type[nn.Module]) -> Iterator[dict[type, _Call]]:
+    """By kind the last call of a module without children, in the forward pass of the block."""
+    calls: dict[type, _Call] = {}
+
+    def note(kind: type, name: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            version = getattr(output, "_version", None)
+            calls[kind] = _Call(name, module, inputs[0] if inputs else None, output, version)
+
+        return hook
+
+    hooks = [
+        module.register_forward_hook(note(kind, name))
+        for name, module in network.named_modules()
+        if not any(True for _ in module.children())
+        for kind in [next((kind for kind in kinds if isinstance(module, kind)), None)]
+        if kind is not None
+    ]
+    try:
+        yield calls
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 @torch.no_grad()
 def penultimate_features(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Features that a classifier's last linear layer sees.
@@ -78,22 +128,10 @@ def penultimate_features(model: nn.Module, images: torch.Tensor) -> torch.Tensor
     Raises:
         ValueError: The result is no vector per image.
     """
-    last: dict[str, Any] = {}
-
-    def remember(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: Any) -> None:
-        last["input"], last["output"] = inputs[0], output
-
-    hooks = [
-        module.register_forward_hook(remember)
-        for module in model.modules()
-        if isinstance(module, nn.Linear)
-    ]
-    try:
+    with _last_calls(model, nn.Linear) as calls:
         output = model(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    features = last["input"] if last and last["output"] is output else output
+    last = calls.get(nn.Linear)
+    features = last.input if last is not None and last.made(output) else output
     if isinstance(features, torch.Tensor) and features.ndim == 4:
         features = features.mean((2, 3))
     if not isinstance(features, torch.Tensor) or features.shape != (
@@ -106,6 +144,45 @@ def penultimate_features(model: nn.Module, images: torch.Tensor) -> torch.Tensor
             "in a linear classifier or makes one feature vector an image"
         )
     return features
+
+
+@torch.no_grad()
+def output_layer(network: nn.Module, size: int = _SIZE) -> tuple[str, nn.Module | None]:
+    """Find the layer that makes a network's output, by the forward pass of one black image.
+
+    How a network is defined says little: the last module that EfficientNet-Lite defines, for one,
+    is an activation.
+
+    Args:
+        network: Images -> logits; its modes stay as they are.
+        size: Side of the image in pixels, which the network must take.
+
+    Returns:
+        Name and module: the `nn.Linear` whose output the network gives out unchanged, else the
+        `nn.Identity`, else the module without children that was called last.
+
+    Raises:
+        ValueError: The network does not take the image.
+    """
+    parameter = next(network.parameters(), torch.empty(0))
+    image = torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype)
+    modes = [(module, module.training) for module in network.modules()]
+    try:
+        with _last_calls(network.eval(), nn.Linear, nn.Identity, nn.Module) as calls:
+            output = network(image)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"{type(network).__name__} does not take an image of 3 x {size} x {size} pixels "
+            f"({str(error).splitlines()[0]}); give a network of images, and their size"
+        ) from error
+    finally:
+        for module, training in modes:
+            module.training = training
+    for kind in (nn.Linear, nn.Identity):
+        if kind in calls and calls[kind].made(output):
+            return calls[kind].name, calls[kind].module
+    last = calls.get(nn.Module)
+    return ("", None) if last is None else (last.name, last.module)
 
 
 def load_backbone(name: str, weights: str | os.PathLike[str]) -> Backbone:
@@ -134,7 +211,7 @@ def load_backbone(name: str, weights: str | os.PathLike[str]) -> Backbone:
             "give a file (--weights FILE), or none (--weights none)"
         ) from error
     if weights not in ("default", "none"):
-        _load_weights(backbone.network, Path(weights))
+        _load_weights(backbone.network, Path(weights), backbone.size)
     backbone.network.eval()
     return backbone
 
@@ -186,7 +263,7 @@ def _load_timm(name: str, trained: bool) -> Backbone:
     )
 
 
-def _load_weights(network: nn.Module, path: Path) -> None:
+def _load_weights(network: nn.Module, path: Path, size: int) -> None:
     """Load a state dict, or what `xmix train` wrote; the classifier takes the file's size."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such weights file; give a state dict, default or none")
@@ -196,7 +273,8 @@ def _load_weights(network: nn.Module, path: Path) -> None:
         raise ValueError(
             f"{path}: no state dict that torch.load(weights_only=True) reads ({error})"
         ) from error
-    head = _classifier_name(network)
+    name, layer = output_layer(network, size)
+    head = name if isinstance(layer, nn.Linear) else None
     for key in ("state_dict", "model", "network"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
@@ -223,12 +301,6 @@ def _own_key(key: Any, head: str | None) -> str:
     """A key of a wrapped network, or of one that `xmix train` made, in the network's own terms."""
     text = str(key).removeprefix("module.").removeprefix("backbone.")
     return text.replace("target_head.", f"{head}.", 1) if text.startswith("target_head.") else text
-
-
-def _classifier_name(network: nn.Module) -> str | None:
-    """The last linear layer."""
-    linear = [name for name, m in network.named_modules() if isinstance(m, nn.Linear)]
-    return linear[-1] if linear else None
 
 
 def _resize_classifier(network: nn.Module, head: str, state: dict[str, Any]) -> None:

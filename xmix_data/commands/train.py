@@ -136,7 +136,7 @@ def _same_rows(backbone: Any, source: Sequence[Path] | None) -> range:
     if not source:
         raise ValueError("--same-rows is about the source's classes; give --source")
     classes = len(open_domain(source).class_names)
-    _, classifier = split_classifier(backbone.network)
+    _, classifier = split_classifier(backbone.network, backbone.size)
     outputs = 0 if classifier is None else classifier.out_features
     if outputs != classes:
         raise ValueError(

@@ -12,10 +12,12 @@ from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from functools import cache
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
+
+from xmix_data.backbones import output_layer
 
 __all__ = ["Outputs", "TransferNetwork", "imagenet_wnids", "source_head", "split_classifier"]
 
@@ -148,34 +150,29 @@ def _one_layer(first: nn.Linear, second: nn.Linear) -> nn.Linear:
     return joint
 
 
-def split_classifier(model: nn.Module) -> tuple[nn.Module, nn.Linear | None]:
+def split_classifier(model: nn.Module, size: int = 224) -> tuple[nn.Module, nn.Linear | None]:
     """Cut a classifier in two: what makes the features, and the linear layer on top.
 
-    Knows torchvision's classifiers and timm's models, and any module whose last layer, in the
-    order of definition, is an ``nn.Linear``. Second classifiers for training (Inception v3,
-    GoogLeNet) are switched off.
+    The layer is found by the forward pass of an image (`xmix_data.backbones.output_layer`), however
+    the model is built. Second classifiers for training (Inception v3, GoogLeNet) are switched off.
 
     Args:
         model: Images -> logits; it is copied and stays as it is.
+        size: Side in pixels of an image that it takes.
 
     Returns:
         A backbone, images -> (B, D), and the layer D -> classes that it lost; ``None`` where the
         model ends in an ``nn.Identity`` already, and so has no classifier.
 
     Raises:
-        ValueError: The output is not made by a linear layer.
+        ValueError: The output is not made by a linear layer, or the model takes no such image.
     """
     backbone = deepcopy(model)
     for name in _AUXILIARY:
         if getattr(backbone, name, None) is not None:
             setattr(backbone, name, None)
             setattr(backbone, "aux_logits", False)  # noqa: B010, no attribute of every module
-    last: Any
-    if callable(known := getattr(backbone, "get_classifier", None)):  # timm's models know theirs
-        last = known()
-    else:
-        last = [m for m in backbone.modules() if not any(True for _ in m.children())][-1]
-    name = next((name for name, m in backbone.named_modules() if m is last), "")
+    name, last = output_layer(backbone, size)
     if name and isinstance(last, nn.Identity):
         return backbone, None
     if not name or not isinstance(last, nn.Linear):

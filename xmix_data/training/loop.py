@@ -189,7 +189,7 @@ class _Run:
             crop = CenterCrop(recipe.crop)
             self.tests = ImageLoader(self.test.betons, crop=crop, **common)
             stack.enter_context(self.tests)
-        self.body, self.classifier = split_classifier(backbone.network)
+        self.body, self.classifier = split_classifier(backbone.network, self._size())
         self.features = self._features()
         self.log = MetricsLog(None if output is None else Path(output), tensorboard)
         stack.callback(self.log.close)
@@ -310,9 +310,13 @@ class _Run:
         if self.classifier is not None:
             return self.classifier.in_features
         with torch.no_grad():  # the model ended in its features; one image tells how many
-            side = self.backbone.size if self.backbone.one_size else self.recipe.crop
+            size = self._size()
             body = self.body.to(self.device).eval()
-            return int(body(torch.zeros(1, 3, side, side, device=self.device)).shape[1])
+            return int(body(torch.zeros(1, 3, size, size, device=self.device)).shape[1])
+
+    def _size(self) -> int:
+        """Side in pixels of images that the backbone takes."""
+        return self.backbone.size if self.backbone.one_size else self.recipe.crop
 
     def _wrapped(self, network: TransferNetwork) -> nn.Module:
         wrapped: nn.Module = network
