@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from xmix_data.backbones import Backbone, as_backbone, penultimate_features
-from xmix_data.beton import BetonLike, Domain, open_domain
+from xmix_data.beton import Domain, DomainLike, open_domain
 from xmix_data.errors import XMixError
 from xmix_data.loader import ImageLoader
 from xmix_data.pairing import Centroids, CentroidSum
@@ -43,7 +43,7 @@ _SAVE_SHARE = 0.02
 
 
 def class_centroids(
-    beton: BetonLike | Sequence[BetonLike],
+    beton: DomainLike,
     model: str | nn.Module | Backbone,
     *,
     device: str | torch.device = "cpu",
@@ -155,7 +155,7 @@ class _Extraction:
             "domains": domain.provenance,
         }
         self._loader = ImageLoader(
-            domain.betons,
+            domain,
             batch_size=batch_size,
             crop=crop,
             device=device,

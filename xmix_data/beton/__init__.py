@@ -5,7 +5,7 @@ reads, and ``FILE.beton.json``, its manifest; and the `Beton` and `Domain` that 
 """
 
 from xmix_data.beton.convert import write_beton
-from xmix_data.beton.domain import BetonLike, Domain, open_domain
+from xmix_data.beton.domain import BetonLike, Domain, DomainLike, open_domain
 from xmix_data.beton.manifest import manifest_path
 from xmix_data.beton.reader import Beton
 from xmix_data.beton.source import open_images
@@ -14,6 +14,7 @@ __all__ = [
     "Beton",
     "BetonLike",
     "Domain",
+    "DomainLike",
     "manifest_path",
     "open_domain",
     "open_images",

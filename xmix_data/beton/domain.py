@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from xmix_data.beton.reader import Beton
 
-__all__ = ["BetonLike", "Domain", "open_domain"]
+__all__ = ["BetonLike", "Domain", "DomainLike", "open_domain"]
 
 
 class Domain:
@@ -93,16 +93,20 @@ def _joined(arrays: list[Any]) -> Any:
 
 
 BetonLike = str | os.PathLike[str] | Beton
+DomainLike = BetonLike | Sequence[BetonLike] | Domain
+"""What a user may give for a domain."""
 
 
-def open_domain(betons: BetonLike | Sequence[BetonLike]) -> Domain:
-    """Open a path, a `Beton`, or a list of them as one domain.
+def open_domain(betons: DomainLike) -> Domain:
+    """Open a path, a `Beton`, or a list of them as one domain; a `Domain` is one already.
 
     Raises:
         FileNotFoundError: A beton does not exist.
         BetonError: A beton is damaged.
         ValueError: The list is empty, or a set of shards is incomplete or does not fit together.
     """
+    if isinstance(betons, Domain):
+        return betons
     if isinstance(betons, (str, os.PathLike, Beton)):
         betons = [betons]
     opened = [b if isinstance(b, Beton) else Beton(b) for b in betons]

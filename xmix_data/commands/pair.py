@@ -119,7 +119,7 @@ def run(options: argparse.Namespace) -> Answer | None:
         backbone = load_backbone(options.model, options.weights)
         target, source = (
             class_centroids(
-                domain.betons,
+                domain,
                 backbone,
                 device=device,
                 batch_size=options.batch_size,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from xmix_data.batch import MixedBatch, PairedBatch
-from xmix_data.beton import BetonLike, open_domain
+from xmix_data.beton import DomainLike, open_domain
 from xmix_data.loader.base import Loader
 from xmix_data.normalise import IMAGENET_MEAN, IMAGENET_STD
 from xmix_data.pairing import Pairing, log_provenance
@@ -65,8 +65,8 @@ class XMixLoader(Loader[Any]):
 
     def __init__(
         self,
-        target: BetonLike | Sequence[BetonLike],
-        source: BetonLike | Sequence[BetonLike],
+        target: DomainLike,
+        source: DomainLike,
         pairing: Pairing | str | os.PathLike[str],
         *,
         batch_size: int,
@@ -164,7 +164,7 @@ class ImageLoader(Loader[tuple[torch.Tensor, torch.Tensor]]):
 
     def __init__(
         self,
-        beton: BetonLike | Sequence[BetonLike],
+        beton: DomainLike,
         *,
         batch_size: int,
         crop: Crop = CenterCrop(224),

@@ -5,19 +5,17 @@ Comes in: a phase, domains and a recipe. Goes out: loaders, and their batches wi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-from xmix_data.beton import BetonLike, Domain
+from xmix_data.beton import Domain
 from xmix_data.loader import ImageLoader, XMixLoader
 from xmix_data.methods import Phase
 from xmix_data.pairing import Pairing
 from xmix_data.plan import RandomCrop
 from xmix_data.training.recipe import Recipe
 
-__all__ = ["Betons", "phase_loaders", "without_end"]
-
-Betons = BetonLike | Sequence[BetonLike]
+__all__ = ["phase_loaders", "without_end"]
 
 
 def phase_loaders(
@@ -47,16 +45,16 @@ def phase_loaders(
     }
     loaders: list[ImageLoader | XMixLoader] = []
     if phase.batches == "target":
-        loaders.append(ImageLoader(target.betons, shuffle=True, **options))
+        loaders.append(ImageLoader(target, shuffle=True, **options))
     else:
         assert source is not None and pairing is not None
         if phase.batches == "auxiliary":
-            loaders.append(ImageLoader(source.betons, shuffle=True, pairing=pairing, **options))
+            loaders.append(ImageLoader(source, shuffle=True, pairing=pairing, **options))
         else:
             loaders.append(
                 XMixLoader(
-                    target.betons,
-                    source.betons,
+                    target,
+                    source,
                     pairing,
                     mix=phase.batches == "mixed",
                     alpha=recipe.alpha,
@@ -65,7 +63,7 @@ def phase_loaders(
                 )
             )
     if unlabelled is not None:
-        loaders.append(ImageLoader(unlabelled.betons, shuffle=True, **options))
+        loaders.append(ImageLoader(unlabelled, shuffle=True, **options))
     return loaders
 
 

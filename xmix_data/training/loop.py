@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from xmix_data.backbones import Backbone, as_backbone
-from xmix_data.beton import open_domain
+from xmix_data.beton import DomainLike, open_domain
 from xmix_data.files import whole_file
 from xmix_data.loader import ImageLoader
 from xmix_data.methods import Method, Phase, TransferNetwork, source_head, split_classifier
@@ -41,7 +41,7 @@ from xmix_data.training.checkpoint import (
     save_checkpoint,
 )
 from xmix_data.training.evaluation import evaluate, test_ids
-from xmix_data.training.feeds import Betons, phase_loaders, without_end
+from xmix_data.training.feeds import phase_loaders, without_end
 from xmix_data.training.metrics import MetricsLog, StepLoss, means_over_ranks, require_finite
 from xmix_data.training.recipe import Recipe, Result
 
@@ -54,12 +54,12 @@ _log = logging.getLogger("xmix_data")
 def fit(
     method: Method,
     backbone: str | nn.Module | Backbone,
-    target: Betons,
+    target: DomainLike,
     *,
-    source: Betons | None = None,
+    source: DomainLike | None = None,
     pairing: Pairing | str | Path | None = None,
-    test: Betons | None = None,
-    unlabelled: Betons | None = None,
+    test: DomainLike | None = None,
+    unlabelled: DomainLike | None = None,
     source_rows: Sequence[int] | None = None,
     recipe: Recipe | None = None,
     device: str | torch.device = "cpu",
@@ -127,11 +127,11 @@ class _Run:
         self,
         method: Method,
         backbone: Backbone,
-        target: Betons,
-        source: Betons | None,
+        target: DomainLike,
+        source: DomainLike | None,
         pairing: Pairing | str | Path | None,
-        test: Betons | None,
-        unlabelled: Betons | None,
+        test: DomainLike | None,
+        unlabelled: DomainLike | None,
         source_rows: Sequence[int] | None,
         recipe: Recipe,
         device: str | torch.device,
@@ -187,7 +187,7 @@ class _Run:
         if self.test is not None:
             self.test_ids = test_ids(self.test, self.target)
             crop = CenterCrop(recipe.crop)
-            self.tests = ImageLoader(self.test.betons, crop=crop, **common)
+            self.tests = ImageLoader(self.test, crop=crop, **common)
             stack.enter_context(self.tests)
         self.body, self.classifier = split_classifier(backbone.network, self._size())
         self.features = self._features()
