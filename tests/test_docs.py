@@ -422,41 +422,6 @@ def test_every_message_that_is_listed_is_one_of_the_program() -> None:
     assert not unknown, "the program does not say\n" + "\n".join(unknown)
 
 
-def raised() -> Iterator[tuple[str, str]]:
-    """Where an error is raised with a text that says what to do, and the text."""
-    for path, tree in sources():
-        for node in ast.walk(tree):
-            call = None
-            if isinstance(node, (ast.Raise, ast.Return)):
-                call = node.exc if isinstance(node, ast.Raise) else node.value
-                if not isinstance(call, ast.Call) or not re.search(
-                    r"Error|_fail", ast.unparse(call.func)
-                ):
-                    continue
-            elif isinstance(node, ast.Call) and ast.unparse(node.func) == "_log.warning":
-                call = node
-            if not isinstance(call, ast.Call):
-                continue
-            text = words(call.args[0]) if call.args else None
-            # A message says what to do behind a semicolon or colon; without, it is a reason that
-            # another message quotes.
-            # One without words of its own passes on what others say.
-            if not text or not re.search(r"\w", text):
-                continue
-            if re.search(r"[;:] ", text) or isinstance(node, ast.Call):
-                yield f"{path}:{node.lineno}", text
-
-
-def test_every_message_of_the_program_is_listed() -> None:
-    patterns = [pattern(message) for message in troubles()]
-    missing = [
-        f"{where}: {text}"
-        for where, text in raised()
-        if not any(re.search(known, text) for known in patterns)
-    ]
-    assert not missing, "docs/troubleshooting.md lacks\n" + "\n".join(missing)
-
-
 # Formats
 
 

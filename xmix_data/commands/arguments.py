@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import inspect
+import re
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-__all__ = ["add_betons", "add_json", "add_model", "add_overwrite", "check_output"]
+__all__ = [
+    "add_betons",
+    "add_fields",
+    "add_json",
+    "add_model",
+    "add_overwrite",
+    "check_output",
+]
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +53,41 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         metavar="default|none|FILE",
         help="downloaded, random, or a state dict (default: default)",
     )
+
+
+def add_fields(parser: argparse.ArgumentParser, options: type) -> None:
+    """An option for each field of a dataclass.
+
+    Name, type, choices and default are the field's; the help is its entry under ``Args:`` in the
+    docstring of the class.
+    """
+    kinds, helps = get_type_hints(options), _arguments_of(options)
+    for field in dataclasses.fields(options):
+        kind = kinds[field.name]
+        settings: dict[str, Any] = {"default": field.default, "help": helps.get(field.name)}
+        if kind is bool:
+            settings["action"] = argparse.BooleanOptionalAction
+        elif get_origin(kind) is Literal:
+            settings["choices"] = get_args(kind)
+        else:
+            settings["type"] = next(iter(get_args(kind)), kind)  # of "int | None" the int
+        if settings["help"] and field.default is not None:
+            shown = f"{field.default:.3g}" if kind is float else "%(default)s"
+            settings["help"] += f" (default: {shown})"
+        parser.add_argument(f"--{field.name.replace('_', '-')}", **settings)
+
+
+def _arguments_of(documented: type) -> dict[str, str]:
+    """Each entry under ``Args:`` of a docstring, in lower case and without its full stop."""
+    text = inspect.getdoc(documented) or ""
+    _, _, entries = text.partition("Args:\n")
+    entries, _, _ = entries.partition("\n\n")
+    found = re.findall(r"^    (\w[\w, ]*): (.*(?:\n     .*)*)", entries, re.MULTILINE)
+    helps: dict[str, str] = {}
+    for names, words in found:
+        words = " ".join(words.split()).rstrip(".").replace("%", "%%")
+        helps |= {name.strip(): words[0].lower() + words[1:] for name in names.split(",")}
+    return helps
 
 
 def add_overwrite(parser: argparse.ArgumentParser) -> None:

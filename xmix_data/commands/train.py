@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from xmix_data.commands.answer import Answer
-from xmix_data.commands.arguments import add_betons, add_json, add_model
+from xmix_data.commands.arguments import add_betons, add_fields, add_json, add_model
+from xmix_data.training.recipe import Recipe
 
 __all__ = ["EXAMPLES", "HELP", "add_arguments", "run"]
 
@@ -56,30 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="metrics, checkpoint, result; a run that was interrupted goes on",
     )
-    for name, kind, default, help in (
-        ("iterations", int, 9000, "steps"),
-        ("batch-size", int, 48, "images of a step, in each process"),
-        ("learning-rate", float, 0.01, "divided by 10 after two thirds of the steps"),
-        ("weight-decay", float, 1e-4, "of the optimiser"),
-        ("crop", int, 224, "side in pixels"),
-        ("alpha", float, 1.0, "of λ ~ Beta(alpha, beta)"),
-        ("beta", float, 1.0, "of λ ~ Beta(alpha, beta)"),
-        ("seed", int, 0, "of everything random"),
-        ("log-every", int, 50, "steps"),
-        ("save-every", int, 500, "steps"),
-        ("test-every", int, None, "steps (default: only at the end)"),
-    ):
-        text = help if default is None else f"{help} (default: {default})"
-        parser.add_argument(f"--{name}", type=kind, default=default, help=text)
-    parser.add_argument(
-        "--on-error",
-        choices=("raise", "replace"),
-        default="raise",
-        help="at a damaged image: stop, or take another of its class (default: raise)",
-    )
-    parser.add_argument("--no-flip", dest="flip", action="store_false", help="mirror no images")
-    parser.add_argument("--amp", action="store_true", help="forward passes in bfloat16")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the network")
+    add_fields(parser, Recipe)
     parser.add_argument("--tensorboard", action="store_true", help="write for TensorBoard as well")
     parser.add_argument("--device", default=None, help="default: cuda where there is one")
     parser.add_argument("--workers", type=int, metavar="N", help="decoding threads")
@@ -90,16 +68,10 @@ def run(options: argparse.Namespace) -> Answer | None:
     from xmix_data.backbones import load_backbone
     from xmix_data.methods import METHODS
     from xmix_data.ranks import default_device, job
-    from xmix_data.training import Recipe, fit
+    from xmix_data.training import fit
 
     method = _with_options(METHODS[options.method], options.set)
-    recipe = Recipe(
-        **{
-            f.name: getattr(options, f.name)
-            for f in dataclasses.fields(Recipe)
-            if hasattr(options, f.name)
-        }
-    )
+    recipe = Recipe(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Recipe)})
     with job() as (rank, local_rank):
         backbone = load_backbone(options.model, options.weights)
         result = fit(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-from xmix_data.methods import TransferNetwork
+if TYPE_CHECKING:  # the command line reads the fields, and is not to wait for torch
+    from xmix_data.methods import TransferNetwork
 
 __all__ = ["Recipe", "Result"]
 
@@ -14,37 +16,47 @@ __all__ = ["Recipe", "Result"]
 class Recipe:
     """How to train; the defaults are the paper's (XMixup, section 4.1; weight decay is ours).
 
+    Each field is an option of `xmix train`, which takes its help from here.
+
+    Args:
+        iterations: Steps of SGD, of each phase that does not set its own.
+        batch_size: Images of a step, in each process.
+        learning_rate: Of the first steps; the paper takes 0.001 for Stanford Dogs.
+        drop_at: Share of the iterations after which the learning rate is divided by 10.
+        momentum: Of SGD.
+        weight_decay: Of SGD; methods with a regulariser of their own leave it out.
+        crop: Side in pixels of random crops in training and centre crops in tests.
+        flip: Mirror half of the training images.
+        alpha, beta: λ ~ Beta(alpha, beta), for the methods that mix two domains.
+        amp: Compute forward passes in bfloat16.
+        compile: Compile the network with torch.compile.
+        on_error: At a damaged image, stop or take another of its class; in a test always stop.
+        seed: Of everything random.
+        log_every: Iterations from one line of metrics, and look at the loss, to the next.
+        save_every: Iterations from one checkpoint to the next.
+        test_every: Iterations from one test to the next; by default only at the end.
+
     Raises:
         ValueError: A number is impossible.
     """
 
     iterations: int = 9000
     batch_size: int = 48
-    """In each process."""
     learning_rate: float = 0.01
-    """The paper takes 0.001 for Stanford Dogs."""
     drop_at: float = 2 / 3
-    """Share of the iterations after which the learning rate is divided by 10."""
     momentum: float = 0.9
     weight_decay: float = 1e-4
     crop: int = 224
-    """Side in pixels of random crops in training and centre crops in tests."""
     flip: bool = True
     alpha: float = 1.0
     beta: float = 1.0
-    """λ ~ Beta(alpha, beta), for the methods that mix two domains."""
     amp: bool = False
-    """Forward passes in bfloat16."""
     compile: bool = False
-    on_error: str = "raise"
-    """``"replace"`` trains on in spite of some damaged images, see `XMixLoader`; a test never."""
+    on_error: Literal["raise", "replace"] = "raise"
     seed: int = 0
     log_every: int = 50
-    """Iterations from one line of metrics to the next; the loss is looked at as often."""
     save_every: int = 500
-    """Iterations from one checkpoint to the next."""
     test_every: int | None = None
-    """Iterations from one test to the next; default only at the end."""
 
     def __post_init__(self) -> None:
         for name in ("iterations", "batch_size", "crop", "log_every", "save_every", "test_every"):
