@@ -30,7 +30,7 @@ from xmix_data import (
     decode,
     write_beton,
 )
-from xmix_data.backends import PIXELS_A_THREAD, choose
+from xmix_data.backends import PIXELS_PER_THREAD, choose
 from xmix_data.backends.dali_pipeline import load
 from xmix_data.backends.device import Made
 from xmix_data.beton.layout import JPG
@@ -344,7 +344,7 @@ def test_dali_for_another_cuda_is_one_line(monkeypatch: pytest.MonkeyPatch) -> N
         ("cuda", 2 * 256**2, 1, None, ("dali", "are more than 100,000 a thread")),
         ("cuda", 2 * 500 * 375, 2, None, ("dali", "375,000 JPEG pixels a sample for 2 threads")),
         ("cuda", 500 * 375, 2, None, ("host", "187,500 JPEG pixels a sample for 2 threads")),
-        ("cuda", PIXELS_A_THREAD * 4, 4, None, ("host", "at most")),
+        ("cuda", PIXELS_PER_THREAD * 4, 4, None, ("host", "at most")),
         ("cuda", 2 * 256**2, 1, "no DALI", ("host", "more than 100,000 a thread, but no DALI")),
     ],
 )

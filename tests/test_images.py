@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from xmix_data import ImageError
-from xmix_data.images import MOST_CLASSES, ClassFolder, MapDataset, select, torchvision_dataset
+from xmix_data.images import MAX_CLASSES, ClassFolder, MapDataset, select, torchvision_dataset
 
 PIXELS = np.zeros((4, 4, 3), np.uint8)
 
@@ -324,7 +324,7 @@ def test_per_class_below_one_is_refused(count: int) -> None:
         (2, {"classes": ["a", "b"]}, "the 2 classes"),
         (-1, {"classes": ["a", "b"]}, "the 2 classes"),
         (-1, {}, "0 .. 1048575"),
-        (MOST_CLASSES, {}, "0 .. 1048575"),
+        (MAX_CLASSES, {}, "0 .. 1048575"),
     ],
 )
 def test_a_selection_never_drops_a_label_outside_the_classes(

@@ -19,7 +19,7 @@ from xmix_data.errors import MissingDependencyError
 
 __all__ = [
     "DAMAGED",
-    "MOST_PIXELS_A_BYTE",
+    "MAX_PIXELS_PER_BYTE",
     "OK",
     "WRONG_SIZE",
     "Decoder",
@@ -30,7 +30,7 @@ __all__ = [
 OK, DAMAGED, WRONG_SIZE = 0, 1, 2
 """Status of an image: decoded; not decodable without a warning; not of the size in the index."""
 
-MOST_PIXELS_A_BYTE = 1024
+MAX_PIXELS_PER_BYTE = 1024
 """Of a Huffman-coded stream: each block takes a bit at least, and there are eight in 32 x 32 pixels
 even with the sparsest sampling factors. A header that promises more asks for memory in vain."""
 _STRIP = 64
@@ -109,7 +109,7 @@ def jpeg_problem(data: bytes | npt.NDArray[np.uint8], height: int, width: int) -
     height, width, layout = int(height), int(width), np.empty(2, np.int64)
     window = (height, width, 1, 0, 0, width, layout.ctypes.data)
     status = functions.xmix_jpeg_open(handle, stream.ctypes.data, stream.size, *window)
-    if status == OK and height * width > MOST_PIXELS_A_BYTE * stream.size:
+    if status == OK and height * width > MAX_PIXELS_PER_BYTE * stream.size:
         return f"{width}x{height} pixels do not fit into {stream.size} bytes"
     rows = np.empty(min(height, _STRIP) * width * 3 if status == OK else 0, np.uint8)
     for top in range(0, height, _STRIP):

@@ -4,13 +4,13 @@
 it is what the others are held against. All follow one protocol and one plan.
 """
 
-from xmix_data.backends.choice import AUTO, BACKENDS, PIXELS_A_THREAD, choose, make_backend
+from xmix_data.backends.choice import AUTO, BACKENDS, PIXELS_PER_THREAD, choose, make_backend
 from xmix_data.backends.protocol import STREAM_STATS, Backend, ImageStream, Spec, replacement
 
 __all__ = [
     "AUTO",
     "BACKENDS",
-    "PIXELS_A_THREAD",
+    "PIXELS_PER_THREAD",
     "STREAM_STATS",
     "Backend",
     "ImageStream",

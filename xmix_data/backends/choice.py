@@ -17,7 +17,7 @@ from xmix_data.errors import MissingDependencyError
 if TYPE_CHECKING:
     from xmix_data.beton import Domain
 
-__all__ = ["AUTO", "BACKENDS", "PIXELS_A_THREAD", "choose", "make_backend"]
+__all__ = ["AUTO", "BACKENDS", "PIXELS_PER_THREAD", "choose", "make_backend"]
 
 
 _log = logging.getLogger("xmix_data")
@@ -31,7 +31,7 @@ EARLIER_NAMES = {"ffcv": "host", "torch": "reference"}
 AUTO = "auto"
 """The name that stands for what `choose` finds."""
 
-PIXELS_A_THREAD = 100_000
+PIXELS_PER_THREAD = 100_000
 """JPEG pixels of a sample, over the process's decoding threads, above which `choose` takes DALI.
 
 A core that decodes, crops and mixes 260 million stored pixels a second (docs/benchmarks.md) gives
@@ -57,9 +57,9 @@ def choose(
     if device != "cuda":
         return "host", "batches arrive on the CPU"
     share = f"{pixels:,.0f} JPEG pixels a sample for {threads} threads"
-    if pixels <= PIXELS_A_THREAD * threads:
-        return "host", f"{share} are at most {PIXELS_A_THREAD:,} a thread"
-    reason = f"{share} are more than {PIXELS_A_THREAD:,} a thread"
+    if pixels <= PIXELS_PER_THREAD * threads:
+        return "host", f"{share} are at most {PIXELS_PER_THREAD:,} a thread"
+    reason = f"{share} are more than {PIXELS_PER_THREAD:,} a thread"
     found = problem()
     return ("dali", reason) if found is None else ("host", f"{reason}, but {found}")
 

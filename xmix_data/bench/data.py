@@ -7,10 +7,10 @@ import numpy.typing as npt
 
 from xmix_data.beton import Beton
 
-__all__ = ["LEAST_IMAGES", "Photographs", "Repeated"]
+__all__ = ["MIN_IMAGES", "Photographs", "Repeated"]
 
 
-LEAST_IMAGES = 2000
+MIN_IMAGES = 2000
 """Of an epoch: starting and ending one should weigh as little as with a real target set."""
 
 

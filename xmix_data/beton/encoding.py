@@ -15,7 +15,7 @@ from xmix_data.jpeg import jpeg_problem
 __all__ = ["StoredImage", "encode_image"]
 
 
-_LARGEST_SIDE = {JPG: 65_500, RAW: 65_535}
+_MAX_SIDE = {JPG: 65_500, RAW: 65_535}
 """libjpeg's limit, and the limit of the beton's 16-bit sides."""
 _ORIENTATION = 0x0112
 """The EXIF tag."""
@@ -56,10 +56,10 @@ def encode_image(
     try:
         opened = _open(image)
         size = _stored_size(opened, image_size, crop)
-        if max(size) > _LARGEST_SIDE[mode]:
+        if max(size) > _MAX_SIDE[mode]:
             raise ImageError(
                 f"it would be stored as {size[0]}x{size[1]}, above the limit of "
-                f"{_LARGEST_SIDE[mode]} a side; use a square crop or a smaller image size"
+                f"{_MAX_SIDE[mode]} a side; use a square crop or a smaller image size"
             )
         if isinstance(image, bytes):
             kept = _keep(opened, image, size) if encoding == "keep" else None

@@ -20,10 +20,10 @@ __all__ = [
     "IMAGE_FIELD",
     "INT_FIELD",
     "JPG",
-    "LARGEST_PAGE",
+    "MAX_PAGE_SIZE",
+    "MIN_PAGE_SIZE",
     "RAW",
     "SAMPLE",
-    "SMALLEST_PAGE",
     "align",
     "content_hash",
 ]
@@ -57,8 +57,8 @@ FIELD_METADATA: Mapping[int, Any] = {
 }
 SAMPLE = np.dtype([("f0", _IMAGE), ("f1", "<i8")], align=True)
 
-SMALLEST_PAGE = 8 << 20
-LARGEST_PAGE = 1 << 31
+MIN_PAGE_SIZE = 8 << 20
+MAX_PAGE_SIZE = 1 << 31
 
 
 def align(position: int, size: int) -> int:

@@ -22,9 +22,9 @@ from xmix_data.beton.layout import (
     HEADER,
     IMAGE_FIELD,
     INT_FIELD,
-    LARGEST_PAGE,
+    MAX_PAGE_SIZE,
+    MIN_PAGE_SIZE,
     SAMPLE,
-    SMALLEST_PAGE,
     align,
     content_hash,
 )
@@ -45,7 +45,7 @@ class PageWriter:
         self._sizes = np.zeros(capacity, np.uint64)
         self._count = 0
         self._index_stop = HEADER.itemsize + 2 * FIELD.itemsize + self._samples.nbytes
-        self._start_pages(SMALLEST_PAGE)
+        self._start_pages(MIN_PAGE_SIZE)
 
     def _start_pages(self, page_size: int) -> None:
         self._page_size = page_size
@@ -88,7 +88,7 @@ class PageWriter:
     def _enlarge_pages(self, size: int) -> None:
         """Lay the samples out anew: a sample above the page size may come late in the stream."""
         page_size = 1 << (size - 1).bit_length()
-        if page_size > LARGEST_PAGE:
+        if page_size > MAX_PAGE_SIZE:
             raise ImageError(f"an image of {size} bytes fits into no page; store it smaller")
         pointers = self._samples["f0"]["data_ptr"]
         with tempfile.TemporaryFile(dir=self._folder) as earlier:

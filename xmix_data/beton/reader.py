@@ -24,19 +24,19 @@ from xmix_data.beton.layout import (
     IMAGE_FIELD,
     INT_FIELD,
     JPG,
+    MIN_PAGE_SIZE,
     RAW,
-    SMALLEST_PAGE,
     content_hash,
 )
 from xmix_data.beton.manifest import manifest_path, read_manifest
 from xmix_data.errors import BetonError
-from xmix_data.jpeg import MOST_PIXELS_A_BYTE, jpeg_problem
+from xmix_data.jpeg import MAX_PIXELS_PER_BYTE, jpeg_problem
 from xmix_data.progress import Progress
 
 __all__ = ["Beton"]
 
 
-_MOST_UNNAMED = 1 << 16
+_MAX_UNNAMED_CLASSES = 1 << 16
 """Classes without names that a beton has at most, or as many as samples: a label beyond is damage,
 and would ask for names and counts without end."""
 
@@ -151,7 +151,7 @@ class Beton:
             ("is raw but not H*W*3 bytes long", (self.modes == RAW) & (self.sizes != pixels)),
             (
                 "has more pixels than a JPEG of its bytes",
-                (self.modes == JPG) & (pixels // (3 * MOST_PIXELS_A_BYTE) > self.sizes),
+                (self.modes == JPG) & (pixels // (3 * MAX_PIXELS_PER_BYTE) > self.sizes),
             ),
         ):
             if wrong.any():
@@ -162,7 +162,7 @@ class Beton:
         if lowest < 0:
             raise self._fail(f"sample {int(np.argmin(self.labels))} has the label {lowest}")
         if self.manifest is None:
-            if highest >= max(_MOST_UNNAMED, self.num_samples):
+            if highest >= max(_MAX_UNNAMED_CLASSES, self.num_samples):
                 raise self._fail(f"sample {int(np.argmax(self.labels))} has the label {highest}")
             self.class_names = [str(label) for label in range(highest + 1)]
         else:
@@ -250,8 +250,8 @@ class Beton:
     def _data_digest(self) -> Any:
         digest = hashlib.sha256()
         start = int(self.pointers.min())
-        for offset in range(start, self._table_start, SMALLEST_PAGE):
-            stop = min(offset + SMALLEST_PAGE, self._table_start)
+        for offset in range(start, self._table_start, MIN_PAGE_SIZE):
+            stop = min(offset + MIN_PAGE_SIZE, self._table_start)
             digest.update(self._bytes[offset:stop].data)
         return digest
 

@@ -20,7 +20,7 @@ from xmix_data.images import ImageSource, label_problem
 __all__ = ["Encoder", "Failure", "encoded_samples", "named_worker_death"]
 
 
-_SAMPLES_A_TASK = 16
+_SAMPLES_PER_TASK = 16
 
 
 class Failure(NamedTuple):
@@ -72,8 +72,8 @@ def encoded_samples(
 
     loader: DataLoader[Any] = DataLoader(
         encoder,  # type: ignore[arg-type]
-        batch_size=_SAMPLES_A_TASK,
-        num_workers=min(num_workers, -(-len(encoder) // _SAMPLES_A_TASK)),
+        batch_size=_SAMPLES_PER_TASK,
+        num_workers=min(num_workers, -(-len(encoder) // _SAMPLES_PER_TASK)),
         collate_fn=_unchanged,
         prefetch_factor=4,
         worker_init_fn=_die_with_parent,

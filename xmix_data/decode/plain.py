@@ -12,7 +12,7 @@ import numpy as np
 from xmix_data.beton.layout import JPG
 from xmix_data.decode.llvm import bytes_at, kernel
 from xmix_data.decode.table import ADDRESS, BYTES, HEIGHT, MODE, WIDTH
-from xmix_data.jpeg import MOST_PIXELS_A_BYTE
+from xmix_data.jpeg import MAX_PIXELS_PER_BYTE
 
 __all__ = ["plain_jpegs"]
 
@@ -56,7 +56,7 @@ def _is_plain(data: Any, height: int, width: int) -> bool:
     size = len(data)
     if size < 4 or data[0] != 0xFF or data[1] != 0xD8 or data[size - 2] != 0xFF:
         return False
-    if data[size - 1] != 0xD9 or height * width > MOST_PIXELS_A_BYTE * size:
+    if data[size - 1] != 0xD9 or height * width > MAX_PIXELS_PER_BYTE * size:
         return False
     components, quantised, coded = 0, False, False
     at = 2

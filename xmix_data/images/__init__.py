@@ -16,11 +16,11 @@ from typing import Any
 
 from xmix_data.images.dataset import MapDataset, torchvision_dataset
 from xmix_data.images.files import ClassFolder, ImageFiles
-from xmix_data.images.source import MOST_CLASSES, ImageSource, label_problem
+from xmix_data.images.source import MAX_CLASSES, ImageSource, label_problem
 from xmix_data.images.subset import Subset, select
 
 __all__ = [
-    "MOST_CLASSES",
+    "MAX_CLASSES",
     "NAMED",
     "ClassFolder",
     "ImageFiles",

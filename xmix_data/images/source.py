@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["MOST_CLASSES", "ImageSource", "label_problem", "shorten"]
+__all__ = ["MAX_CLASSES", "ImageSource", "label_problem", "shorten"]
 
-MOST_CLASSES = 1 << 20
+MAX_CLASSES = 1 << 20
 """Labels from here on are mistakes or damage, where nothing names the classes."""
 
 
@@ -39,9 +39,9 @@ class ImageSource(Protocol):
 
 def label_problem(label: int, names: Sequence[str] | None) -> str | None:
     """What is wrong with a label, or ``None`` where it is one of the classes."""
-    if 0 <= label < (MOST_CLASSES if names is None else len(names)):
+    if 0 <= label < (MAX_CLASSES if names is None else len(names)):
         return None
-    classes = f"0 .. {MOST_CLASSES - 1}" if names is None else f"the {len(names)} classes"
+    classes = f"0 .. {MAX_CLASSES - 1}" if names is None else f"the {len(names)} classes"
     return f"label {label} is none of {classes}"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xmix_data.errors import ImageError
-from xmix_data.images.source import MOST_CLASSES, ImageSource, label_problem, shorten
+from xmix_data.images.source import MAX_CLASSES, ImageSource, label_problem, shorten
 
 __all__ = ["Subset", "select"]
 
@@ -89,7 +89,7 @@ def select(
         return source
     labels = source.labels()
     names = source.class_names
-    wrong = (labels < 0) | (labels >= (MOST_CLASSES if names is None else len(names)))
+    wrong = (labels < 0) | (labels >= (MAX_CLASSES if names is None else len(names)))
     if wrong.any():
         index = int(np.argmax(wrong))
         raise ImageError(

@@ -11,16 +11,16 @@ from collections.abc import Sequence
 from xmix_data.beton import Domain
 from xmix_data.errors import BetonError
 
-__all__ = ["FEW_REPLACED", "MOST_REPLACED", "Replacements"]
+__all__ = ["ALWAYS_REPLACED", "MAX_REPLACED_SHARE", "Replacements"]
 
 _log = logging.getLogger("xmix_data")
 
-MOST_REPLACED = 0.01
+MAX_REPLACED_SHARE = 0.01
 """Share of a process's images of an epoch that ``on_error="replace"`` replaces at most, in each
 domain."""
-FEW_REPLACED = 10
+ALWAYS_REPLACED = 10
 """So many are always replaced: of a few images a share says little."""
-_MOST_NAMED = 20
+_MAX_NAMED = 20
 """Damaged images that a loader names in the log; the rest it only counts."""
 
 
@@ -46,12 +46,12 @@ class Replacements:
         where = self._domains[domain].describe(index)
         if (domain, index) not in self._known:
             self._known.add((domain, index))
-            if len(self._known) <= _MOST_NAMED:
+            if len(self._known) <= _MAX_NAMED:
                 _log.warning("%s cannot be decoded; another of its class replaces it", where)
         self._counts[domain] += 1
-        if self._counts[domain] > max(FEW_REPLACED, MOST_REPLACED * self._images):
+        if self._counts[domain] > max(ALWAYS_REPLACED, MAX_REPLACED_SHARE * self._images):
             raise BetonError(
                 f"{where} and {self._counts[domain] - 1} images before it were damaged and "
-                f"replaced in this epoch, more than {MOST_REPLACED:.0%} of {self._images}; see "
-                "what is damaged with `xmix inspect --verify`, and convert again"
+                f"replaced in this epoch, more than {MAX_REPLACED_SHARE:.0%} of {self._images}; "
+                "see what is damaged with `xmix inspect --verify`, and convert again"
             )

@@ -19,7 +19,7 @@ __all__ = ["contact_sheet", "preview"]
 
 
 _MARGIN, _LINE, _BACKGROUND, _INK, _FAINT = 10, 17, "#ffffff", "#1b1f24", "#6a737d"
-_SMALLEST_CELL = 128
+_MIN_CELL = 128
 
 
 def preview(plan: EpochPlan, spec: Spec, n: int, *, replaces: bool) -> Image.Image:
@@ -69,7 +69,7 @@ def contact_sheet(
         rows.append((mixed, [f"lam = {value:.2f}" for value in lam]))
     titles = ("target", "source", "mixed")
     count, height, width = pixels[0].shape[:3]
-    zoom = max(1, -(-_SMALLEST_CELL // min(height, width)))
+    zoom = max(1, -(-_MIN_CELL // min(height, width)))
     cell_w, cell_h = width * zoom, height * zoom
     font = ImageFont.load_default(12)
     left = _MARGIN + max(int(font.getlength(title)) for title in titles) + _MARGIN

@@ -30,7 +30,7 @@ __all__ = ["GradMix"]
 
 _TARGET, _PSEUDO, _FIRST_DOMAIN = range(3)
 """Groups of images: the target, pseudo-labelled ones, the source's domain 0, and so on."""
-_MOST_DOMAINS = 256
+_MAX_DOMAINS = 256
 """Processes tell each other how many images of each domain they have; so many fit."""
 
 
@@ -240,11 +240,11 @@ def alignments(
 
 def _counts(groups: torch.Tensor, average: Average | None) -> dict[int, float]:
     """Group to its number of images, averaged over processes; without empty groups."""
-    counts = torch.bincount(groups, minlength=_FIRST_DOMAIN + _MOST_DOMAINS).float()
-    if len(counts) > _FIRST_DOMAIN + _MOST_DOMAINS:
+    counts = torch.bincount(groups, minlength=_FIRST_DOMAIN + _MAX_DOMAINS).float()
+    if len(counts) > _FIRST_DOMAIN + _MAX_DOMAINS:
         raise ValueError(
             f"the batch comes from source domain {len(counts) - 1 - _FIRST_DOMAIN}; GradMix takes "
-            f"{_MOST_DOMAINS} domains, 0 .. {_MOST_DOMAINS - 1}"
+            f"{_MAX_DOMAINS} domains, 0 .. {_MAX_DOMAINS - 1}"
         )
     if average is not None:
         average([counts])

@@ -33,7 +33,7 @@ from xmix_data.pairing.pairing import Pairing
 __all__ = ["check_options", "pair_classes", "pairs_table"]
 
 
-_MOST_PAIRS_ASSIGNED = 25_000_000
+_MAX_PAIRS_ASSIGNED = 25_000_000
 
 
 def pair_classes(
@@ -196,7 +196,7 @@ def _similarity(cosines: Cosines, firsts: Sequence[int], seed: int) -> Similarit
         {
             name: round(mean_of(choose), COSINE_DECIMALS)
             for name, choose in METHODS.items()
-            if name != "optimal" or cosines.size <= _MOST_PAIRS_ASSIGNED
+            if name != "optimal" or cosines.size <= _MAX_PAIRS_ASSIGNED
         },
     )
 

@@ -16,7 +16,7 @@ __all__ = ["MATRIX_DECIMALS", "PairedClass", "Similarity", "shown_classes"]
 
 _UNTRAINED = 0.9
 """A mean of all cosines above which the features hardly tell classes apart."""
-_MOST_SHOWN = 1000
+_MAX_SHOWN = 1000
 MATRIX_DECIMALS = 3
 """Of the cosines that are kept for looking at."""
 
@@ -57,4 +57,4 @@ class Similarity:
 
 def shown_classes(classes: int) -> npt.NDArray[np.int64]:
     """Positions of the target classes in `Similarity.matrix`: all, or 1,000 spread over them."""
-    return np.unique(np.linspace(0, classes - 1, min(classes, _MOST_SHOWN)).astype(np.int64))
+    return np.unique(np.linspace(0, classes - 1, min(classes, _MAX_SHOWN)).astype(np.int64))

@@ -33,7 +33,7 @@ def checked_seed(seed: int) -> int:
     return number
 
 
-_WORDS_A_COUNTER = 4
+_WORDS_PER_COUNTER = 4
 _ROW, _TARGET_CROP, _SOURCE_CROP, _PERMUTATION, _REPLACEMENT = range(5)
 """Streams: the last word of the counter."""
 
@@ -185,12 +185,12 @@ class EpochPlan:
 
     def _bits(self, stream: int, start: int, count: int, words: int) -> npt.NDArray[np.uint64]:
         """(count, words) uint64 of the positions from ``start`` on."""
-        counters = -(-words // _WORDS_A_COUNTER)
+        counters = -(-words // _WORDS_PER_COUNTER)
         counter = np.array([start * counters, 0, 0, stream], np.uint64)
         bits = np.random.Philox(key=self._key, counter=counter).random_raw(
-            count * counters * _WORDS_A_COUNTER
+            count * counters * _WORDS_PER_COUNTER
         )
-        return bits.reshape(count, counters * _WORDS_A_COUNTER)[:, :words]
+        return bits.reshape(count, counters * _WORDS_PER_COUNTER)[:, :words]
 
 
 def _beta_quantile(

@@ -18,7 +18,7 @@ from xmix_data.ranks import average_in_place, get_rank, get_world_size
 
 __all__ = ["MetricsLog", "StepLoss", "means_over_ranks", "require_finite"]
 
-_MOST_NAMED = 4
+_MAX_NAMED = 4
 """How many samples of a batch with a loss that is not finite are named."""
 
 
@@ -125,9 +125,9 @@ def require_finite(
         )
     found = f"the loss is {loss}" if which < len(losses) else "a weight is not finite"
     names = [] if rows is None else loader.describe(rows)
-    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
     raise XMixError(
-        f"{method}: {found} in step {step}, from {'; '.join(names[:_MOST_NAMED])}{more}; lower "
+        f"{method}: {found} in step {step}, from {'; '.join(names[:_MAX_NAMED])}{more}; lower "
         "the learning rate, or look at these images. The checkpoint, if there is one, holds what "
         "was before"
     )
