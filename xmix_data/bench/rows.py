@@ -29,7 +29,7 @@ from xmix_data.images import select
 from xmix_data.loader import ImageLoader, XMixLoader
 from xmix_data.normalise import IMAGENET_MEAN, IMAGENET_STD, scale_and_shift
 from xmix_data.pairing import PairedClass, Pairing
-from xmix_data.plan import Crop, RandomCrop
+from xmix_data.plan import Crop, RandomCrop, image_plan
 
 __all__ = ["TARGETS", "Bench", "consume"]
 
@@ -247,10 +247,15 @@ class Bench:
     def _tables(self, domain: Domain) -> list[decode.ImageTable]:
         """An epoch's batches, in a loader's order; crops of fixed size, as a copy is of one."""
         shape = self.crop.shape
-        loader = ImageLoader(
-            self.jpg, batch_size=self.batch_size, crop=RandomCrop(shape), shuffle=True
-        )
-        plan = loader._plan.epoch(0)
+        plan = image_plan(
+            domain,
+            crop=RandomCrop(shape),
+            flip=False,
+            shuffle=True,
+            classes=None,
+            pairing=None,
+            seed=0,
+        ).epoch(0)
         starts = range(0, len(plan) - self.batch_size + 1, self.batch_size)
         return [
             decode.image_table(

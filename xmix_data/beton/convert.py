@@ -85,7 +85,7 @@ def write_beton(
         if existing.exists() and not overwrite:
             raise FileExistsError(f"{existing}: exists; choose another name or overwrite it")
     source = open_images(dataset)
-    if isinstance(source, BetonImages) and path.exists() and path.samefile(source._beton.path):
+    if isinstance(source, BetonImages) and path.exists() and path.samefile(source.beton.path):
         raise ValueError(f"{path}: is the source itself; choose another name")
     if len(source) == 0:
         raise ValueError(f"{path}: the dataset has no samples; there is nothing to convert")

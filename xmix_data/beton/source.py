@@ -25,31 +25,31 @@ class BetonImages:
     """A beton as the source of another conversion."""
 
     def __init__(self, beton: Beton) -> None:
-        self._beton = beton
+        self.beton = beton
 
     @property
     def class_names(self) -> list[str]:
-        return self._beton.class_names
+        return self.beton.class_names
 
     @property
     def fingerprint(self) -> str:
-        return self._beton.fingerprint
+        return self.beton.fingerprint
 
     def __len__(self) -> int:
-        return self._beton.num_samples
+        return self.beton.num_samples
 
     def labels(self) -> npt.NDArray[np.int64]:
-        return np.array(self._beton.labels)
+        return np.array(self.beton.labels)
 
     def read(self, index: int) -> tuple[Any, int]:
-        beton, label = self._beton, int(self._beton.labels[index])
+        beton, label = self.beton, int(self.beton.labels[index])
         if beton.modes[index] == JPG:
             return beton.data(index).tobytes(), label
         shape = int(beton.heights[index]), int(beton.widths[index]), 3
         return np.array(beton.data(index)).reshape(shape), label
 
     def where(self, index: int) -> str:
-        return self._beton.describe(index)
+        return self.beton.describe(index)
 
 
 def open_images(dataset: Any) -> ImageSource:
