@@ -18,6 +18,7 @@ REQUIRES = [
     "numba>=0.61",  # the first with NumPy 2.1 and Python 3.13
     "scipy>=1.11",  # optimal assignment, quantiles of the Beta distribution
     "pillow>=10.2",  # scalable default font, and what conversion and its tests call
+    "jinja2>=3.1",  # the pages of `xmix report`; torch brings it anyway
     "tqdm>=4.60",  # progress on a terminal
     "ffcv>=1.0.2,<2",  # the beton format, version 2: its own loader reads what we write
     # One wheel that runs with a GPU and without (Linux x86-64 only); the CPU wheel elsewhere.
@@ -103,7 +104,7 @@ setup(
     packages=find_packages(include=["xmix_data", "xmix_data.*"]),
     package_data={
         "xmix_data": ["py.typed"],
-        "xmix_data.report": ["page.html"],
+        "xmix_data.report": ["templates/*"],
         "xmix_data.methods": ["imagenet_wnids.txt"],
     },
     ext_modules=[

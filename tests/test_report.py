@@ -6,9 +6,12 @@ import base64
 import html
 import io
 import json
+import os
 import re
 import shutil
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,14 +28,14 @@ from xmix_data import (
     Centroids,
     PairedClass,
     Pairing,
-    charts,
     pair_classes,
     write_beton,
 )
 from xmix_data.pairing import Draw, Similarity
 from xmix_data.plan import ImageSizes, SourcePool
+from xmix_data.report import charts, write_report
 from xmix_data.report import pictures as report_pictures
-from xmix_data.report import write_report
+from xmix_data.report.render import render
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 TARGETS = ("class 10", "class 2", HOSTILE, 'quoted "&" <b>bold</b>', "Ünïcode 犬", "a" * 90)
@@ -89,8 +92,12 @@ def pictures(part: str) -> list[np.ndarray]:
     ]
 
 
+def on_one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
 def section(text: str, name: str) -> str:
-    return re.findall(rf'<section id="{name}">.*?</section>', text, re.DOTALL)[0]
+    return re.findall(rf'<section id="{name}">.*?</section>', on_one_line(text))[0]
 
 
 def test_every_pair_has_its_row(made: Made) -> None:
@@ -150,6 +157,78 @@ def test_names_are_text_wherever_they_stand(made: Made) -> None:
     assert "<img src=x" not in text and "<b>bold" not in text
     assert text.count("</script>") == 2
     assert HOSTILE in json.loads(data_of(text))["targets"]
+
+
+class Parsed(HTMLParser):
+    """A page as a browser takes it apart: its structure, and what is said in each of its parts."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.structure: list[Any] = []
+        self.said: dict[str, str] = defaultdict(str)
+        self._part = "head"
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        given = dict(attributes)
+        self.structure.append((tag, *given))
+        if tag in ("header", "section", "script"):
+            self._part = given.get("id") or tag
+        self.said[self._part] += "".join(f"[{value}]" for value in given.values())
+
+    def handle_endtag(self, tag: str) -> None:
+        self.structure.append(f"/{tag}")
+
+    def handle_data(self, text: str) -> None:
+        self.said[self._part] += text
+
+
+def page_of(folder: Path, name: str, file: str) -> str:
+    """A page that shows the name wherever a page shows a user's text."""
+    folder.mkdir()
+    targets, sources = ([f"{kind} {k} {name}" for k in range(6)] for kind in ("target", "source"))
+    target = beton(folder / f"t{file}.beton", targets, [3] * 6)
+    source = beton(folder / f"s{file}.beton", sources, [3, 4, 5, 6, 7, 8])
+    other = beton(folder / os.fsdecode(b"\xff" + f"{file}.beton".encode()), sources, [2] * 6)
+    pairs = {
+        target: [PairedClass(s, (j - k) / 6, 0, domain=j % 2) for j, s in enumerate(sources)]
+        for k, target in enumerate(targets)
+    }
+    domains = [{"files": [f"{kind} {name}"], "fingerprints": [name]} for kind in ("a", "b")]
+    recorded = {"model": name, name: [name], "domains": domains}
+    options = {"method": f"random {name}", "rounds": name}
+    by_method = {f"random {name}": 0.1, "greedy": 0.2, "optimal": 0.3}
+    similarity = Similarity(0.95, 0.1, np.linspace(-1, 1, 36).reshape(6, 6), by_method)
+    pairing = Pairing(pairs, options, recorded, recorded, similarity)
+    path = write_report(pairing, target, [source, other], folder / "r.html")
+    return re.sub("sha256:[0-9a-f]{64}", "sha256", path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        HOSTILE,
+        '" onmouseover="alert(1)" x="',
+        "' autofocus onfocus='alert(1)' x='",
+        "</title></style></svg></p></li></td>--><b>bold</b><!--",
+        "{{ 7 * 7 }}{% raw %}{# &lt;&amp; #}",
+    ],
+)
+def test_a_hostile_name_is_inert_in_every_section(tmp_path: Path, hostile: str) -> None:
+    """The page differs from that of harmless names in these names only."""
+    in_files = hostile.replace("/", "")
+    harmless = Parsed(page_of(tmp_path / "harmless", "NAME", "FILE"))
+    found = Parsed(page_of(tmp_path / "hostile", hostile, in_files))
+    assert found.structure == harmless.structure
+    data = json.loads(found.said.pop("data").partition("]")[2].partition("]")[2])
+    assert data["targets"] == [f"target {k} {hostile}" for k in range(6)]
+    assert data["sources"] == [f"source 0 {hostile}"] * 6
+    for part in ("header", "pairs", "similarity", "matrix", "images", "mixed", "provenance"):
+        assert "NAME" in harmless.said[part], part
+    for part, said in found.said.items():
+        assert said == harmless.said[part].replace("NAME", hostile).replace("FILE", in_files)
+    assert f"?{in_files}.beton" in found.said["provenance"], "bytes that are no text"
 
 
 def data_of(text: str) -> str:
@@ -226,7 +305,7 @@ def test_a_hopeless_pairing_is_called_so(
 ) -> None:
     pairing = with_similarity(made, mean, std, **options)
     text = write_report(pairing, made.target, made.source, tmp_path / "r.html").read_text()
-    found = re.findall(r'<ul class="warnings">.*?</ul>', text)
+    found = re.findall(r'<ul class="warnings">.*?</ul>', on_one_line(text))
     assert bool(found) == (warning is not None)
     assert warning is None or warning in found[0]
     verdicts = re.findall(r'class="verdict (\w+)"', "".join(rows(text).values()))
@@ -241,7 +320,7 @@ def test_hopeless_means_more_than_half(made: Made, tmp_path: Path) -> None:
     for poor, hopeless in ((3, False), (4, True)):
         pairing = with_similarity(made, 0.0, (cosines[poor - 1] + cosines[poor]) / 2)
         path = write_report(pairing, made.target, made.source, tmp_path / f"{poor}.html")
-        assert (f"looks hopeless: {poor} of 6" in path.read_text()) == hopeless
+        assert (f"looks hopeless: {poor} of 6" in on_one_line(path.read_text())) == hopeless
 
 
 def test_charts_count_every_pair_and_image(made: Made) -> None:
@@ -257,6 +336,10 @@ def test_charts_count_every_pair_and_image(made: Made) -> None:
     assert {html.unescape(name): int(count) for name, count in bars} == expected
 
 
+def drawn(chart: charts.Chart) -> str:
+    return render("chart.html", chart=chart)
+
+
 def coordinates(svg: str) -> list[float]:
     """All numbers that place something, but for the widths and heights of bars."""
     drawn = re.findall(r' (?:points|x|y|d)="(.*?)"', svg)
@@ -269,7 +352,7 @@ def coordinates(svg: str) -> list[float]:
 )
 @settings(deadline=None, max_examples=100)
 def test_a_histogram_counts_anything(values: list[float], band: tuple[float, float] | None) -> None:
-    svg = charts.histogram(np.array(values), band)
+    svg = drawn(charts.histogram(np.array(values), band))
     assert sum(map(int, re.findall(r": (\d+)</title>", svg))) == len(values)
     assert all(-8.5 <= number <= 400 for number in coordinates(svg))
 
@@ -277,13 +360,13 @@ def test_a_histogram_counts_anything(values: list[float], band: tuple[float, flo
 @given(st.floats(1e-3, 1e6), st.floats(1e-3, 1e6))
 @settings(deadline=None, max_examples=60)
 def test_any_density_can_be_drawn(alpha: float, beta: float) -> None:
-    svg = charts.beta_density(alpha, beta, [0.1, 0.9])
+    svg = drawn(charts.beta_density(alpha, beta, [0.1, 0.9]))
     assert "nan" not in svg and all(-8.5 <= number <= 400 for number in coordinates(svg))
 
 
 def test_a_density_is_that_of_the_distribution() -> None:
     """Beta(2, 2): a parabola, 6 λ (1 - λ), which is 1.5 in the middle."""
-    (points,) = re.findall(r'points="(.*?)"', charts.beta_density(2, 2, []))
+    (points,) = re.findall(r'points="(.*?)"', drawn(charts.beta_density(2, 2, [])))
     x, y = np.array([list(map(float, point.split(","))) for point in points.split()]).T
     lam, height = (x - x[0]) / (x[-1] - x[0]), y.max() - y
     assert np.abs(height / height.max() - 4 * lam * (1 - lam)).max() < 0.01
@@ -314,9 +397,9 @@ def test_several_sources_and_parts_of_classes(made: Made, tmp_path: Path) -> Non
     sizes = ImageSizes(made.source.heights, made.source.widths)
     for k, name in enumerate(TARGETS):
         pool = SourcePool(made.source.labels, [[Draw(0, k, 1)]], sizes, seed=3)
-        drawn = made.source.data(int(pool.images[0])).reshape(40, 40, 3).astype(int)
-        shown = pictures(re.findall(r"<li>.*?</li>", found[name])[0])
-        assert len(shown) == 1 and np.abs(shown[0] - drawn).mean() < 6
+        stored = made.source.data(int(pool.images[0])).reshape(40, 40, 3).astype(int)
+        shown = pictures(re.findall(r"<li>.*?</li>", found[name], re.DOTALL)[0])
+        assert len(shown) == 1 and np.abs(shown[0] - stored).mean() < 6
     assert first.count("<details>") == 0 and found[TARGETS[5]].count("<details>") == 1
     assert "1 more source class<" in found[TARGETS[5]]
 
@@ -344,7 +427,7 @@ def test_a_beton_of_the_paired_classes_alone_will_do(made: Made, tmp_path: Path)
     path = write_report(pairing, made.target, part, tmp_path / "r.html")
     assert "computed on other source betons" in section(path.read_text(), "provenance")
     path = write_report(pairing, made.target, made.source, path, overwrite=True)
-    assert "computed on other" not in path.read_text()
+    assert "computed on other" not in on_one_line(path.read_text())
 
 
 @pytest.mark.parametrize(
@@ -549,6 +632,8 @@ def test_a_phone_shows_cards_without_scrolling_sideways(browser: Any, made: Made
         assert page.locator("body *").evaluate_all(beyond) == 0
         row = page.locator("#pairs tbody tr").first
         assert row.evaluate("row => getComputedStyle(row).display") == "block"
+        tops = "all => all.map(e => e.getBoundingClientRect().top)"
+        assert len(set(page.locator("th[data-key] button").evaluate_all(tops))) == 1
         page.locator("th[data-key=name] button").tap()
         assert [name for name in shown(page) if name[:5] == "class"] == ["class 2", "class 10"]
         page.get_by_label("Search classes").fill("class")

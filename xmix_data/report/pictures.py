@@ -1,4 +1,7 @@
-"""Pictures of a report: cut out of betons, sized so that the page stays small."""
+"""Pictures of a report: cut out of betons, sized so that the page stays small.
+
+Comes in: betons and the indices of images. Goes out: data URIs, which hold a picture's bytes.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +19,7 @@ from xmix_data.errors import BetonError
 from xmix_data.jpeg import jpeg_problem
 from xmix_data.report.rows import UNFOLDED, Row
 
-__all__ = ["PictureSize", "base64_text", "img_tag", "picture_of"]
+__all__ = ["PictureSize", "base64_text", "data_uri", "picture_of"]
 
 
 _PICTURE_BYTES = 11e6
@@ -27,7 +29,7 @@ _PICTURES = ((3, 96), (3, 72), (2, 72), (1, 72), (1, 48))
 
 
 def picture_of(domain: Domain, index: int, side: int) -> Image.Image:
-    """The centre square of an image, ``side`` pixels wide, RGB."""
+    """Cut the centre square out of an image: ``side`` pixels wide, RGB."""
     beton, local = domain.locate(index)
     data, _ = open_images(beton).read(local)
     if isinstance(data, bytes):
@@ -42,16 +44,15 @@ def picture_of(domain: Domain, index: int, side: int) -> Image.Image:
     return ImageOps.fit(data, (side, side), Image.Resampling.BILINEAR)
 
 
-def img_tag(image: Image.Image, alt: str) -> str:
-    """An image as an ``img`` element that holds its bytes."""
+def data_uri(image: Image.Image, kind: str = "JPEG") -> str:
+    """Encode an image, as ``"PNG"`` if every pixel counts."""
     stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=82, optimize=True)
-    uri = "data:image/jpeg;base64," + base64_text(stream.getvalue())
-    return f'<img loading="lazy" alt="{escape(alt)}" src="{uri}">'
+    image.save(stream, kind, quality=82, optimize=True)
+    return f"data:image/{kind.lower()};base64,{base64_text(stream.getvalue())}"
 
 
 def base64_text(data: bytes) -> str:
-    """Bytes as base64 text."""
+    """Turn bytes into base64 text."""
     return base64.b64encode(data).decode()
 
 
@@ -65,6 +66,7 @@ class PictureSize:
 
     @classmethod
     def that_fits(cls, rows: Sequence[Row]) -> PictureSize:
+        """Choose the best whose pictures have room on the page."""
         lengths = np.array([len(row.sources) for row in rows])
         most = int(lengths.max())
         choices = [cls(count, side, most) for count, side in _PICTURES]
@@ -77,15 +79,14 @@ class PictureSize:
                 return choice
         return cls(0, 0, 0)
 
-    def strip(self, domain: Domain, images: npt.NDArray[np.int64], name: str) -> str:
-        """Pictures spread over the images of a class."""
+    def pictures(self, domain: Domain, images: npt.NDArray[np.int64]) -> list[str]:
+        """Choose pictures spread over the images of a class."""
         count = min(self.count, len(images))
         if count == 0:
-            return ""
+            return []
         chosen = images[(2 * np.arange(count) + 1) * len(images) // (2 * count)]
-        tags = []
-        for number, index in enumerate(chosen.tolist(), 1):
+        found = []
+        for index in chosen.tolist():
             side = min(self.side, int(domain.heights[index]), int(domain.widths[index]))
-            picture = picture_of(domain, index, side)
-            tags.append(img_tag(picture, f"{name}, picture {number} of {count}"))
-        return f'<div class="pictures">{"".join(tags)}</div>'
+            found.append(data_uri(picture_of(domain, index, side)))
+        return found

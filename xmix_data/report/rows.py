@@ -1,4 +1,7 @@
-"""What a report tells of each target class: its images, its source classes, a verdict."""
+"""What a report tells of each target class: its images, its source classes, a verdict.
+
+Comes in: a pairing and the betons of its classes. Goes out: a `Row` for each target class.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +17,16 @@ from xmix_data.plan import ImageSizes, SourcePool
 
 __all__ = [
     "UNFOLDED",
-    "VERDICTS",
     "Row",
     "Source",
-    "counted",
     "file_list",
     "rows_of",
-    "share_of_optimum",
-    "verdict_counts",
     "verdict_of",
 ]
 
 
 UNFOLDED = 4
 """Source classes of a target class that show without a click."""
-
-VERDICTS = {"good": "clearly similar", "weak": "weak", "poor": "no better than arbitrary"}
 
 
 @dataclass(frozen=True)
@@ -41,6 +38,10 @@ class Source:
     """Sample indices that the target class draws."""
     file: str | None
     """Where it comes from, if there are several source domains."""
+
+    @property
+    def num_images(self) -> int:
+        return len(self.images)
 
 
 @dataclass(frozen=True)
@@ -54,16 +55,16 @@ class Row:
     @property
     def cosine(self) -> float:
         """Mean over the source images: each is drawn as often."""
-        total = sum(len(source.images) * source.paired.cosine for source in self.sources)
+        total = sum(source.num_images * source.paired.cosine for source in self.sources)
         return total / self.num_images
 
     @property
     def num_images(self) -> int:
-        return sum(len(source.images) for source in self.sources)
+        return sum(source.num_images for source in self.sources)
 
 
 def rows_of(pairing: Pairing, target: Domain, source: Domain) -> list[Row]:
-    """A row for each target class, in the pairing's order."""
+    """Find what each target class draws from, in the pairing's order."""
     draws = pairing.draws(target, source)
     classes = [Draw(label, None, 0) for label in range(len(target.class_names))]
     own = _drawn(target, classes, 0)
@@ -93,37 +94,22 @@ def rows_of(pairing: Pairing, target: Domain, source: Domain) -> list[Row]:
 
 
 def _drawn(domain: Domain, draws: Sequence[Draw], seed: int) -> list[npt.NDArray[np.int64]]:
-    """The sample indices of each draw, as a loader has them."""
+    """Find the sample indices of each draw, as a loader has them."""
     sizes = ImageSizes(domain.heights, domain.widths)
     pool = SourcePool(domain.labels, [[draw] for draw in draws], sizes, seed)
     return np.split(pool.images, np.cumsum(pool.counts)[:-1])
 
 
 def file_list(names: Sequence[str]) -> str:
-    """A list of files in a few words."""
+    """Name a list of files in a few words."""
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
-def share_of_optimum(similarity: Similarity | None, method: str) -> str | None:
-    """How much of the largest possible sum of cosines a method reaches."""
-    by_method = {} if similarity is None else similarity.by_method
-    if min(by_method.get(method, 0), by_method.get("optimal", 0)) <= 0:
-        return None
-    return f"{100 * by_method[method] / by_method['optimal']:.1f} %"
-
-
 def verdict_of(cosine: float, similarity: Similarity) -> str:
-    """Against all pairs of a target and a source class, in their standard deviations."""
+    """Judge a cosine by those of all pairs of a target and a source class.
+
+    Returns:
+        ``"good"``: two standard deviations above their mean; ``"weak"``: one; ``"poor"``: less.
+    """
     above = cosine - similarity.mean
     return "good" if above >= 2 * similarity.std else "weak" if above >= similarity.std else "poor"
-
-
-def verdict_counts(rows: Sequence[Row], similarity: Similarity) -> dict[str, int]:
-    """How many target classes draw from what is, on average, how similar."""
-    verdicts = [verdict_of(row.cosine, similarity) for row in rows]
-    return {verdict: verdicts.count(verdict) for verdict in VERDICTS}
-
-
-def counted(number: int, one: str, many: str | None = None) -> str:
-    """A number with its noun in the singular or plural."""
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
