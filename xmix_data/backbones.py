@@ -31,41 +31,48 @@ __all__ = [
 
 
 _WITHOUT_LINEAR = "squeezenet"
-"""Classifies by a convolution: what comes before it is no feature vector."""
+"""Prefix of models that classify by a convolution: what comes before it is no feature vector."""
 _TIMM = "timm:"
 _SIZE = 224
-"""Side in pixels of what most classifiers were trained on."""
+"""Side in pixels of the images that most classifiers were trained on."""
 _SIZES = {"inception_v3": 299}
 _OF_ONE_SIZE = "maxvit"
-"""Torchvision's models of this family, like its vision transformers, take one size only."""
+"""Prefix of torchvision's models that, like its vision transformers, take one size only."""
 
 
 @dataclass(frozen=True, eq=False)
 class Backbone:
-    """A network and the images it was trained on."""
+    """A network, and what the images look like that it was trained on."""
 
     network: nn.Module
+    """Module from images (B, 3, H, W) to logits or features."""
     name: str
+    """Name of the model, which a pairing's provenance keeps."""
     size: int = _SIZE
-    """Side in pixels of its test images."""
+    """Side in pixels of the test images."""
     one_size: bool = False
-    """Whether it takes no other size."""
+    """Whether the network takes images of no other size."""
     mean: tuple[float, ...] = IMAGENET_MEAN
+    """Mean of each channel, in 0..1 units."""
     std: tuple[float, ...] = IMAGENET_STD
-    """Of the channels, in 0..1 units."""
+    """Standard deviation of each channel, in 0..1 units."""
 
     @property
     def weights_hash(self) -> str:
-        """SHA-256 of parameters and buffers as they are now."""
+        """SHA-256 of the network's parameters and buffers as they are now."""
         return state_hash(self.network)
 
 
 def as_backbone(model: str | nn.Module | Backbone) -> Backbone:
-    """What a user may give: a name (with its default weights), a module, or a `Backbone`.
+    """Make a `Backbone` of what a user may give.
+
+    Args:
+        model: Name of a classifier, which is taken with its default weights; a module; or a
+            `Backbone`, which is returned as it is.
 
     Raises:
-        ValueError: No such model.
-        OSError: Its weights could not be downloaded.
+        ValueError: There is no such model.
+        OSError: The weights could not be downloaded.
     """
     if isinstance(model, str):
         return load_backbone(model, "default")
@@ -73,23 +80,23 @@ def as_backbone(model: str | nn.Module | Backbone) -> Backbone:
 
 
 class _Call(NamedTuple):
-    """A module's part in a forward pass."""
+    """Call of a module in a forward pass."""
 
     name: str
     module: nn.Module
     input: Any
     output: Any
     version: int | None
-    """Of the output then; a change in place, as by an activation, raises it."""
+    """Version of the output at that time; a change in place, as by an activation, raises it."""
 
     def made(self, result: Any) -> bool:
-        """Whether this call made what the network gave out, and nothing changed it afterwards."""
+        """Return whether this call made the network's result, and nothing changed it afterwards."""
         return self.output is result and self.version == getattr(result, "_version", None)
 
 
 @contextlib.contextmanager
 def _last_calls(network: nn.Module, *kinds: type[nn.Module]) -> Iterator[dict[type, _Call]]:
-    """By kind the last call of a module without children, in the forward pass of the block."""
+    """Record, by kind, the last call of a module without children in the block's forward pass."""
     calls: dict[type, _Call] = {}
 
     def note(kind: type, name: str) -> Any:
@@ -115,15 +122,15 @@ def _last_calls(network: nn.Module, *kinds: type[nn.Module]) -> Iterator[dict[ty
 
 @torch.no_grad()
 def penultimate_features(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Features that a classifier's last linear layer sees.
+    """Compute the features that a classifier's last linear layer sees.
 
     Args:
         model: A module in eval mode.
-        images: (B, 3, H, W).
+        images: (B, 3, H, W) normalised images.
 
     Returns:
-        (B, D): the input of the last linear layer where that layer makes the output; otherwise
-        the output itself, averaged over space where it is (B, D, h, w).
+        (B, D) features, the input of the last linear layer where that layer makes the output;
+            otherwise the output itself, averaged over space where it is (B, D, h, w).
 
     Raises:
         ValueError: The result is no vector per image.
@@ -154,12 +161,13 @@ def output_layer(network: nn.Module, size: int = _SIZE) -> tuple[str, nn.Module 
     is an activation.
 
     Args:
-        network: Images -> logits; its modes stay as they are.
+        network: Module from images to logits; its modes stay as they are.
         size: Side of the image in pixels, which the network must take.
 
     Returns:
-        Name and module: the `nn.Linear` whose output the network gives out unchanged, else the
-        `nn.Identity`, else the module without children that was called last.
+        Name and module of the layer. It is the `nn.Linear` whose output the network gives out
+            unchanged, else the `nn.Identity`, else the module without children that was called
+            last.
 
     Raises:
         ValueError: The network does not take the image.
@@ -186,11 +194,11 @@ def output_layer(network: nn.Module, size: int = _SIZE) -> tuple[str, nn.Module 
 
 
 def load_backbone(name: str, weights: str | os.PathLike[str]) -> Backbone:
-    """A classifier of torchvision or timm by name, in eval mode.
+    """Load a classifier of torchvision or timm by name, in eval mode.
 
     Args:
-        name: E.g. ``"resnet50"``, see `torchvision.models.list_models`; or ``"timm:NAME"``, see
-            `timm.list_models`.
+        name: Name of the model, e.g. ``"resnet50"``, see `torchvision.models.list_models`; or
+            ``"timm:NAME"``, see `timm.list_models`.
         weights: ``"default"`` (downloaded once), ``"none"`` (random, the same in every run), or
             a file with a state dict, read with ``weights_only=True``.
 
@@ -199,6 +207,13 @@ def load_backbone(name: str, weights: str | os.PathLike[str]) -> Backbone:
         FileNotFoundError: The weights file does not exist.
         MissingDependencyError: timm is not installed.
         OSError: The weights could not be downloaded.
+
+    Examples:
+        >>> backbone = load_backbone("resnet18", "none")
+        >>> backbone.size, backbone.one_size
+        (224, False)
+        >>> backbone.network(torch.zeros(1, 3, 224, 224)).shape
+        torch.Size([1, 1000])
     """
     load = _load_timm if name.startswith(_TIMM) else _load_torchvision
     try:
@@ -298,7 +313,7 @@ def _load_weights(network: nn.Module, path: Path, size: int) -> None:
 
 
 def _own_key(key: Any, head: str | None) -> str:
-    """A key of a wrapped network, or of one that `xmix train` made, in the network's own terms."""
+    """Translate a key of a wrapped network, or of one of `xmix train`, into the network's own."""
     text = str(key).removeprefix("module.").removeprefix("backbone.")
     return text.replace("target_head.", f"{head}.", 1) if text.startswith("target_head.") else text
 
@@ -315,7 +330,7 @@ def _resize_classifier(network: nn.Module, head: str, state: dict[str, Any]) -> 
 
 
 def state_hash(network: nn.Module) -> str:
-    """SHA-256 of a module's parameters and buffers, names included."""
+    """Compute the SHA-256 of a module's parameters and buffers, names included."""
     digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
         digest.update(name.encode())

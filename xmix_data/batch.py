@@ -13,19 +13,30 @@ class MixedBatch(NamedTuple):
     """Target images mixed with images of their paired source classes (XMixup, Eqs. 3 and 4).
 
     ``images[i] = lam[i] * target[i] + (1 - lam[i]) * source[i]`` after normalisation.
+
+    Examples:
+        >>> loader = XMixLoader(
+        ...     "target.beton", "source.beton", "pairing.json", batch_size=8, crop=RandomCrop(32)
+        ... )
+        >>> for name, tensor in next(iter(loader))._asdict().items():
+        ...     print(name, tensor.dtype, tuple(tensor.shape))
+        images torch.float32 (8, 3, 32, 32)
+        target_labels torch.int64 (8,)
+        source_labels torch.int64 (8,)
+        lam torch.float32 (8,)
     """
 
     images: torch.Tensor
-    """(B, 3, H, W) in the loader's dtype, channels_last."""
+    """(B, 3, H, W) mixed images in the loader's dtype, channels_last."""
     target_labels: torch.Tensor
-    """(B,) int64, in 0 .. num_target_classes - 1."""
+    """(B,) int64 class ids of the target images, in 0 .. num_target_classes - 1."""
     source_labels: torch.Tensor
-    """(B,) int64, in 0 .. num_source_classes - 1."""
+    """(B,) int64 class ids of the source images, in 0 .. num_source_classes - 1."""
     lam: torch.Tensor
-    """(B,) float32 in [0, 1]: the weight of the target image."""
+    """(B,) float32 in [0, 1]: weight λ of each target image."""
 
     def soft_labels(self, num_target: int, num_source: int) -> torch.Tensor:
-        """Labels of a joint head: ``lam`` on the target class, ``1 - lam`` on the source class.
+        """Return labels of a joint head: ``lam`` on the target, ``1 - lam`` on the source class.
 
         Args:
             num_target: n, the number of target classes.
@@ -36,6 +47,13 @@ class MixedBatch(NamedTuple):
 
         Raises:
             ValueError: A label lies outside its block.
+
+        Examples:
+            >>> images, lam = torch.zeros(2, 3, 32, 32), torch.tensor([0.75, 0.5])
+            >>> batch = MixedBatch(images, torch.tensor([0, 1]), torch.tensor([2, 0]), lam)
+            >>> batch.soft_labels(num_target=2, num_source=3)
+            tensor([[0.7500, 0.0000, 0.0000, 0.0000, 0.2500],
+                    [0.0000, 0.5000, 0.5000, 0.0000, 0.0000]])
         """
         for name, labels, limit in (
             ("target", self.target_labels, num_target),
@@ -53,17 +71,25 @@ class MixedBatch(NamedTuple):
 
 
 class PairedBatch(NamedTuple):
-    """Target images and images of their paired source classes, unmixed (Co-Train, GradMix)."""
+    """Target images and images of their paired source classes, unmixed (Co-Train, GradMix).
+
+    Examples:
+        >>> paths = "target.beton", "source.beton", "pairing.json"
+        >>> loader = XMixLoader(*paths, batch_size=8, crop=RandomCrop(32), mix=False)
+        >>> batch = next(iter(loader))
+        >>> batch.target_images.shape, batch.source_images.shape
+        (torch.Size([8, 3, 32, 32]), torch.Size([8, 3, 32, 32]))
+    """
 
     target_images: torch.Tensor
-    """(B, 3, H, W) in the loader's dtype, channels_last."""
+    """(B, 3, H, W) target images in the loader's dtype, channels_last."""
     source_images: torch.Tensor
-    """(B, 3, H, W) in the loader's dtype, channels_last."""
+    """(B, 3, H, W) source images in the loader's dtype, channels_last."""
     target_labels: torch.Tensor
-    """(B,) int64, in 0 .. num_target_classes - 1."""
+    """(B,) int64 class ids of the target images, in 0 .. num_target_classes - 1."""
     source_labels: torch.Tensor
-    """(B,) int64, in 0 .. num_source_classes - 1."""
+    """(B,) int64 class ids of the source images, in 0 .. num_source_classes - 1."""
     source_domains: torch.Tensor
-    """(B,) int64: which domain of the source list each source image comes from."""
+    """(B,) int64: domain, in the list of sources, that each source image comes from."""
     lam: torch.Tensor
-    """(B,) float32 in [0, 1]: the weight that XMixup would give the target image."""
+    """(B,) float32 in [0, 1]: weight λ that XMixup would give each target image."""

@@ -26,17 +26,20 @@ __all__ = ["main"]
 
 
 _ERROR, _INTERRUPTED, _UNREAD = 2, 130, 141
-"""Exit statuses; the last two are a shell's for what SIGINT and SIGPIPE ended."""
+"""Exit statuses of an error, of Ctrl-C, and of an output that nobody reads.
+
+The last two are those that a shell reports of a process that SIGINT or SIGPIPE ended.
+"""
 
 COMMANDS = (convert, pair, report, train, inspect, doctor, bench, demo)
-"""In the order of the help."""
+"""Modules of the commands, in the order in which the help lists them."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        arguments: Of the command line; default those of the process.
+        arguments: Arguments of the command line; default those of this process.
 
     Returns:
         The exit status: 0, 2 after an error, 130 after Ctrl-C, 141 where nobody reads the output.
@@ -53,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _flushed(status: int) -> int:
-    """The exit status, when all output has been written."""
+    """Write out all output, and return the exit status: an error's where that fails."""
     try:
         if sys.stdout is not None:  # it is None where the shell closed it
             sys.stdout.flush()
@@ -104,14 +107,17 @@ def _failed(error: Exception) -> int:
 
 
 def _nobody_reads() -> bool:
-    """Whether the reader of stdout has gone, as `head` does; other pipes break by mistake only."""
+    """Return whether the reader of stdout has gone, as `head` does.
+
+    No other pipe breaks without a fault.
+    """
     poll = select.poll()
     poll.register(1, 0)
     return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def _log_to_stderr() -> None:
-    """Show this library's messages, and no other library's."""
+    """Show the log messages of this library on stderr, and of no other library."""
     log = logging.getLogger("xmix_data")
     if not log.handlers:
         handler = logging.StreamHandler()
@@ -148,7 +154,7 @@ Exit status: 0 done, 2 an error, 130 Ctrl-C, 141 nobody reads the output."""
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """One line, as of every other error; a usage of twenty lines would hide it."""
+        """Print the error as one line, without the usage: its twenty lines would hide it."""
         text = printable(f"{self.prog}: {message}; see `{self.prog} --help`")
         self.exit(_ERROR, text + "\n")
 
@@ -179,7 +185,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 class _Version(argparse.Action):
-    """Look the version up only when it is asked for."""
+    """Action of ``--version``, which looks the version up only when it is asked for."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
         super().__init__(option_strings, dest, nargs=0, help="print the version and exit")

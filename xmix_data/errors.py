@@ -4,16 +4,16 @@ __all__ = ["BetonError", "ImageError", "MissingDependencyError", "XMixError"]
 
 
 class XMixError(Exception):
-    """Base of every exception that is xmix_data's own."""
+    """Base class of all exceptions that xmix_data defines."""
 
 
 class ImageError(XMixError, ValueError):
-    """An image of a conversion's source cannot be read; names the file or index."""
+    """Error about an image of a conversion's source that cannot be read; names file or index."""
 
 
 class BetonError(XMixError, ValueError):
-    """A beton or its manifest is damaged, unfinished or of another kind; names file and index."""
+    """Error about a damaged, unfinished or foreign beton or manifest; names file and index."""
 
 
 class MissingDependencyError(XMixError, ImportError):
-    """A package or system library is missing; names it and the command that installs it."""
+    """Error about a missing package or system library; names it and what installs it."""

@@ -36,10 +36,10 @@ __all__ = ["class_centroids"]
 _log = logging.getLogger("xmix_data")
 
 _VERSION = 1
-"""Of how features are computed: another one finds nothing in earlier caches."""
+"""Version of how features are computed; another one finds nothing in earlier caches."""
 _SECONDS_BETWEEN_SAVES = 30.0
 _SAVE_SHARE = 0.02
-"""Sums of many classes are large: saving them takes at most this share of the time."""
+"""Largest share of the time that goes into saving sums, which are large with many classes."""
 
 
 def class_centroids(
@@ -53,7 +53,9 @@ def class_centroids(
     cache: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> Centroids:
-    """Mean penultimate feature vector of each class (Eq. 1), unnormalised, in eval mode.
+    """Compute the mean penultimate feature vector of each class (Eq. 1), not normalised.
+
+    The model is in evaluation mode meanwhile.
 
     Under torch.distributed every process calls it and gets the centroids of all images.
 
@@ -82,6 +84,13 @@ def class_centroids(
         BetonError: The beton or one of its images is damaged.
         ValueError: No such model, its features are no vectors, or the cache is damaged.
         XMixError: Another process of the job ended, or has other images, weights or options.
+
+    Examples:
+        >>> pool = torch.nn.AdaptiveAvgPool2d(2)  # stands for a pre-trained model, e.g. "resnet50"
+        >>> model = torch.nn.Sequential(pool, torch.nn.Flatten(), torch.nn.Linear(12, 10))
+        >>> centroids = class_centroids("target.beton", model)
+        >>> centroids.values.shape, centroids.counts
+        ((4, 12), array([9, 7, 5, 6]))
     """
     backbone = as_backbone(model)
     domain = open_domain(beton)
@@ -132,7 +141,7 @@ def _folder(path: Path) -> Path | None:
 
 
 class _Extraction:
-    """The centroids of one domain: read, or summed up by all processes of the job."""
+    """Extraction of one domain's centroids: read, or summed up by all processes of the job."""
 
     def __init__(
         self,
@@ -187,6 +196,7 @@ class _Extraction:
             self._unfinished = folder / f"{stem}.{share}.unfinished.npz"
 
     def centroids(self) -> Centroids:
+        """Return the centroids, read from the cache or computed now."""
         with self._loader:
             made: Centroids | None
             key, made = from_first_process((self._key, self._read()))
@@ -209,11 +219,11 @@ class _Extraction:
         return made
 
     def _counts(self) -> npt.NDArray[np.int64]:
-        """(C,) images of each class."""
+        """Count the images of each class, (C,) int64."""
         return np.bincount(self._domain.labels, minlength=len(self._domain.class_names))
 
     def _read(self) -> Centroids | None:
-        """In the first process: what was computed before."""
+        """Read, in the first process, the centroids that were computed before, if there are any."""
         if self._finished is None or self._loader.rank > 0:
             return None
         try:
@@ -242,7 +252,7 @@ class _Extraction:
             self._unfinished.unlink()
 
     def _sum(self) -> CentroidSum:
-        """This process's share of the sums."""
+        """Sum up this process's share of the features."""
         total = CentroidSum(len(self._domain.class_names), self._device)
         loader, done = self._loader, 0
         if self._unfinished is not None:
@@ -280,7 +290,7 @@ class _Extraction:
         return total
 
     def _save(self, total: CentroidSum, done: int) -> float:
-        """Seconds that it took."""
+        """Save unfinished sums, and return the seconds that it took."""
         started = time.monotonic()
         if self._unfinished is not None:
             with _only_logged():
@@ -290,7 +300,10 @@ class _Extraction:
 
 @contextlib.contextmanager
 def _only_logged() -> Iterator[None]:
-    """A cache that cannot be written, or that another job is writing, costs no work."""
+    """Log, and do not raise, that the cache cannot be written or that another job is writing it.
+
+    So a cache that fails costs no work.
+    """
     try:
         yield
     except OSError as error:

@@ -28,18 +28,21 @@ __all__ = [
 ]
 
 OK, DAMAGED, WRONG_SIZE = 0, 1, 2
-"""Status of an image: decoded; not decodable without a warning; not of the size in the index."""
+"""Statuses of an image: decoded; not decodable without a warning; not of the size in the index."""
 
 MAX_PIXELS_PER_BYTE = 1024
-"""Of a Huffman-coded stream: each block takes a bit at least, and there are eight in 32 x 32 pixels
-even with the sparsest sampling factors. A header that promises more asks for memory in vain."""
+"""Most pixels that a byte of a Huffman-coded stream can hold.
+
+Each block takes at least one bit, and 32 x 32 pixels have at least eight blocks, even with the
+sparsest sampling factors. A header that promises more pixels asks for memory in vain.
+"""
 _STRIP = 64
-"""Rows that are checked at a time."""
+"""Number of rows that `jpeg_problem` decodes at a time."""
 
 
 @cache
 def library() -> ctypes.CDLL:
-    """The compiled functions.
+    """Load the compiled functions of ``_jpeg.c``.
 
     Raises:
         MissingDependencyError: They were not built, or libjpeg-turbo is missing.
@@ -86,7 +89,7 @@ class Decoder:
             self._free(self.handle)
 
     def message(self) -> str:
-        """What was wrong with the last image, in libjpeg's words."""
+        """Return what was wrong with the last image, in libjpeg's words."""
         return str(library().xmix_jpeg_message(self.handle).decode(errors="replace"))
 
 
@@ -94,12 +97,15 @@ _of_this_thread = threading.local()
 
 
 def jpeg_problem(data: bytes | npt.NDArray[np.uint8], height: int, width: int) -> str | None:
-    """What is wrong with a JPEG stream, or ``None`` where it decodes without a warning.
+    """Find what is wrong with a JPEG stream.
 
     Args:
         data: The stream.
-        height: The height it must have.
-        width: The width it must have.
+        height: Height in pixels that the image must have.
+        width: Width in pixels that the image must have.
+
+    Returns:
+        The problem in words, or ``None`` where the stream decodes without a warning.
     """
     stream = np.frombuffer(data, np.uint8)
     if not hasattr(_of_this_thread, "decoder"):

@@ -15,21 +15,21 @@ __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "scale_and_shift"]
 
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
-"""Per-channel mean in 0..1 units, that torchvision's weights were trained with."""
+"""Mean of each channel in 0..1 units, red first, that torchvision's weights were trained with."""
 IMAGENET_STD = (0.229, 0.224, 0.225)
-"""Per-channel standard deviation in 0..1 units."""
+"""Standard deviation of each channel in 0..1 units, red first, of the same images."""
 
 
 def scale_and_shift(
     mean: Sequence[float], std: Sequence[float]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """``(pixel / 255 - mean) / std`` as ``scale * pixel + shift``.
+    """Return scale and shift, such that ``scale * pixel + shift = (pixel / 255 - mean) / std``.
 
     Args:
-        mean, std: Three numbers in 0..1 units.
+        mean, std: Mean and standard deviation of each of the three channels, in 0..1 units.
 
     Returns:
-        scale (3,), shift (3,).
+        scale (3,) and shift (3,), float64.
     """
     std_3 = np.asarray(std, np.float64)
     return 1 / (255 * std_3), -np.asarray(mean, np.float64) / std_3

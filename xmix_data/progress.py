@@ -12,11 +12,11 @@ __all__ = ["Progress", "printable"]
 
 _SECONDS_BETWEEN_LINES = 10.0
 _COLUMNS = 80
-"""Of a terminal that does not say how wide it is."""
+"""Columns of a bar on a terminal that does not say how wide it is."""
 
 
 def printable(text: str) -> str:
-    """The text with escapes for what is no visible character.
+    """Replace what is no visible character in a text by escapes.
 
     Names come from files of other people: they must neither steer a terminal nor fail to print.
     """
@@ -26,7 +26,10 @@ def printable(text: str) -> str:
 
 
 def _says_its_width(terminal: TextIO) -> bool:
-    """Terminals of containers may be 0 columns wide, and then a bar would not be seen."""
+    """Return whether a terminal says how wide it is.
+
+    Terminals of containers may say 0 columns, and then a bar would not be seen.
+    """
     try:
         return os.get_terminal_size(terminal.fileno()).columns > 0
     except (OSError, ValueError):  # it only stands for a terminal
@@ -34,13 +37,13 @@ def _says_its_width(terminal: TextIO) -> bool:
 
 
 class Progress:
-    """Counts finished items of one long task on stderr.
+    """Progress of one long task on stderr: a bar on a terminal, plain lines elsewhere.
 
     Args:
         label: What is being done, e.g. ``"convert"``.
-        total: How many items there are.
-        unit: What they are.
-        done: How many were finished earlier.
+        total: Number of items.
+        unit: Name of the items, in the plural.
+        done: Number of items that were finished earlier.
         enabled: ``False`` prints nothing.
     """
 

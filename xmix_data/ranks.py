@@ -34,7 +34,7 @@ __all__ = [
 
 
 def find_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """A loader's rank and world size: those given, else the process group's, else one process.
+    """Find a loader's rank and world size: those given, else the process group's, else (0, 1).
 
     Raises:
         ValueError: Only one of them is given, or there is no such rank.
@@ -49,23 +49,30 @@ def find_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
 
 
 def in_a_job() -> bool:
-    """Whether this process belongs to a process group of torch.distributed."""
+    """Return whether this process belongs to a process group of torch.distributed."""
     return distributed.is_available() and distributed.is_initialized()
 
 
 def get_rank() -> int:
-    """This process's rank; 0 without a process group."""
+    """Return this process's rank; 0 without a process group."""
     return distributed.get_rank() if in_a_job() else 0
 
 
 def get_world_size() -> int:
-    """How many processes share the work; 1 without a process group."""
+    """Return the number of processes that share the work; 1 without a process group."""
     return distributed.get_world_size() if in_a_job() else 1
 
 
 @contextlib.contextmanager
 def job() -> Iterator[tuple[int, int]]:
-    """This process's rank in all, and on this machine; under torchrun the processes are joined."""
+    """Join the processes that torchrun started for the length of the block.
+
+    Yields:
+        This process's rank among all, and on this machine; (0, 0) for a process alone.
+
+    Raises:
+        ValueError: The environment names several processes, and no rank of this one.
+    """
     if os.environ.get("WORLD_SIZE", "1") == "1":
         yield 0, 0
         return
@@ -89,12 +96,16 @@ def job() -> Iterator[tuple[int, int]]:
 
 
 def default_device(local_rank: int) -> str:
-    """The GPU of a rank on this machine, where there is one, else the CPU."""
+    """Return the GPU of a rank on this machine, or the CPU where there is no GPU."""
     return f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
 
 
 def from_first_process(value: Any) -> Any:
-    """The value that the first process has; every process gives one."""
+    """Return the value that the first process passes; every process passes one.
+
+    Raises:
+        XMixError: Another process of the job has ended.
+    """
     if not in_a_job():
         return value
     values = [value]
@@ -104,7 +115,11 @@ def from_first_process(value: Any) -> Any:
 
 
 def sum_in_place(tensors: Sequence[torch.Tensor]) -> None:
-    """Sum tensors over all processes, in place."""
+    """Sum tensors over all processes, in place.
+
+    Raises:
+        XMixError: Another process of the job has ended.
+    """
     if not in_a_job():
         return
     for tensor in tensors:
@@ -125,13 +140,16 @@ def average_in_place(tensors: list[torch.Tensor]) -> None:
 
 
 def share_buffers(network: nn.Module) -> None:
-    """Give all processes the first one's buffers: averages of batch normalisation, for one."""
+    """Give all processes the buffers of the first, e.g. the averages of batch normalisation."""
     if get_world_size() > 1:
         _in_one_message(list(network.buffers()), lambda flat: distributed.broadcast(flat, 0))
 
 
 def _in_one_message(tensors: list[torch.Tensor], send: Callable[[torch.Tensor], Any]) -> None:
-    """Change tensors in place, those of a type together: a message costs more than its bytes."""
+    """Send all tensors of a dtype in one message, which costs more than its bytes.
+
+    What ``send`` makes of the message is copied back into the tensors.
+    """
     for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
         alike = [tensor for tensor in tensors if tensor.dtype == dtype]
         flat = torch.cat([tensor.reshape(-1) for tensor in alike])

@@ -23,16 +23,16 @@ __all__ = ["AUTO", "BACKENDS", "PIXELS_PER_THREAD", "choose", "make_backend"]
 _log = logging.getLogger("xmix_data")
 
 BACKENDS = {"host": "HostBackend", "dali": "DaliBackend", "reference": "ReferenceBackend"}
-"""Name of each backend, which is its module's, and its class."""
+"""Class of each backend, by the name of the backend, which is its module's too."""
 
 EARLIER_NAMES = {"ffcv": "host", "torch": "reference"}
-"""What backends were called before; accepted for good."""
+"""Present name of each backend, by the name that it had earlier, which is accepted for good."""
 
 AUTO = "auto"
-"""The name that stands for what `choose` finds."""
+"""Name that stands for the backend that `choose` finds."""
 
 PIXELS_PER_THREAD = 100_000
-"""JPEG pixels of a sample, over the process's decoding threads, above which `choose` takes DALI.
+"""JPEG pixels of a sample, for each of the process's decoding threads, above which DALI is chosen.
 
 A core that decodes, crops and mixes 260 million stored pixels a second (docs/benchmarks.md) gives
 a GPU 2,600 samples a second at this share, about what ResNet-50 in half precision asks of one. No
@@ -43,16 +43,17 @@ figure of a GPU stands behind that yet: it is set so that in doubt the host deco
 def choose(
     device: str, pixels: float, threads: int, problem: Callable[[], str | None]
 ) -> tuple[str, str]:
-    """Which backend ``"auto"`` is.
+    """Choose the backend that ``"auto"`` stands for.
 
     Args:
         device: Type of the device that batches arrive on.
         pixels: JPEG pixels of a sample, as stored, on average; of a pair those of both images.
-        threads: The process's decoding threads.
-        problem: Why DALI cannot be had, or ``None``; asked only where it would be chosen.
+        threads: Number of the process's decoding threads.
+        problem: Function that says why DALI cannot be had, or ``None``; called only where DALI
+            would be chosen.
 
     Returns:
-        Its name, and why, in words.
+        Name of the backend, and the reason in words.
     """
     if device != "cuda":
         return "host", "batches arrive on the CPU"
@@ -65,7 +66,7 @@ def choose(
 
 
 def _jpeg_pixels(domain: Domain) -> float:
-    """Of an image on average; raw images have none."""
+    """Compute the mean number of JPEG pixels of a domain's images; raw images have none."""
     return float((domain.heights.astype(float) * domain.widths * (domain.modes == JPG)).mean())
 
 
@@ -87,14 +88,14 @@ def _chosen(spec: Spec) -> str:
 
 
 def make_backend(name: str, spec: Spec) -> Backend:
-    """A backend by name.
+    """Make a backend by its name.
 
     Args:
-        name: Of `BACKENDS` or `EARLIER_NAMES`, or `AUTO`.
-        spec: What it needs to know.
+        name: A name of `BACKENDS` or `EARLIER_NAMES`, or `AUTO`.
+        spec: Options of the backend.
 
     Raises:
-        ValueError: No such backend.
+        ValueError: There is no such backend.
         MissingDependencyError: What it needs is not installed; says how to install it.
     """
     name = EARLIER_NAMES.get(name, name)

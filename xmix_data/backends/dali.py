@@ -32,12 +32,12 @@ _log = logging.getLogger("xmix_data")
 
 
 class DaliBackend(HostBackend):
-    """See the module; what the host does is `HostBackend`'s work."""
+    """Backend that has DALI decode the JPEGs; what the host does is `HostBackend`'s work."""
 
     def __init__(self, spec: Spec) -> None:
         self.dali = load(spec.device)
         self.refused = 0
-        """Batches that DALI could not decode."""
+        """Number of batches that DALI could not decode."""
         super().__init__(spec)
 
     def stream(self, rows: Iterator[PlanRows], replace: Replace | None = None) -> HostStream:
@@ -68,7 +68,7 @@ class DaliBackend(HostBackend):
         return max(1, count)  # one thread does all of it
 
     def shared_out(self, job: Job) -> SharedBatch:
-        """Decide who decodes what."""
+        """Decide which images of a batch DALI decodes."""
         items, jpegs, boxes = [], [], []
         for number, side in enumerate(job.sides):
             plain = np.zeros(len(job.rows), bool)
@@ -88,12 +88,12 @@ class DaliBackend(HostBackend):
         workspace: decode.Workspace,
         replace: Replace | None,
     ) -> None:
-        """The host's part of a batch, and what then goes to the device.
+        """Make the host's part of a batch, and send it to the device.
 
         Args:
-            batch: Of `shared_out`.
-            crops: (K, H, W, 3) uint8 of ``batch.jpegs``; ``None`` leaves all to the host.
-            workspace: The thread's.
+            batch: The batch, of `shared_out`.
+            crops: (K, H, W, 3) uint8 crops of ``batch.jpegs``; ``None`` leaves all to the host.
+            workspace: Buffers of the thread.
             replace: As in `stream`.
         """
         job, shape = batch.job, self.spec.crop.shape
@@ -115,7 +115,7 @@ class DaliBackend(HostBackend):
 
 
 def _run(queue: StripeQueue, backend: DaliBackend, replace: Replace | None) -> None:
-    """The thread."""
+    """Feed DALI and finish its batches until there are no more; run by the thread."""
     try:
         workspace, decoder = (
             backend.workspace(),

@@ -28,16 +28,16 @@ __all__ = ["BATCHES", "DaliDecoder", "SharedBatch", "load", "open_passes"]
 
 
 BATCHES = 2
-"""How many DALI works on at once: one on the host, one on the GPU."""
+"""Number of batches that DALI works on at once: one on the host, one on the GPU."""
 _CUDA = "13"
-"""What DALI is to be built for where torch knows no CUDA; on a CPU any will do."""
+"""CUDA version of DALI where torch knows none; on a CPU any will do."""
 
 
 def load(device: torch.device) -> Any:
-    """The module `nvidia.dali`.
+    """Import the module `nvidia.dali`.
 
     Raises:
-        MissingDependencyError: It is not installed, or for another CUDA than torch; says how to
+        MissingDependencyError: DALI is not installed, or for another CUDA than torch; says how to
             install the right one.
     """
     wanted = (torch.version.cuda or _CUDA).split(".")[0]
@@ -59,11 +59,12 @@ def load(device: torch.device) -> Any:
 
 
 open_passes: weakref.WeakSet[ImageStream] = weakref.WeakSet()
+"""Passes that use DALI, which are ended before DALI ends itself."""
 
 
 @cache
 def _take_care_of_ends(dali: Any) -> None:
-    """At exit DALI ends the pipelines that there are: let our passes end before.
+    """Have our passes end before DALI, at exit, ends the pipelines that there are.
 
     A forked child has none of their threads, and must not try.
     """
@@ -78,17 +79,18 @@ def _end_passes() -> None:
 
 @dataclass
 class SharedBatch:
-    """A batch, and which of its images DALI decodes."""
+    """A batch, and those K of its images that DALI decodes."""
 
     job: Job
+    """The batch."""
     items: list[npt.NDArray[np.int64]]
-    """Of each side."""
+    """Places in the batch of the images that DALI decodes, one array for each side."""
     jpegs: list[npt.NDArray[np.uint8]]
-    """(K,) their bytes, side after side: views of the mapped betons."""
+    """Streams of these K images, side after side: views of the mapped betons."""
     boxes: npt.NDArray[np.int32]
-    """(K, 4)"""
+    """(K, 4) int32 boxes of these images: top, left, height, width."""
     bytes_read: int
-    """Stored bytes of all images, DALI's or not."""
+    """Number of stored bytes of all images, whoever decodes them."""
 
 
 class DaliDecoder:
@@ -97,9 +99,9 @@ class DaliDecoder:
     It belongs to one thread.
 
     Args:
-        spec: What the backend is to make.
-        dali: The module, of `load`.
-        refused: Hears why DALI could not decode a batch.
+        spec: Options of the backend.
+        dali: The module that `load` returned.
+        refused: Function that is told why DALI could not decode a batch.
     """
 
     def __init__(self, spec: Spec, dali: Any, refused: Callable[[Exception], None]) -> None:
@@ -109,10 +111,10 @@ class DaliDecoder:
         self._inside: deque[SharedBatch] = deque()
         self._error: Exception | None = None
         self.faults = getrusage(RUSAGE_THREAD).ru_majflt
-        """How often the thread had waited for the disk when the last batch came out."""
+        """Number of times that the thread had waited for the disk when the last batch came out."""
 
     def __len__(self) -> int:
-        """Batches inside."""
+        """Return the number of batches that have not come out yet."""
         return len(self._inside)
 
     def begin(self, batch: SharedBatch) -> None:
@@ -123,7 +125,12 @@ class DaliDecoder:
         self._feed(batch)
 
     def finish(self) -> tuple[SharedBatch, torch.Tensor | None]:
-        """The oldest batch, with its crops (K, H, W, 3) uint8 unless the host has to make them."""
+        """Wait for the oldest batch.
+
+        Returns:
+            The batch, and its crops (K, H, W, 3) uint8, or ``None`` where the host has to make
+                them.
+        """
         batch = self._inside.popleft()
         if not batch.jpegs:
             return batch, None

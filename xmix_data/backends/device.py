@@ -27,11 +27,11 @@ class Made(NamedTuple):
     """Crops of one side of a batch that the device made itself."""
 
     crops: torch.Tensor
-    """(K, H, W, 3) uint8"""
+    """(K, H, W, 3) uint8 crops on the device."""
     items: npt.NDArray[np.int64]
-    """(M,) images of the batch, ascending: those to be taken from here, not from the host."""
+    """(M,) images of the batch, ascending, that are taken from here and not from the host."""
     places: npt.NDArray[np.int64]
-    """(M,) where in ``crops`` they are."""
+    """(M,) places of these images in ``crops``."""
 
     def put_together(self, host_crops: torch.Tensor, out: torch.Tensor) -> None:
         """Fill ``out`` (B, H, W, 3) with these crops and the host's (B, H, W, 3) for the rest."""
@@ -46,7 +46,14 @@ class Made(NamedTuple):
 
 
 class Slot:
-    """Room for one batch on its way: the same buffers on the host, pinned, and on the device."""
+    """Room for one batch on its way: the same buffers on the host, pinned, and on the device.
+
+    Args:
+        count: Number of images (pairs).
+        shape: Height and width of the crops.
+        sides: Number of domains, 1 or 2.
+        device: The CUDA device.
+    """
 
     def __init__(
         self, count: int, shape: tuple[int, int], sides: int, device: torch.device
@@ -58,15 +65,15 @@ class Slot:
         self.host_numbers = torch.empty((3, count), dtype=torch.float32, pin_memory=True)
         self.numbers = torch.empty((3, count), dtype=torch.float32, device=device)
         self.copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-        """The host's buffers have been read, the device's are full."""
+        """Event after which the host's buffers have been read, and the device's are full."""
         self.released = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        """The device's buffers have been read."""
+        """Event after which the device's buffers have been read."""
         self.made: Sequence[Made] = ()
-        """Kept until ``copied``."""
+        """Crops that the device made, kept until ``copied``."""
 
 
 class DeviceStage:
-    """The slots of a loader on a GPU; used again and again, over passes."""
+    """Slots of a loader on a GPU, which are used again and again, over passes."""
 
     def __init__(self, spec: Spec) -> None:
         self._spec = spec
@@ -82,7 +89,7 @@ class DeviceStage:
         self._shift = torch.from_numpy(shift).float().to(spec.device)
 
     def free_slot(self, count: int) -> Slot:
-        """A slot for ``count`` images; its host buffers are free once ``copied`` has happened."""
+        """Return a slot for ``count`` images, whose host buffers are free once it is ``copied``."""
         with self._lock:
             slot = self._free.popleft() if self._free else None
         if slot is not None and slot.host_crops.shape[1] >= count:
@@ -108,9 +115,9 @@ class DeviceStage:
         """Send a slot's filled crops on their way; called by the thread that finished them.
 
         Args:
-            slot: Its host buffers hold what the host made.
-            rows: The batch.
-            made: For each side what the device made, of which nothing needs to be sent.
+            slot: Slot whose host buffers hold what the host made.
+            rows: Rows of the batch.
+            made: For each side the crops that the device made, which need not be sent.
         """
         count = len(rows)
         slot.made = made
@@ -130,7 +137,7 @@ class DeviceStage:
             slot.copied.record(self._stream)
 
     def deliver(self, slot: Slot, count: int) -> tuple[torch.Tensor, ...]:
-        """(mixed,), (target,) or (target, source), made on the caller's current stream."""
+        """Make (mixed,), (target,) or (target, source) on the caller's current stream."""
         with torch.cuda.device(self._spec.device):  # Triton launches on the current one
             consumer = torch.cuda.current_stream()
             consumer.wait_event(slot.copied)

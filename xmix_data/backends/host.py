@@ -39,9 +39,9 @@ __all__ = ["HostBackend", "HostStream"]
 _log = logging.getLogger("xmix_data")
 
 _STRIPE = 8
-"""The most images (pairs) that a thread takes at a time: a millisecond or two of work."""
+"""Most images (pairs) that a thread takes at a time: a millisecond or two of work."""
 _STRIPE_OF_RAW = 32
-"""The same where nothing is decoded."""
+"""Most images (pairs) that a thread takes at a time where nothing is decoded."""
 
 _SLOW_COMPILATION_S = 1.0
 _KINDS = {
@@ -50,11 +50,11 @@ _KINDS = {
     torch.bfloat16: decode.BFLOAT16,
 }
 _STORED_AS: dict[torch.dtype, npt.DTypeLike] = {torch.float32: np.float32, torch.uint8: np.uint8}
-"""NumPy's type of the memory of a batch; 16-bit floats are bits to it."""
+"""NumPy's type for the memory of a batch; to NumPy 16-bit floats are bits."""
 
 
 class HostBackend:
-    """See the module; buffers that outlive a pass live here, threads live with their stream."""
+    """Backend of compiled kernels; it keeps the buffers over passes, and a pass its threads."""
 
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
@@ -72,7 +72,7 @@ class HostBackend:
         return HostStream(self, rows, replace)
 
     def threads(self, queue: StripeQueue, replace: Replace | None) -> list[threading.Thread]:
-        """What makes the batches of a pass."""
+        """Return the threads, not started, that make the batches of a pass."""
         return [
             threading.Thread(
                 target=_run, args=(queue, self, replace), name=f"xmix-decode-{i}", daemon=True
@@ -81,7 +81,7 @@ class HostBackend:
         ]
 
     def workspace(self) -> decode.Workspace:
-        """Buffers for one thread."""
+        """Make the buffers of one thread."""
         pixels = [d.heights.astype(np.int64) * d.widths for d in self.domains]
         return decode.Workspace(
             max(int(p.max(initial=0)) for p in pixels),
@@ -104,14 +104,14 @@ class HostBackend:
             read_ahead(*np.zeros((2, 0), np.uint64))
 
     def _empty(self, count: int) -> torch.Tensor:
-        """Host memory for the images of a batch on the CPU."""
+        """Return host memory for the images of a batch."""
         dtype = torch.uint8 if self.device_stage else self.spec.dtype
         shape = (count, *self.spec.crop.shape, 3)
         memory = self._memory.array(shape, _STORED_AS.get(dtype, np.uint16))
         return torch.from_numpy(memory).view(dtype)
 
     def open(self, rows: PlanRows) -> Job:
-        """Reserve what the batch needs."""
+        """Reserve the memory that a batch needs, and describe its images to the kernels."""
         if self.device_stage is None:
             outs = [self._empty(len(rows)) for _ in range(self._outs_needed)]
             return self._job(rows, outs, None)
@@ -124,7 +124,7 @@ class HostBackend:
         return Job(rows, sides, outs, slot, stripe, -(-len(rows) // stripe), done=False)
 
     def _stripe(self, count: int) -> int:
-        """How many images of a batch of ``count`` a thread takes at a time."""
+        """Return how many images of a batch of ``count`` a thread takes at a time."""
         # Twice as many stripes in the open batches as there are threads, so that all have work.
         share = self.spec.prefetch * count // (2 * self.spec.num_workers)
         return max(1, min(self._largest_stripe, share))
@@ -194,12 +194,12 @@ class HostBackend:
                 )
 
     def finish(self, job: Job) -> None:
-        """All images of a batch are made: on a GPU, begin to copy them."""
+        """Begin to copy a batch, whose images are all made, to the GPU, if there is one."""
         if self.device_stage is not None and job.slot is not None:
             self.device_stage.copy(job.slot, job.rows)
 
     def deliver(self, job: Job) -> tuple[torch.Tensor, ...]:
-        """The finished batch's images (B, 3, H, W) on the device, owned by the caller."""
+        """Return the finished batch's images (B, 3, H, W) on the device, owned by the caller."""
         if self.device_stage is None or job.slot is None:
             return tuple(out.permute(0, 3, 1, 2) for out in job.outs)
         return self.device_stage.deliver(job.slot, len(job.rows))
@@ -207,7 +207,7 @@ class HostBackend:
 
 @contextmanager
 def _said_if_slow() -> Iterator[None]:
-    """One line for who waits for the compiler and wonders."""
+    """Log one line if the block takes long, for those who wait for the compiler and wonder."""
     line = "compiling the decoding kernels for this machine, once; it takes about ten seconds"
     timer = threading.Timer(_SLOW_COMPILATION_S, _log.warning, [line])
     timer.daemon = True
@@ -219,7 +219,7 @@ def _said_if_slow() -> Iterator[None]:
 
 
 def _run(queue: StripeQueue, backend: HostBackend, replace: Replace | None) -> None:
-    """A decoding thread."""
+    """Make stripes of batches until there are no more; run by each decoding thread."""
     try:
         workspace = backend.workspace()
     except BaseException as caught:
@@ -277,7 +277,7 @@ def _end(
 
 
 class HostStream:
-    """One pass: its threads end with it, at the latest when it is garbage or the process exits."""
+    """Pass whose threads end with it, at the latest when it is garbage or the process exits."""
 
     def __init__(
         self, backend: HostBackend, rows: Iterator[PlanRows], replace: Replace | None

@@ -26,14 +26,14 @@ class MemoryPool:
     by nobody, and a batch that the caller keeps is never touched.
 
     Args:
-        kept: How many pieces of memory wait here to be used again, at most.
+        kept: Most pieces of memory that wait here to be used again.
     """
 
     def __init__(self, kept: int) -> None:
         self._free: deque[npt.NDArray[np.uint8]] = deque(maxlen=kept)
 
     def array(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """An array with arbitrary content, at the start of a cache line."""
+        """Return an array with arbitrary content, at the start of a cache line."""
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         memory = self._take(size + _CACHE_LINE)
         start = -memory.ctypes.data % _CACHE_LINE
@@ -44,7 +44,7 @@ class MemoryPool:
         return array
 
     def _take(self, size: int) -> npt.NDArray[np.uint8]:
-        """Memory of that size; what is of another size, the tail of an epoch say, is let go."""
+        """Return memory of that size; let go what is of another, the tail of an epoch say."""
         while self._free:
             memory = self._free.pop()  # what was used last is the likeliest to be in a cache
             if memory.nbytes == size:

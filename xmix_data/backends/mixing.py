@@ -22,13 +22,14 @@ _log = logging.getLogger("xmix_data")
 
 @cache
 def device_stage(device: torch.device) -> tuple[Any, str | None]:
-    """What mixes on a device: a module with ``mix`` and ``normalise``, and why it is not Triton's.
+    """Find what mixes on a device: a module with ``mix`` and ``normalise``.
 
     Args:
         device: A CUDA device.
 
     Returns:
-        `xmix_data.mixing_triton` and ``None``, or this module and one line.
+        `xmix_data.backends.mixing_triton` and ``None``, or this module and, in one line, why
+            Triton's kernel cannot run.
     """
     try:
         from xmix_data.backends import mixing_triton
@@ -65,13 +66,13 @@ def normalise(
     """Mirror and normalise crops.
 
     Args:
-        crops: (B, H, W, 3) uint8.
-        flips: (B,), true or not 0 where an image is mirrored.
-        scale, shift: (3,) float32.
-        dtype: Of the result; for ``torch.uint8`` give scale 1 and shift 0.
+        crops: (B, H, W, 3) uint8 crops.
+        flips: (B,) true, or not 0, where an image is mirrored.
+        scale, shift: (3,) float32, one a channel.
+        dtype: Type of the result; for ``torch.uint8`` give scale 1 and shift 0.
 
     Returns:
-        (B, 3, H, W), channels_last.
+        (B, 3, H, W) images in ``dtype``, channels_last.
     """
     images = torch.addcmul(shift, _mirrored(crops, flips).float(), scale)
     return images.to(dtype).permute(0, 3, 1, 2)
@@ -90,14 +91,14 @@ def mix(
     """Mirror, normalise and mix pairs of crops (Eq. 4).
 
     Args:
-        target, source: (B, H, W, 3) uint8.
-        target_flips, source_flips: (B,), true or not 0 where an image is mirrored.
+        target, source: (B, H, W, 3) uint8 crops.
+        target_flips, source_flips: (B,) true, or not 0, where an image is mirrored.
         lam: (B,) float32, the weight of the target image.
-        scale, shift: (3,) float32.
-        dtype: Of the result, floating point.
+        scale, shift: (3,) float32, one a channel.
+        dtype: Type of the result, floating point.
 
     Returns:
-        (B, 3, H, W), channels_last.
+        (B, 3, H, W) mixed images in ``dtype``, channels_last.
     """
     weight = lam[:, None, None, None]
     mixed = (weight * scale) * _mirrored(target, target_flips).float()

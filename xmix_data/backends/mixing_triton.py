@@ -17,12 +17,12 @@ __all__ = ["mix", "normalise"]
 
 
 _BLOCK = 1024
-"""Numbers that one program makes."""
+"""Number of results that one program of the kernel makes."""
 
 
 @triton.jit
 def _pixels(crops, flips, image, offsets, width, length, mask):  # type: ignore[no-untyped-def]
-    """Numbers of one image, each read from where it lies in the crop, mirrored or not."""
+    """Read numbers of one image, each from where it lies in the crop, mirrored or not."""
     row_bytes = 3 * width
     x = offsets % row_bytes
     # Pixels change places from left to right, channels within a pixel do not.
@@ -85,7 +85,10 @@ def mix(
     shift: torch.Tensor,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """As `xmix_data.mixing.mix`; all tensors contiguous and on one device."""
+    """Mirror, normalise and mix pairs of crops, as `xmix_data.backends.mixing.mix` does.
+
+    All tensors are contiguous and on one device.
+    """
     return _launch(_mix, (target, source, target_flips, source_flips, lam, scale, shift), dtype)
 
 
@@ -96,9 +99,9 @@ def normalise(
     shift: torch.Tensor,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """As `xmix_data.mixing.normalise`; all tensors contiguous and on one device.
+    """Mirror and normalise crops, as `xmix_data.backends.mixing.normalise` does.
 
-    For ``torch.uint8`` give scale 1 and shift 0.
+    All tensors are contiguous and on one device. For ``torch.uint8`` give scale 1 and shift 0.
     """
     return _launch(_normalise, (crops, flips, scale, shift), dtype)
 

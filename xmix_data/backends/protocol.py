@@ -29,31 +29,40 @@ STREAM_STATS = (
     "bytes_read",
     "disk_waits",
 )
-"""What a stream counts; the loader's ``stats`` explains it."""
+"""Names of the numbers that a stream counts; the loader's ``stats`` explains them."""
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What a backend needs to know, checked by the loader."""
+    """Options of a backend, checked by the loader."""
 
     target: Domain
+    """Domain that an epoch passes over."""
     source: Domain | None
+    """Domain that is mixed in; ``None`` for a loader of one domain."""
     crop: Crop
+    """Crop of the images."""
     mix: bool
     """Whether target and source become one image."""
     device: torch.device
+    """Device that batches arrive on."""
     dtype: torch.dtype
+    """Type of the images; uint8 for crops as they are decoded."""
     mean: tuple[float, float, float]
+    """Mean of each channel, in 0..1 units."""
     std: tuple[float, float, float]
+    """Standard deviation of each channel, in 0..1 units."""
     num_workers: int
+    """Number of decoding threads."""
     prefetch: int
+    """Number of batches made ahead."""
 
 
 class ImageStream(Protocol):
-    """Batches of one pass, in order."""
+    """Protocol of one pass: its batches, in order."""
 
     def __next__(self) -> tuple[PlanRows, tuple[torch.Tensor, ...]]:
-        """The next rows with their images: (mixed,), (target,) or (target, source).
+        """Return the next rows with their images: (mixed,), (target,) or (target, source).
 
         Raises:
             StopIteration: The rows are exhausted.
@@ -65,27 +74,27 @@ class ImageStream(Protocol):
         """Stop all work and free what it used; may be called twice."""
 
     def stats(self) -> dict[str, float]:
-        """`STREAM_STATS` of the pass so far."""
+        """Return the `STREAM_STATS` of the pass so far."""
 
 
 class Backend(Protocol):
-    """Makes image streams; holds no thread while none is open."""
+    """Protocol of a backend: it makes image streams, and holds no thread while none is open."""
 
     def stream(self, rows: Iterator[PlanRows], replace: Replace | None = None) -> ImageStream:
         """Begin a pass.
 
         Args:
-            rows: One item a batch.
-            replace: Names another image for one that is damaged; ``None`` stops at it. The rows
-                that the stream gives back have the replacements, and name in ``damaged`` what
-                they stand for.
+            rows: Rows of the batches, one item a batch.
+            replace: Function that names another image for one that is damaged; ``None`` stops at
+                it. The rows that the stream gives back have the replacements, and name in
+                ``damaged`` what they stand for.
         """
 
 
 def replacement(
     replace: Replace, rows: PlanRows, side: int, item: int, attempt: int, domain: Domain
 ) -> PlanRows:
-    """What ``replace`` gives.
+    """Return rows with another image in the place of a damaged one, as ``replace`` names it.
 
     Raises:
         BetonError: There is no other image.

@@ -17,18 +17,28 @@ __all__ = ["StripeQueue", "Times"]
 
 @dataclass
 class Times:
-    """Where the threads' seconds went."""
+    """Seconds and counts of what the threads did."""
 
     working: float = 0.0
+    """Seconds of making batches, decoding included."""
     decoding: float = 0.0
+    """Seconds of decoding JPEG."""
     waiting: float = 0.0
+    """Seconds of waiting for room to work in."""
     major_faults: int = 0
-    """How often a thread had to wait for a page from the disk."""
+    """Number of times that a thread had to wait for a page from the disk."""
     bytes_read: int = 0
+    """Number of stored bytes of the images."""
 
 
 class StripeQueue:
-    """Open batches in order, and the stripes of them that no thread has taken yet."""
+    """Open batches in order, and the stripes of them that no thread has taken yet.
+
+    Args:
+        rows: Rows of the batches.
+        open_job: Function that makes a job of a batch's rows.
+        prefetch: Most batches that are open at once.
+    """
 
     def __init__(
         self,
@@ -39,9 +49,9 @@ class StripeQueue:
         self.read_ahead, self._open_job, self._prefetch = rows, open_job, prefetch
         self._lock = threading.Lock()
         self._has_room = threading.Condition(self._lock)
-        """Threads wait for it: a batch may be opened."""
+        """Condition that threads wait for: a batch may be opened."""
         self._has_batch = threading.Condition(self._lock)
-        """The consumer waits for it: a batch is made, or there will be none."""
+        """Condition that the consumer waits for: a batch is made, or there will be none."""
         self._jobs: deque[Job] = deque()
         self._stripes: deque[tuple[Job, int, int]] = deque()
         self._exhausted = self._stopped = False
@@ -50,10 +60,10 @@ class StripeQueue:
         self.times = Times()
 
     def take(self, *, wait: bool = True) -> tuple[Job, int, int] | None:
-        """For a thread: a stripe to work on, or ``None`` when there will be no more.
+        """Take a stripe to work on, or ``None`` when there will be no more. Called by a thread.
 
         Args:
-            wait: For room for another batch; otherwise ``None`` where there is none yet.
+            wait: Wait for room for another batch; otherwise return ``None`` where there is none.
         """
         with self._lock:
             while not self._stopped:
@@ -84,7 +94,7 @@ class StripeQueue:
             self._stripes.extend((job, i, min(i + size, count)) for i in range(0, count, size))
 
     def _exhaust(self, error: BaseException | None) -> None:
-        """No more batches will be opened; all who wait hear of it."""
+        """Note that no more batches will be opened, and wake all who wait."""
         self._error, self._exhausted = error, True
         self._wake_all()
 
@@ -93,7 +103,11 @@ class StripeQueue:
         self._has_batch.notify_all()
 
     def stripe_done(self, job: Job, times: Times, error: BaseException | None) -> bool:
-        """For a thread: a stripe is made, or has failed. Says whether the batch is complete."""
+        """Note that a stripe is made or has failed. Called by a thread.
+
+        Returns:
+            Whether the batch is complete.
+        """
         with self._lock:
             job.error = job.error or error
             job.stripes_left -= 1
@@ -104,21 +118,21 @@ class StripeQueue:
             return job.stripes_left == 0
 
     def fail(self, error: BaseException) -> None:
-        """For a thread: it cannot work; the consumer hears of it."""
+        """Note that a thread cannot work; the consumer gets its error. Called by that thread."""
         with self._lock:
             self._jobs.clear()
             self._stripes.clear()
             self._exhaust(error)
 
     def job_done(self, job: Job, error: BaseException | None) -> None:
-        """For a thread: the batch may be delivered."""
+        """Note that a batch may be delivered. Called by a thread."""
         with self._lock:
             job.error = job.error or error
             job.done = True
             self._has_batch.notify_all()
 
     def next_job(self) -> Job:
-        """For the consumer: wait for the next batch.
+        """Wait for the next batch, and return it. Called by the consumer.
 
         Raises:
             StopIteration: All batches were delivered.
@@ -139,6 +153,7 @@ class StripeQueue:
         return job
 
     def stop(self) -> None:
+        """Drop all batches, and wake all who wait: there will be no more."""
         self.read_ahead.stop()
         with self._lock:
             self._stopped = True

@@ -19,20 +19,20 @@ __all__ = ["ReadAhead", "read_ahead"]
 
 
 _READ_AHEAD_BATCHES = 4
-"""How many batches, beyond those that are being decoded, the kernel is asked to read."""
+"""Number of batches, beyond those that are being decoded, that the kernel is asked to read."""
 
 
 class ReadAhead:
-    """Hands out the rows of batches, and has a thread ask the kernel for later batches' bytes.
+    """Rows of the batches, while a thread asks the kernel for the bytes of later batches.
 
     A page that is not in memory stops a decoding thread for as long as the disk takes; the plan
     knows early which pages it will be. Asking costs time as well, so nothing is asked for twice,
     until a thread had to wait for the disk: then the memory does not hold it all.
 
     Args:
-        rows: Of the batches, in order.
+        rows: Rows of the batches, in order.
         domains: Target, and source if there is one.
-        asked: For each domain (N,) bool, which samples have been asked for; changed here.
+        asked: For each domain (N,) bool: whether each sample has been asked for; changed here.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class ReadAhead:
         return self._ahead.popleft()
 
     def run(self) -> None:
-        """The thread."""
+        """Ask for the bytes of batches until `stop`; run by the thread."""
         while (rows := self._wanted.get()) is not None and not self._stopped:
             for number, new in self._not_asked(rows):
                 self._asked[number][new] = True
@@ -67,14 +67,14 @@ class ReadAhead:
                 read_ahead(domain.addresses(new), domain.sizes[new])
 
     def _not_asked(self, rows: PlanRows) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
-        """For each domain its number, and the samples that have not been asked for."""
+        """Yield each domain's number, and the samples that have not been asked for."""
         for number, asked in enumerate(self._asked):
             wanted = rows.target if number == 0 else rows.source
             assert wanted is not None
             yield number, wanted[~asked[wanted]]
 
     def disk_was_waited_for(self) -> None:
-        """What was asked for may be gone again."""
+        """Forget what was asked for: it may be gone again, as a thread had to wait for the disk."""
         for asked in self._asked:
             asked.fill(False)
 
@@ -94,7 +94,7 @@ def read_ahead(addresses: Any, sizes: Any) -> None:
     """Ask the system to have these bytes in memory soon, without waiting for them.
 
     Args:
-        addresses, sizes: (B,) uint64, of mapped files.
+        addresses, sizes: (B,) uint64: where the bytes begin in mapped files, and how many they are.
     """
     for item in range(len(addresses)):
         start = np.int64(addresses[item]) // _PAGE * _PAGE

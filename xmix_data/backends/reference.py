@@ -25,7 +25,7 @@ __all__ = ["ReferenceBackend", "ReferenceStream"]
 
 
 class ReferenceBackend:
-    """Decodes in the consumer's thread, when a batch is asked for."""
+    """Backend that decodes in the consumer's thread, when a batch is asked for."""
 
     def __init__(self, spec: Spec) -> None:
         self._spec = spec
@@ -35,7 +35,7 @@ class ReferenceBackend:
 
 
 class ReferenceStream:
-    """One pass; works in the consumer's thread, when a batch is asked for."""
+    """Pass that works in the consumer's thread, when a batch is asked for."""
 
     def __init__(
         self, spec: Spec, rows: Iterator[PlanRows], replace: Replace | None = None
@@ -75,7 +75,7 @@ class ReferenceStream:
         return {**self._stats, "copy_s": copying}
 
     def _crops(self, rows: PlanRows, side: int, domain: Domain) -> tuple[PlanRows, torch.Tensor]:
-        """(B, H, W, 3) uint8, and the rows with what had to be replaced."""
+        """Make a domain's crops (B, H, W, 3) uint8; return the rows with what was replaced too."""
         images = []
         for item in range(len(rows)):
             attempt = 0
@@ -135,7 +135,7 @@ def _crop(
 
 
 def _decode(domain: Domain, index: int, fraction: int) -> Image.Image:
-    """One whole image; a JPEG at 1/``fraction`` of its size."""
+    """Decode one whole image; a JPEG at 1/``fraction`` of its size."""
     beton, local = domain.locate(index)
     data, size = beton.data(local), (int(beton.widths[local]), int(beton.heights[local]))
     if beton.modes[local] == RAW:

@@ -22,9 +22,13 @@ class Side:
     """One domain's part of a batch."""
 
     domain: Domain
+    """Domain of the images."""
     indices: npt.NDArray[np.int64]
+    """(B,) int64 sample indices in the domain."""
     images: decode.ImageTable
+    """(B, 11) int64 table that the kernels read."""
     status: npt.NDArray[np.uint8]
+    """(B,) uint8 status of each image, see `xmix_data.jpeg`; `xmix_data.jpeg.OK` to begin with."""
 
     @classmethod
     def of(
@@ -36,6 +40,15 @@ class Side:
         *,
         flip: bool,
     ) -> Side:
+        """Describe a domain's part of a batch to the kernels.
+
+        Args:
+            domain: The domain.
+            indices: (B,) sample indices in the domain.
+            crops: Crops of these images.
+            shape: Height and width of the crops.
+            flip: Whether the kernels mirror crops.
+        """
         images = decode.image_table(
             domain.addresses(indices),
             domain.sizes[indices],
@@ -49,15 +62,20 @@ class Side:
         return cls(domain, indices, images, np.zeros(len(indices), np.uint8))
 
     def bytes_between(self, start: int, stop: int) -> int:
-        """Stored bytes of a stripe's images."""
+        """Count the stored bytes of images ``start .. stop - 1``."""
         return int(self.images[start:stop, decode.BYTES].sum())
 
     @property
     def damaged(self) -> npt.NDArray[np.int64]:
-        """Which images of the batch could not be made."""
+        """Places (K,) in the batch of the images that could not be made."""
         return np.flatnonzero(self.status)
 
     def raise_if_damaged(self) -> None:
+        """Raise an error if an image of the batch could not be made.
+
+        Raises:
+            BetonError: An image is damaged; names beton, index and class of the first.
+        """
         for item in self.damaged[:1]:
             where = self.domain.describe(int(self.indices[item]))
             problem = (
@@ -73,14 +91,18 @@ class Job:
     """One batch on its way through the threads."""
 
     rows: PlanRows
+    """Rows of the batch."""
     sides: list[Side]
+    """Parts of the target and, where there is one, of the source."""
     outs: list[torch.Tensor]
-    """(B, H, W, 3) each, on the host."""
+    """Tensors (B, H, W, 3) on the host that the threads write to."""
     slot: Slot | None
+    """Buffers on the way to a GPU; ``None`` on the CPU."""
     stripe: int
-    """Images (pairs) that a thread takes at a time."""
+    """Number of images (pairs) that a thread takes at a time."""
     stripes_left: int
-    """Stripes that are not made yet."""
+    """Number of stripes that are not made yet."""
     done: bool
-    """Whether it may be delivered."""
+    """Whether the batch may be delivered."""
     error: BaseException | None = None
+    """Error that a thread met, if any."""

@@ -11,7 +11,7 @@ __all__ = ["MIN_IMAGES", "Photographs", "Repeated"]
 
 
 MIN_IMAGES = 2000
-"""Of an epoch: starting and ending one should weigh as little as with a real target set."""
+"""Least images of an epoch: its start and end should weigh as little as with a real target set."""
 
 
 class Photographs:
@@ -21,10 +21,10 @@ class Photographs:
     statistics of natural images", 1987); colour varies less than brightness.
 
     Args:
-        classes: How many.
-        per_class: Images of each.
-        size: Side in pixels.
-        seed: Of the pictures.
+        classes: Number of classes.
+        per_class: Number of images of each class.
+        size: Side of the images in pixels.
+        seed: Seed of the pictures.
     """
 
     def __init__(self, classes: int = 8, per_class: int = 64, size: int = 256, seed: int = 0):
@@ -50,7 +50,7 @@ class Photographs:
 
 
 class Repeated:
-    """A map-style dataset: the images of a beton, several times over."""
+    """A map-style dataset of a beton's images, several times over."""
 
     def __init__(self, beton: Beton, times: int) -> None:
         labels = np.tile(beton.labels, times)

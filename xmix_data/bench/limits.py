@@ -15,8 +15,10 @@ __all__ = ["copy_crops", "decode_whole"]
 
 @kernel
 def decode_whole(start: int, stop: int, images: Any, work: Any) -> None:
-    """Decode whole images into the window's buffer, one over the other: what a benchmark calls
-    the decode limit. Arguments as of `crop_images`."""
+    """Decode whole images into the window's buffer, one over the other.
+
+    A benchmark calls this the decode limit. The arguments are those of `crop_images`.
+    """
     decoder, _, _, window, _, _, state = work
     for item in range(start, stop):
         image = images[item]
@@ -30,9 +32,10 @@ def decode_whole(start: int, stop: int, images: Any, work: Any) -> None:
 
 @kernel
 def copy_crops(start: int, stop: int, images: Any, height: int, width: int, out: int) -> None:
-    """Copy the rows of raw crops, and nothing else: what a benchmark calls the copy limit.
+    """Copy the rows of raw crops, and nothing else.
 
-    Arguments as of `crop_images`."""
+    A benchmark calls this the copy limit. The arguments are those of `crop_images`.
+    """
     count = width * 3
     for item in range(start, stop):
         image = images[item]

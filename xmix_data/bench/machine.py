@@ -25,11 +25,11 @@ _PACKAGES = (
     "torchcodec",
 )
 _FLAGS = ("sse4_2", "avx", "avx2", "avx512f", "avx512bw", "avx512_vbmi", "asimd")
-"""What decides how fast pixels are moved."""
+"""Instruction sets that decide how fast a CPU moves pixels."""
 
 
 def describe() -> dict[str, Any]:
-    """CPU, cores, memory, GPU and versions; nothing that names the host."""
+    """Describe CPU, cores, memory, GPU and versions, without anything that names the host."""
     known = (_of_cpu("flags") or _of_cpu("Features")).split()  # x86 and ARM
     return {
         "cpu": _of_cpu("model name") or platform.machine(),

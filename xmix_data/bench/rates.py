@@ -18,18 +18,18 @@ __all__ = ["STEP_BATCH_SIZE", "STEP_SIZE", "decode_rate", "read_rate", "training
 
 
 _READERS = 16
-"""Reads at once: storage answers many far faster than one after the other."""
+"""Number of reads at once: storage answers many far faster than one after the other."""
 STEP_BATCH_SIZE, STEP_SIZE = 48, 224
-"""The paper's."""
+"""Batch size of the paper's training, and side of its images in pixels."""
 
 
 def decode_rate(jpegs: Sequence[bytes], threads: int, *, seconds: float = 0.5) -> float:
-    """Images a second that libjpeg-turbo alone decodes, the bytes being in memory.
+    """Measure how many images a second libjpeg-turbo alone decodes, the bytes being in memory.
 
     Args:
-        jpegs: Streams.
-        threads: How many decode at once.
-        seconds: To measure for, after one round that is not counted.
+        jpegs: JPEG streams.
+        threads: Number of threads that decode at once.
+        seconds: Seconds to measure for, after one round that is not counted.
     """
     import numpy as np
     from PIL import Image
@@ -63,12 +63,12 @@ def decode_rate(jpegs: Sequence[bytes], threads: int, *, seconds: float = 0.5) -
 
 
 def read_rate(path: Path, starts: Any, sizes: Any, *, seconds: float = 0.5) -> float:
-    """Samples a second, at random, that the storage gives; the page cache is passed by.
+    """Measure how many samples a second the storage gives at random, past the page cache.
 
     Args:
         path: The file.
-        starts, sizes: (N,) where its samples lie, in bytes.
-        seconds: To measure for.
+        starts, sizes: (N,) positions and numbers of bytes of its samples.
+        seconds: Seconds to measure for.
 
     Raises:
         OSError: The file system refuses direct reads, as some do that lie in memory.
@@ -97,7 +97,7 @@ def read_rate(path: Path, starts: Any, sizes: Any, *, seconds: float = 0.5) -> f
 
 
 def _rate(work: Callable[[int], int], threads: int, seconds: float) -> float:
-    """What threads do together in a second; ``work`` gets a thread's number, and counts."""
+    """Measure what threads do together in a second; ``work`` takes a thread's number and counts."""
     started = time.perf_counter()
     counts, errors = [0] * threads, list[BaseException]()
 
@@ -126,14 +126,14 @@ def training_rate(
     size: int = STEP_SIZE,
     seconds: float = 0.7,
 ) -> float:
-    """Images a second that go forward and backward through a network in bfloat16.
+    """Measure how many images a second go forward and backward through a network in bfloat16.
 
     Args:
-        network: Images (B, 3, size, size) -> (B, ...); moved to the device.
+        network: Module from images (B, 3, size, size) to (B, ...); moved to the device.
         device: A `torch.device`.
-        batch_size: Images of a step.
-        size: Side in pixels.
-        seconds: To measure for, after three steps that are not counted.
+        batch_size: Number of images of a step.
+        size: Side of the images in pixels.
+        seconds: Seconds to measure for, after three steps that are not counted.
     """
     import torch
 

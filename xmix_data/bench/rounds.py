@@ -10,7 +10,7 @@ __all__ = ["Row", "interleave", "ratios"]
 
 
 Row = Callable[[], tuple[int, float]]
-"""Runs once; returns how many samples (pairs) it made, and in how many seconds."""
+"""Function that runs a row once, and returns its number of samples (pairs) and of seconds."""
 
 
 def interleave(
@@ -19,8 +19,8 @@ def interleave(
     """Run every row once a round, after one round that is not counted.
 
     Args:
-        rows: By name.
-        rounds: How many are counted.
+        rows: Rows by name.
+        rounds: Number of rounds that are counted.
         progress: Show a progress bar.
 
     Returns:
@@ -40,12 +40,12 @@ def interleave(
 def ratios(
     rates: Mapping[str, list[float]], of: str, expected: Callable[[Mapping[str, float]], float]
 ) -> list[float]:
-    """A row's rate / what the same round's other rows let expect, round by round.
+    """Divide a row's rate by what the same round's other rows let expect, round by round.
 
     Args:
-        rates: Of `interleave`.
-        of: The row.
-        expected: From one round's rates by row to a rate.
+        rates: Rates that `interleave` returned.
+        of: Name of the row.
+        expected: Function from one round's rates, by row, to the rate to expect.
     """
     rounds = [dict(zip(rates, values, strict=True)) for values in zip(*rates.values(), strict=True)]
     return [r[of] / expected(r) for r in rounds]

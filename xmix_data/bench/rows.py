@@ -37,7 +37,7 @@ __all__ = ["TARGETS", "Bench", "consume"]
 _STRIPE = 8
 
 _RING = 5
-"""Batches of memory that the limits write to in turn, as a loader with prefetch does."""
+"""Number of batches' memory that the limits write to in turn, as a loader with prefetch does."""
 
 DECODE, COPY, MIX = "decode limit", "copy limit", "mix alone"
 
@@ -46,10 +46,13 @@ class Target(NamedTuple):
     """A row, what it is held against, and the share of it that it should reach."""
 
     row: str
+    """Name of the row."""
     against: str
+    """Name of what the row is held against, in words."""
     expected: Callable[[Mapping[str, float]], float]
-    """From one round's rates by row to the rate that the limits allow."""
+    """Function from one round's rates, by row, to the rate that the limits allow."""
     share: float
+    """Share of that rate that the design asks for."""
 
 
 def _predicted(decoded: int) -> Callable[[Mapping[str, float]], float]:
@@ -65,7 +68,7 @@ TARGETS = (
     Target("raw + jpg, mixed", _SUM, _predicted(1), 0.95),
     Target("raw + raw, mixed", _SUM, _predicted(0), 0.95),
 )
-"""What the design asks of the loader on a CPU."""
+"""Rates that the design asks of the loader on a CPU."""
 
 
 @dataclass
@@ -74,10 +77,10 @@ class Bench:
 
     Args:
         jpg, raw: The betons.
-        crop: What all rows cut out.
-        batch_size: Pairs of a batch.
-        threads: Decoding threads; default all cores.
-        passes: Epochs of a row in one round.
+        crop: Crop of the images in all rows.
+        batch_size: Number of pairs of a batch.
+        threads: Number of decoding threads; default all cores.
+        passes: Number of epochs of a row in one round.
     """
 
     jpg: Beton
@@ -114,7 +117,7 @@ class Bench:
             yield Bench(jpg, raw, **options)
 
     def configuration(self, rounds: int) -> dict[str, Any]:
-        """What a figure must say beside its machine."""
+        """Return what a figure must say beside its machine."""
         return {
             "images": self.jpg.num_samples,
             "image_size": self.jpg.image_size,
@@ -127,7 +130,7 @@ class Bench:
         }
 
     def rows(self) -> dict[str, Row]:
-        """What `xmix bench` measures, limits first."""
+        """Return the rows that `xmix bench` measures, limits first."""
         return {
             DECODE: self.decode_limit(),
             COPY: self.copy_limit(),
@@ -142,7 +145,7 @@ class Bench:
         }
 
     def paired(self, target: Beton, source: Beton, *, mix: bool) -> Row:
-        """XMixLoader: pairs a second, as float32 mixed on the CPU or as uint8 crops."""
+        """Return the row of an XMixLoader: float32 pairs mixed on the CPU, or uint8 crops."""
         loader = XMixLoader(
             target,
             source,
@@ -156,7 +159,7 @@ class Bench:
         return lambda: consume(loader, self.passes)
 
     def alone(self) -> Row:
-        """ImageLoader on one domain: images a second, float32."""
+        """Return the row of an ImageLoader: float32 images of one domain."""
         loader = ImageLoader(
             self.jpg,
             batch_size=self.batch_size,
@@ -169,7 +172,7 @@ class Bench:
         return lambda: consume(loader, self.passes)
 
     def decode_limit(self) -> Row:
-        """Images a second of libjpeg-turbo alone: whole images into memory that stays in cache."""
+        """Return the row of libjpeg-turbo alone: whole images into memory that stays in cache."""
         domain = open_domain(self.jpg)
         tables = self._tables(domain)
         height, width = int(domain.heights.max()), int(domain.widths.max())
@@ -183,7 +186,7 @@ class Bench:
         return self._on_threads(work, workspace)
 
     def copy_limit(self) -> Row:
-        """Images a second of copying raw crops row by row into memory of batches."""
+        """Return the row of copying raw crops, row by row, into the memory of batches."""
         domain = open_domain(self.raw)
         height, width = self.crop.shape
         tables = self._tables(domain)
@@ -196,7 +199,7 @@ class Bench:
         return self._on_threads(work, lambda: None)
 
     def mix_alone(self) -> Row:
-        """Pairs a second of normalising and mixing crops that lie in memory already."""
+        """Return the row of normalising and mixing pairs of crops that lie in memory already."""
         height, width = self.crop.shape
         crops = np.random.default_rng(0).integers(
             0, 256, (2, self.batch_size, height, width, 3), np.uint8
@@ -245,7 +248,7 @@ class Bench:
         return lambda: (row(), crops)[0]  # the tables know addresses only
 
     def _tables(self, domain: Domain) -> list[decode.ImageTable]:
-        """An epoch's batches, in a loader's order; crops of fixed size, as a copy is of one."""
+        """Make the tables of an epoch's batches in a loader's order, crops being of fixed size."""
         shape = self.crop.shape
         plan = image_plan(
             domain,
@@ -274,7 +277,7 @@ class Bench:
     def _on_threads(
         self, work: Callable[[Any, int, int, int], None], workspace: Callable[[], Any]
     ) -> Row:
-        """The loader's threads and stripes, and nothing else of it."""
+        """Return a row of work on the loader's threads and stripes, and nothing else of it."""
         batches = self.jpg.num_samples // self.batch_size
 
         def run() -> tuple[int, float]:
@@ -302,7 +305,7 @@ class Bench:
 
 
 def consume(loader: Any, passes: int) -> tuple[int, float]:
-    """Iterate a loader a number of times; returns samples and seconds."""
+    """Iterate a loader a number of times, and return the numbers of samples and of seconds."""
     count, started = 0, time.perf_counter()
     for _ in range(passes):
         for batch in loader:

@@ -17,18 +17,18 @@ __all__ = ["explain", "report"]
 
 
 _MANY_WAITS = 0.01
-"""Waits for the disk a sample, from which on the disk is to blame: one brings many pages."""
+"""Waits for the disk, for each sample, above which the disk is to blame: one brings many pages."""
 
 
 def report(
     data: Path | None = None, *, crop: int = 224, rounds: int = 5
 ) -> tuple[dict[str, Any], str]:
-    """What `xmix bench` does.
+    """Measure the loader against this machine's own limits, as `xmix bench` does.
 
     Args:
         data: A class folder; ``None`` makes pictures up.
         crop: Side of the random crop in pixels.
-        rounds: How often all rows are run.
+        rounds: Number of rounds, each of which runs all rows.
 
     Returns:
         The result (machine, configuration, rates, ratios), and the same as text.
@@ -70,7 +70,15 @@ def report(
 
 
 def explain(stats: Mapping[str, float]) -> str:
-    """Who waits for whom, in words, from a loader's ``stats()``."""
+    """Say in words who waits for whom, by a loader's ``stats()``.
+
+    Examples:
+        >>> stats = {"batches": 9, "samples": 432, "decode_s": 6.0, "copy_s": 2.0, "disk_waits": 0}
+        >>> stats |= {"loader_waited_s": 7.5, "consumer_waited_s": 0.25}  # as of loader.stats()
+        >>> print(explain(stats))
+        the consumer is the bottleneck: the loader's threads waited 7.5 s for it,
+        it waited 0.2 s for them
+    """
     waited, idle = stats["consumer_waited_s"], stats["loader_waited_s"]
     working = stats["decode_s"] + stats["copy_s"]
     if not stats["batches"] or not working:

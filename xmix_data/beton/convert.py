@@ -76,6 +76,15 @@ def write_beton(
         OSError: The disk is full or not writable.
         ValueError: An option is impossible, or the dataset is empty.
         XMixError: A worker process was killed.
+
+    Examples:
+        >>> pixels = np.zeros((48, 64, 3), np.uint8)
+        >>> images = [(pixels, 0), (pixels, 1), (pixels, 1)]  # any dataset of (image, label)
+        >>> beton = write_beton(images, "new.beton", image_size=32, num_workers=0, progress=False)
+        >>> beton
+        Beton('new.beton': 3 images, 2 classes, jpg)
+        >>> beton.heights.shape, beton.image_size
+        ((3,), 32)
     """
     path = Path(path)
     _check_options(image_size, crop, encoding, quality, on_error, num_workers, shard)

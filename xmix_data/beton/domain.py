@@ -21,12 +21,17 @@ class Domain:
     """One or several betons read as one: class ids and sample indices are offset in list order.
 
     Betons that are the shards of one set are joined first, their class ids unchanged.
+
+    Args:
+        parts: The domains of the list; each is one beton, or the shards of one set in order.
     """
 
     def __init__(self, parts: Sequence[Sequence[Beton]]) -> None:
         self._parts = parts
         self.betons = [beton for part in parts for beton in part]
+        """All betons, in the order of their samples."""
         self.class_names = [name for part in parts for name in part[0].class_names]
+        """Name of each class id."""
         self._class_starts = np.cumsum([0] + [len(part[0].class_names) for part in parts])
         self._sample_starts = np.cumsum([0] + [beton.num_samples for beton in self.betons])
         offsets = [
@@ -38,16 +43,20 @@ class Domain:
                 for b, offset in zip(self.betons, offsets, strict=True)
             ]
         )
-        """(N,) int64 class ids."""
+        """(N,) int64 class id of each sample."""
         self.heights: npt.NDArray[np.uint16] = _joined([b.heights for b in self.betons])
+        """(N,) uint16 height of each stored image, in pixels."""
         self.widths: npt.NDArray[np.uint16] = _joined([b.widths for b in self.betons])
+        """(N,) uint16 width of each stored image, in pixels."""
         self.modes: npt.NDArray[np.uint8] = _joined([b.modes for b in self.betons])
+        """(N,) uint8 mode of each stored image, JPEG or raw (`xmix_data.beton.layout`)."""
         self.sizes: npt.NDArray[np.uint64] = _joined([b.sizes for b in self.betons])
+        """(N,) uint64 number of bytes of each stored image."""
         self._pointers = [b.pointers for b in self.betons]
         self._base = np.array([b.address for b in self.betons], np.uint64)
 
     def addresses(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
-        """(B,) uint64: where in memory the bytes of each sample begin."""
+        """Return the addresses (B,) uint64 in memory where the bytes of samples begin."""
         if len(self.betons) == 1:
             return np.asarray(self._base[0] + self._pointers[0][indices])
         part = np.searchsorted(self._sample_starts, indices, side="right") - 1
@@ -58,27 +67,27 @@ class Domain:
         return addresses
 
     def locate(self, index: int) -> tuple[Beton, int]:
-        """The beton that holds a sample, and its index there."""
+        """Find the beton that holds a sample, and the sample's index there."""
         part = int(np.searchsorted(self._sample_starts, index, side="right")) - 1
         return self.betons[part], int(index - self._sample_starts[part])
 
     def describe(self, index: int) -> str:
-        """Names a sample in an error message: file, index and class."""
+        """Name a sample for an error message: file, index and class."""
         beton, local = self.locate(index)
         return beton.describe(local)
 
     def domain_of_class(self, labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """(B,) int64: which domain of the list each class id belongs to."""
+        """Find the domain of the list, (B,) int64, that each class id belongs to."""
         return np.searchsorted(self._class_starts, labels, side="right") - 1
 
     @property
     def parts(self) -> list[Domain]:
-        """The domains of the list, one by one."""
+        """Domains of the list, one by one."""
         return [Domain([part]) for part in self._parts]
 
     @property
     def provenance(self) -> list[dict[str, list[str]]]:
-        """For each domain of the list the ``files`` (names) and ``fingerprints`` of its betons."""
+        """Names (``files``) and ``fingerprints`` of the betons of each domain of the list."""
         return [
             {"files": [b.path.name for b in part], "fingerprints": [b.fingerprint for b in part]}
             for part in self._parts
@@ -94,7 +103,7 @@ def _joined(arrays: list[Any]) -> Any:
 
 BetonLike = str | os.PathLike[str] | Beton
 DomainLike = BetonLike | Sequence[BetonLike] | Domain
-"""What a user may give for a domain."""
+"""Types that a user may give for a domain."""
 
 
 def open_domain(betons: DomainLike) -> Domain:
@@ -104,6 +113,13 @@ def open_domain(betons: DomainLike) -> Domain:
         FileNotFoundError: A beton does not exist.
         BetonError: A beton is damaged.
         ValueError: The list is empty, or a set of shards is incomplete or does not fit together.
+
+    Examples:
+        >>> domain = open_domain(["target.beton", "source.beton"])
+        >>> domain.class_names
+        ['t0', 't1', 't2', 't3', 's0', 's1', 's2', 's3', 's4', 's5']
+        >>> domain.labels.shape, domain.domain_of_class(np.array([0, 9]))
+        ((65,), array([0, 1]))
     """
     if isinstance(betons, Domain):
         return betons

@@ -16,26 +16,28 @@ __all__ = ["StoredImage", "encode_image"]
 
 
 _MAX_SIDE = {JPG: 65_500, RAW: 65_535}
-"""libjpeg's limit, and the limit of the beton's 16-bit sides."""
+"""Longest side in pixels that can be stored: libjpeg's limit, and that of 16 bits in the beton."""
 _ORIENTATION = 0x0112
-"""The EXIF tag."""
+"""EXIF tag of an image's orientation."""
 
 
 class StoredImage(NamedTuple):
-    """One image in a beton."""
+    """One image as a beton stores it."""
 
     mode: int
-    """`JPG` or `RAW`."""
+    """Mode of the image: `JPG` or `RAW`."""
     height: int
+    """Height in pixels."""
     width: int
+    """Width in pixels."""
     data: bytes
-    """A JPEG stream, or H*W*3 bytes of RGB."""
+    """Stored bytes: a JPEG stream, or H*W*3 bytes of RGB."""
 
 
 def encode_image(
     image: Any, *, encoding: str, image_size: int | None, crop: str, quality: int
 ) -> StoredImage:
-    """Turn any image into what a beton stores.
+    """Encode any image as a beton stores it.
 
     Orientation tags are applied; alpha is dropped; 16-bit channels keep their high byte. The
     shorter edge is resized to ``image_size`` with Pillow's antialiased bilinear filter.
@@ -111,7 +113,10 @@ def _open(image: Any) -> Image.Image:
 
 
 def _stored_size(image: Image.Image, image_size: int | None, crop: str) -> tuple[int, int]:
-    """(width, height) as stored; taken before `draft`, whose rounded sides would change it."""
+    """Return the (width, height) to store.
+
+    Called before `draft`, whose rounded sides would change it.
+    """
     width, height = image.size
     if image.getexif().get(_ORIENTATION) in (5, 6, 7, 8):  # turned by 90 degrees
         width, height = height, width
@@ -147,14 +152,14 @@ def _resize(image: Image.Image, size: tuple[int, int], crop: str) -> Image.Image
 
 
 def _uncropped_size(width: int, height: int, size: int) -> tuple[int, int]:
-    """Sizes with the shorter edge ``size``, rounded down as torchvision's Resize does."""
+    """Return (width, height) with the shorter edge ``size``, rounded down as in torchvision."""
     if width <= height:
         return size, size * height // width
     return size * width // height, size
 
 
 def _keep(image: Image.Image, data: bytes, size: tuple[int, int]) -> StoredImage | None:
-    """The JPEG as it is, where a stock decoder makes the stored pixels from it; else ``None``."""
+    """Keep a JPEG where a stock decoder makes the stored pixels from it, else return ``None``."""
     width, height = size
     if (
         image.format != "JPEG"

@@ -62,15 +62,15 @@ MAX_PAGE_SIZE = 1 << 31
 
 
 def align(position: int, size: int) -> int:
-    """The next multiple of ``size`` from ``position`` on."""
+    """Round ``position`` up to a multiple of ``size``."""
     return -(-position // size) * size
 
 
 def content_hash(index_digest: Any, data_digest: Any) -> str:
-    """One hash of a beton's index (header, fields, metadata, table) and its data."""
+    """Return one hash of a beton's index (header, fields, metadata, table) and its data."""
     both = index_digest.digest() + data_digest.digest()
     return f"sha256:{hashlib.sha256(both).hexdigest()}"
 
 
 JPG, RAW = 0, 1
-"""Image modes of FFCV's RGBImageField."""
+"""Modes of an image in FFCV's RGBImageField: JPEG stream, and RGB pixels."""

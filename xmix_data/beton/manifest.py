@@ -24,27 +24,29 @@ __all__ = ["manifest_bytes", "manifest_path", "read_manifest", "shard_entry"]
 
 
 _NO_TEXT = re.compile("[\ud800-\udc7f\udd00-\udfff]")
-"""Half characters that JSON can name and no file can hold; the others stand for bytes of file names
-that are not UTF-8."""
+"""Pattern of the lone surrogates that JSON can name and no UTF-8 file can hold.
+
+The other surrogates stand for bytes of file names that are not UTF-8.
+"""
 
 _FORMAT, _VERSION = "xmix_data.manifest", 1
 
 
 def manifest_path(path: str | os.PathLike[str]) -> Path:
-    """Where the manifest of a beton lies."""
+    """Return the path of a beton's manifest."""
     path = Path(path)
     return path.with_name(path.name + ".json")
 
 
 def read_manifest(beton: Path, *, byte_length: int, num_samples: int) -> dict[str, Any] | None:
-    """What stands in a beton's manifest, checked; ``None`` where it has none.
+    """Read and check a beton's manifest; return ``None`` where the beton has none.
 
     Args:
         beton: Path of the beton.
-        byte_length, num_samples: The beton's, which the manifest must agree with.
+        byte_length, num_samples: Length and number of samples that the beton has.
 
     Raises:
-        BetonError: The manifest is damaged or of another beton.
+        BetonError: The manifest is damaged, or describes another beton.
     """
     path = manifest_path(beton)
     if not path.exists():
@@ -77,7 +79,7 @@ def read_manifest(beton: Path, *, byte_length: int, num_samples: int) -> dict[st
 
 
 def manifest_bytes(facts: Mapping[str, Any]) -> bytes:
-    """The file for what a conversion knows; format and versions are added here."""
+    """Return the bytes of a manifest: what a conversion knows, with format and versions."""
     document = {"format": _FORMAT, "version": _VERSION, **facts, "versions": _versions()}
     text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
     return text.encode(errors="surrogateescape")
@@ -102,7 +104,7 @@ def _check_shard(shard: Any) -> None:
 def shard_entry(
     source: ImageSource, shard: tuple[int, int], options: dict[str, Any]
 ) -> dict[str, Any]:
-    """What a manifest says of a shard; parts of one conversion share the set's hash."""
+    """Return a manifest's entry of a shard; the shards of one conversion share the set's hash."""
     text = f"{source.fingerprint}\0{shard[1]}\0{sorted(options.items())}"
     return {
         "index": shard[0],

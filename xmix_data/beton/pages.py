@@ -34,9 +34,14 @@ __all__ = ["PageWriter"]
 
 
 class PageWriter:
-    """Writes samples in order into FFCV's page layout; a sample never crosses a page's end.
+    """Writer of samples, in order, into FFCV's pages; a sample never crosses a page's end.
 
     Pages have the smallest power of two of bytes, from 8 MiB, that holds the largest sample.
+
+    Args:
+        stream: The beton, open for reading and writing.
+        folder: Folder for a temporary copy, should the pages grow.
+        capacity: Most samples that will be written.
     """
 
     def __init__(self, stream: BinaryIO, folder: Path, capacity: int) -> None:
@@ -58,9 +63,15 @@ class PageWriter:
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
+        """(N,) int64 class ids of the samples so far."""
         return np.asarray(self._samples["f1"][: self._count])
 
     def append(self, label: int, image: StoredImage) -> None:
+        """Write the next sample.
+
+        Raises:
+            ImageError: The image is larger than the largest page.
+        """
         size = len(image.data)
         if size > self._page_size:
             self._enlarge_pages(size)
@@ -86,7 +97,7 @@ class PageWriter:
         self._end += len(data)
 
     def _enlarge_pages(self, size: int) -> None:
-        """Lay the samples out anew: a sample above the page size may come late in the stream."""
+        """Lay all samples out anew on larger pages: a sample of ``size`` bytes may come late."""
         page_size = 1 << (size - 1).bit_length()
         if page_size > MAX_PAGE_SIZE:
             raise ImageError(f"an image of {size} bytes fits into no page; store it smaller")
@@ -101,7 +112,7 @@ class PageWriter:
                 pointers[index] = self._put(earlier.read(int(self._sizes[index])))
 
     def finish(self) -> str:
-        """Write everything but the pages; returns the content hash."""
+        """Write everything but the pages, and return the content hash."""
         self._write(bytes(-self._end % 8))
         samples = self._samples[: self._count]
         header = np.zeros(1, HEADER)

@@ -37,8 +37,10 @@ __all__ = ["Beton"]
 
 
 _MAX_UNNAMED_CLASSES = 1 << 16
-"""Classes without names that a beton has at most, or as many as samples: a label beyond is damage,
-and would ask for names and counts without end."""
+"""Most classes without names that a beton may have, unless it has more samples.
+
+A label beyond is damage, and would ask for names and counts without end.
+"""
 
 
 class Beton:
@@ -53,6 +55,27 @@ class Beton:
     Raises:
         FileNotFoundError: No such file.
         BetonError: The file or its manifest is damaged, unfinished or of another kind.
+
+    Attributes:
+        path: Path of the file.
+        num_samples: N, the number of images.
+        class_names: Name of each class id.
+        class_counts: Number of images of each class.
+        labels: (N,) int64 class ids.
+        heights: (N,) uint16 heights of the stored images, in pixels.
+        widths: (N,) uint16 widths of the stored images, in pixels.
+        sizes: (N,) uint64 numbers of bytes of the stored images.
+        byte_length: Length of the file in bytes.
+        page_size: Length of a page in bytes.
+        manifest: What the manifest says (docs/formats.md), or ``None`` without one.
+
+    Examples:
+        >>> beton = Beton("target.beton")
+        >>> beton.num_samples, beton.class_names, beton.class_counts
+        (27, ['t0', 't1', 't2', 't3'], [9, 7, 5, 6])
+        >>> beton.image_size, beton.encoding, beton.labels.shape
+        (40, 'raw', (27,))
+        >>> beton.verify()  # raises BetonError where anything is damaged
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -103,18 +126,21 @@ class Beton:
         self._index_stop = self._index_start + samples.nbytes
         image = samples[f"f{kinds.index(IMAGE_FIELD)}"]
         self.labels: npt.NDArray[np.int64] = samples[f"f{kinds.index(INT_FIELD)}"]
-        """(N,) int64 class ids."""
+        """(N,) int64 class id of each image."""
         self.modes: npt.NDArray[np.uint8] = image["mode"]
+        """(N,) uint8 mode of each image: `JPG` or `RAW`."""
         self.heights: npt.NDArray[np.uint16] = image["height"]
+        """(N,) uint16 height of each stored image, in pixels."""
         self.widths: npt.NDArray[np.uint16] = image["width"]
+        """(N,) uint16 width of each stored image, in pixels."""
         self.pointers: npt.NDArray[np.uint64] = image["data_ptr"]
-        """(N,) uint64: where each image's bytes begin in the file."""
+        """(N,) uint64 position in the file where each image's bytes begin."""
         self._table_start = table
         if table > self.byte_length or (self.byte_length - table) % ALLOCATION.itemsize:
             raise self._fail("cut short or damaged: its allocation table does not end with it")
         count = (self.byte_length - table) // ALLOCATION.itemsize
         self.sizes = self._sizes(self._view(table, ALLOCATION, count, "allocation table"))
-        """(N,) uint64: how many bytes each image has."""
+        """(N,) uint64 number of bytes of each stored image."""
         self._check_samples(table)
 
     def _view(self, offset: int, dtype: np.dtype[Any], count: int, what: str) -> Any:
@@ -174,7 +200,7 @@ class Beton:
                 )
         counts = np.bincount(self.labels, minlength=len(self.class_names))
         self.class_counts: list[int] = counts.tolist()
-        """Images of each class."""
+        """Number of images of each class."""
         if self.manifest is not None and self.manifest["class_counts"] != self.class_counts:
             raise self._fail(f"its labels are not those that {self._manifest_name} counts")
 
@@ -190,7 +216,7 @@ class Beton:
 
     @property
     def encoding(self) -> str:
-        """``"jpg"``, ``"raw"`` or ``"keep"``; ``"mixed"`` where JPEG and raw lie side by side."""
+        """Encoding: ``"jpg"``, ``"raw"``, ``"keep"``, or ``"mixed"``, JPEG and raw side by side."""
         if self.manifest is not None:
             return str(self.manifest["encoding"])
         kinds = {"raw" if mode == RAW else "jpg" for mode in np.unique(self.modes)}
@@ -198,7 +224,7 @@ class Beton:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identifies the content: the manifest's hash, or a hash of the index where none is."""
+        """Hash that identifies the content: the manifest's, or without a manifest the index's."""
         if self.manifest is not None:
             return str(self.manifest["content_hash"])
         return f"index-sha256:{self._index_digest().hexdigest()}"
@@ -210,7 +236,7 @@ class Beton:
 
     @property
     def shard(self) -> dict[str, Any] | None:
-        """``{"index", "count", "set"}`` where this beton is one of a set of shards."""
+        """Entry ``{"index", "count", "set"}`` of a shard; ``None`` where this beton is none."""
         return None if self.manifest is None else self.manifest.get("shard")
 
     @property
@@ -219,16 +245,19 @@ class Beton:
         return int(self._bytes.ctypes.data)
 
     def data(self, index: int) -> npt.NDArray[np.uint8]:
-        """The stored bytes of one image, a view of the mapped file."""
+        """Return the stored bytes of one image, (K,) uint8: a view of the mapped file."""
         start = int(self.pointers[index])
         return self._bytes[start : start + int(self.sizes[index])]
 
     def describe(self, index: int) -> str:
-        """Names a sample in an error message: file, index and class."""
+        """Name a sample for an error message: file, index and class."""
         return f"{self.path}: image {index} (class {self.class_names[int(self.labels[index])]!r})"
 
     def verify(self, *, progress: bool = False) -> None:
-        """Check everything: the content hash, and that every image decodes without a warning.
+        """Check all of the file: its content hash, and that every image decodes without a warning.
+
+        Args:
+            progress: Show progress on stderr.
 
         Raises:
             BetonError: Names the first thing that is wrong, and where.

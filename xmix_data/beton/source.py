@@ -53,7 +53,14 @@ class BetonImages:
 
 
 def open_images(dataset: Any) -> ImageSource:
-    """A class folder, a beton, or a dataset, map-style or Hugging Face's, as an `ImageSource`."""
+    """Open a class folder, a beton, or a dataset (map-style, Hugging Face's) as an `ImageSource`.
+
+    Raises:
+        FileNotFoundError: There is no such folder or beton.
+        BetonError: The beton is damaged.
+        TypeError: The object is no dataset.
+        ValueError: A folder holds no classes, or a dataset lacks a column.
+    """
     if isinstance(dataset, (str, os.PathLike)):
         path = Path(dataset)
         if path.is_file() or path.suffix == ".beton":

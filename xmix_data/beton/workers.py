@@ -27,12 +27,15 @@ class Failure(NamedTuple):
     """An image that could not be encoded, as a value: workers must not die of it."""
 
     where: str
+    """Name of the sample, as `ImageSource.where` gives it."""
     reason: str
+    """What is wrong with it."""
     is_label: bool
+    """Whether it is the label that is wrong."""
 
 
 class Encoder:
-    """The work of a conversion's worker: ``[i] -> (label, StoredImage)`` or `Failure`."""
+    """Map-style dataset of a conversion's workers: ``[i] -> (label, StoredImage)`` or `Failure`."""
 
     def __init__(self, source: ImageSource, indices: range, options: dict[str, Any]) -> None:
         self._source, self._indices, self._options = source, indices, options
@@ -59,7 +62,7 @@ class Encoder:
 def encoded_samples(
     source: ImageSource, indices: range, options: dict[str, Any], num_workers: int | None
 ) -> Iterator[tuple[int, StoredImage] | Failure]:
-    """All samples encoded, in order, by torch's DataLoader: it notices when a worker dies."""
+    """Encode all samples, in order, by torch's DataLoader: it notices when a worker dies."""
     encoder = Encoder(source, indices, options)
     if num_workers is None:
         num_workers = len(os.sched_getaffinity(0))
@@ -83,7 +86,11 @@ def encoded_samples(
 
 
 def _require_shared_memory() -> None:
-    """Workers are told what to do through queues, whose locks lie in /dev/shm."""
+    """Check that locks can be made in /dev/shm: workers get their work through queues.
+
+    Raises:
+        XMixError: The system refuses a lock.
+    """
     try:
         multiprocessing.Lock()
     except OSError as error:
@@ -99,14 +106,21 @@ def _unchanged(batch: Any) -> Any:
 
 
 def _die_with_parent(_: int) -> None:
-    """Orphaned by SIGKILL, a worker would wait for ever to hand over images, and keep the lock."""
+    """Have the system end this worker with its parent.
+
+    Orphaned by SIGKILL, a worker would wait for ever to hand over images, and keep the lock.
+    """
     set_parent_death_signal = 1
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 @contextmanager
 def named_worker_death() -> Iterator[None]:
-    """Say what a dead worker means; torch's signal handler may raise anywhere in the block."""
+    """Turn torch's error of a dead worker, which may come anywhere in the block, into our own.
+
+    Raises:
+        XMixError: A worker process was killed.
+    """
     try:
         yield
     except RuntimeError as error:

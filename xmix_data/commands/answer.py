@@ -11,16 +11,16 @@ __all__ = ["Answer", "saved_pairs"]
 
 
 class Answer(NamedTuple):
-    """What a command has found out or made."""
+    """Answer of a command: what it has found out or made."""
 
     document: Any
-    """For ``--json``: numbers, texts, lists and objects."""
+    """Plain values for ``--json``: numbers, texts, lists and objects."""
     lines: Sequence[str] = ()
-    """For people."""
+    """Lines for people."""
     problem: str = ""
-    """Why the command has failed in spite of its answer."""
+    """Reason why the command has failed in spite of its answer; empty where it has not."""
 
 
 def saved_pairs(path: Path) -> Any:
-    """The pairs of a pairing's file, as they stand there."""
+    """Read the pairs of a pairing's file, as they stand there."""
     return json.loads(path.read_text("utf-8", "surrogateescape"))["pairs"]

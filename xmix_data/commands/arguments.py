@@ -20,7 +20,7 @@ __all__ = [
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    """``--json``, for commands whose answer is printed."""
+    """Add ``--json``, for commands whose answer is printed."""
     parser.add_argument(
         "--json",
         action="store_true",
@@ -31,7 +31,7 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 def add_betons(
     parser: argparse.ArgumentParser, option: str, metavar: str, *, required: bool = True
 ) -> None:
-    """An option that names a domain: one beton, or several."""
+    """Add an option that names a domain: one beton, or several."""
     parser.add_argument(
         option,
         type=Path,
@@ -43,7 +43,7 @@ def add_betons(
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """``--model`` and ``--weights`` of a backbone."""
+    """Add ``--model`` and ``--weights``, which name a backbone."""
     parser.add_argument(
         "--model", required=True, help="a torchvision classifier, e.g. resnet50, or timm:NAME"
     )
@@ -56,7 +56,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def add_fields(parser: argparse.ArgumentParser, options: type) -> None:
-    """An option for each field of a dataclass.
+    """Add an option for each field of a dataclass.
 
     Name, type, choices and default are the field's; the help is its entry under ``Args:`` in the
     docstring of the class.
@@ -78,7 +78,7 @@ def add_fields(parser: argparse.ArgumentParser, options: type) -> None:
 
 
 def _arguments_of(documented: type) -> dict[str, str]:
-    """Each entry under ``Args:`` of a docstring, in lower case and without its full stop."""
+    """Read each entry under ``Args:`` of a docstring, in lower case and without its full stop."""
     text = inspect.getdoc(documented) or ""
     _, _, entries = text.partition("Args:\n")
     entries, _, _ = entries.partition("\n\n")
@@ -91,7 +91,7 @@ def _arguments_of(documented: type) -> dict[str, str]:
 
 
 def add_overwrite(parser: argparse.ArgumentParser) -> None:
-    """``--overwrite``, for commands that write a file."""
+    """Add ``--overwrite``, for commands that write a file."""
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
 
 
@@ -99,7 +99,8 @@ def check_output(options: argparse.Namespace) -> None:
     """Refuse, before any work, to write ``--output`` where that cannot or may not be done.
 
     Raises:
-        OSError: It is a folder, exists without ``--overwrite``, or its folder does not exist.
+        OSError: The path is a folder, a file that exists without ``--overwrite``, or in a folder
+            that does not exist.
     """
     if options.output.is_dir():
         raise IsADirectoryError(f"{options.output}: is a folder; give the name of a file")

@@ -50,7 +50,7 @@ def _file_or_stdout(text: str) -> Path | bool:
 
 
 def run(options: argparse.Namespace) -> Answer:
-    """Measure, and report as words and figures."""
+    """Measure the loader, and report as words and figures."""
     file = options.json if isinstance(options.json, Path) else None
     if file is not None and not file.parent.is_dir():
         raise FileNotFoundError(f"{file.parent}: no such folder; create it first")

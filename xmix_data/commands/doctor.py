@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> Answer:
-    """Examine, measure, and list what was found."""
+    """Examine the installation, measure the machine, and list what was found."""
     beton = None
     if options.beton is not None:
         from xmix_data.beton import Beton
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> Answer:
 
 
 def _pictures() -> list[bytes]:
-    """JPEGs as large as those of photographs of 256 pixels."""
+    """Make JPEGs as large as those of photographs of 256 pixels."""
     from xmix_data.bench import Photographs
     from xmix_data.beton.encoding import encode_image
 
@@ -70,7 +70,7 @@ def _pictures() -> list[bytes]:
 
 
 _SAMPLED = 64
-"""JPEGs of a beton that are decoded to measure."""
+"""Most JPEGs of a beton that are decoded to measure."""
 
 
 def feeding(pictures: Sequence[bytes], beton: Beton | None = None) -> list[Check]:
@@ -78,10 +78,11 @@ def feeding(pictures: Sequence[bytes], beton: Beton | None = None) -> list[Check
 
     Args:
         pictures: JPEG streams, to decode where the beton has none.
-        beton: Where to read from, past the page cache; ``None`` measures no storage.
+        beton: Beton to read from, past the page cache; ``None`` measures no storage.
 
     Returns:
-        Decoding, storage, the GPU's step where there is a GPU, and what follows from them.
+        Checks of decoding, storage, the GPU's step where there is a GPU, and what follows from
+            them.
     """
     import torch
 
@@ -98,12 +99,12 @@ def feeding(pictures: Sequence[bytes], beton: Beton | None = None) -> list[Check
 
 
 def verdict(decoded: float | None, read: float | None, taken: float | None) -> Check:
-    """What the rates say together, in images a second; a pair is a target and a source image.
+    """Judge what feeds the GPU by three rates; a pair is a target and a source image.
 
     Args:
-        decoded: Of JPEGs, by all cores.
-        read: From the storage; ``None`` where it was not measured.
-        taken: By a training step on the GPU; ``None`` where there is none.
+        decoded: JPEGs a second that all cores decode; ``None`` where it was not measured.
+        read: Images a second that the storage reads; ``None`` where it was not measured.
+        taken: Images a second of a training step on the GPU; ``None`` where there is no GPU.
     """
     name = "feeding"
     if taken is None or decoded is None:

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def facts_of(beton: Any, *, verified: bool = False) -> dict[str, Any]:
-    """A beton as plain values."""
+    """Return what a beton holds as plain values."""
     keys = (
         "num_samples",
         "class_names",
@@ -47,7 +47,7 @@ def facts_of(beton: Any, *, verified: bool = False) -> dict[str, Any]:
 
 
 def describe(beton: Any) -> str:
-    """A beton in one line."""
+    """Describe a beton in one line."""
     megabytes = beton.byte_length / 1e6
     size = "sizes vary" if beton.image_size is None else f"shorter edge {beton.image_size}"
     return (

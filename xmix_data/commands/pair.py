@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _cache_folder() -> Path:
-    """Where the XDG base directory specification has programs keep what can be made again."""
+    """Return the folder for what can be made again, by the XDG base directory specification."""
     folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(folder) / "xmix_data"
 

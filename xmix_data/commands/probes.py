@@ -18,33 +18,40 @@ __all__ = ["Check", "Found", "examine", "tried"]
 
 _NO_VALUES: Mapping[str, Any] = MappingProxyType({})
 _LITTLE_SHARED_MEMORY = 256 << 20
-"""Containers often have 64 MiB, which the semaphores and tensors of worker processes fill."""
+"""Bytes of shared memory below which `xmix doctor` warns.
+
+Containers often have 64 MiB, which the semaphores and tensors of worker processes fill.
+"""
 
 
 class Check(NamedTuple):
-    """One line of the examination."""
+    """Check of one thing: a line of `xmix doctor`."""
 
     name: str
+    """Name of the thing."""
     ok: bool
+    """Whether the thing is there, and enough."""
     found: str
-    """What was found, or what to do."""
+    """What was found, or what to do, in words."""
     optional: bool = False
+    """Whether xmix_data can do without the thing."""
     values: Mapping[str, Any] = _NO_VALUES
-    """The same as numbers and names, for programs."""
+    """What was found as numbers and names, for programs."""
 
     @property
     def mark(self) -> str:
-        """``ok``; what must be there is ``missing``; what may be is ``absent``, or too ``weak``."""
+        """Mark of the line: ``ok``, ``missing`` (needed), ``absent`` (optional) or ``weak``."""
         if self.ok:
             return "ok"
         return "missing" if not self.optional else "weak" if self.values else "absent"
 
     def document(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the check as plain values, for JSON."""
         return {**self._asdict(), "values": dict(self.values)}
 
 
 Found = tuple[str, Mapping[str, Any]]
+"""Type of what a probe finds: words, and the same as numbers and names."""
 
 
 def examine() -> list[Check]:
@@ -83,7 +90,7 @@ def _package(name: str, *, optional: bool = False, extra: str = "") -> Check:
 
 
 def tried(name: str, probe: Callable[[], Found], *, optional: bool = False) -> Check:
-    """The check of a probe: what it finds, or why it fails."""
+    """Make a check of what a probe finds, or of why it fails."""
     try:
         found, values = probe()
     except Exception as error:
@@ -143,7 +150,7 @@ def _libjpeg() -> Found:
 
 
 def _mapped_at(address: int) -> Path:
-    """The file that lies in memory there."""
+    """Find the file that is mapped at an address of memory."""
     for line in Path("/proc/self/maps").read_text().splitlines():
         span, *_, path = line.split(maxsplit=5)
         start, stop = (int(end, 16) for end in span.split("-"))

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> Answer:
-    """Write the page."""
+    """Write the page that shows a pairing."""
     check_output(options)
     for path in (options.pairing, *options.target, *options.source):
         if options.output.resolve() == path.resolve():

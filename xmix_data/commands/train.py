@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> Answer | None:
-    """Train to the end, or from where an earlier run was interrupted."""
+    """Train to the end, from the start or from where an earlier run was interrupted."""
     from xmix_data.backbones import load_backbone
     from xmix_data.methods import METHODS
     from xmix_data.ranks import default_device, job
@@ -119,7 +119,7 @@ def _same_rows(backbone: Any, source: Sequence[Path] | None) -> range:
 
 
 def _with_options(method: Any, texts: Sequence[str]) -> Any:
-    """A method with options of the command line: numbers, words, true, false or none."""
+    """Make a method with options of the command line: numbers, words, true, false or none."""
     types, kinds = {f.name: f.type for f in dataclasses.fields(method)}, get_type_hints(method)
     words = {"true": True, "false": False, "none": None}
     chosen: dict[str, Any] = {}

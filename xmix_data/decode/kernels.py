@@ -60,15 +60,15 @@ __all__ = [
 
 
 FLOAT32, FLOAT16, BFLOAT16 = range(3)
-"""What normalised pixels are written as."""
+"""Number formats in which normalised pixels are written."""
 
 _FILTER_BITS = 22
-"""Fixed-point bits of Pillow's resampling coefficients."""
+"""Number of fixed-point bits of Pillow's resampling coefficients."""
 _STRIP = 16
-"""Rows that are decoded at a time: what libjpeg makes at once of an image with 4:2:0 chroma."""
+"""Number of rows decoded at a time: as many as libjpeg makes at once with 4:2:0 chroma."""
 
 _ROW_BYTES, _MARGIN, _DECODING, _CLOCK = range(4)
-"""Numbers in a workspace: two of `_jpeg.c`'s layout, nanoseconds of decoding, a timespec."""
+"""Places of numbers in a workspace: two of `_jpeg.c`'s layout, decoding time in ns, a timespec."""
 
 _CLOCK_MONOTONIC = 1
 
@@ -77,9 +77,10 @@ _CLOCK_MONOTONIC = 1
 def _filter(
     inputs: int, outputs: int, offset: float, span: float, starts: Any, counts: Any, weights: Any
 ) -> None:
-    """Pillow's antialiased bilinear filter: per output pixel, first input, number, weights.
+    """Compute Pillow's antialiased bilinear filter.
 
-    The outputs cover ``span`` of the inputs from ``offset`` on.
+    Each output pixel gets its first input, the number of its inputs, and their weights. The outputs
+    cover ``span`` of the inputs from ``offset`` on.
     """
     scale = span / outputs
     support = max(scale, 1.0)
@@ -100,7 +101,7 @@ def _filter(
 
 @kernel
 def _taps(span: float, outputs: int) -> int:
-    """The most inputs that one output pixel is made of."""
+    """Return the most inputs that one output pixel is made of."""
     return math.ceil(max(span / outputs, 1.0)) * 2 + 1
 
 
@@ -111,12 +112,12 @@ def _resample(pixels: Any, row_bytes: int, window: Any, box: Any, rows: Any, out
     Rounds to uint8 after each pass: bit for bit what two resizes by Pillow give.
 
     Args:
-        pixels: From the window's first pixel on.
-        row_bytes: From one row to the next.
-        window: Its height and width.
-        box: top, left, height, width in the window; may lie between pixels.
+        pixels: Bytes from the window's first pixel on.
+        row_bytes: Number of bytes from one row to the next.
+        window: Height and width of the window.
+        box: Top, left, height, width in the window; may lie between pixels.
         rows: Room for the window's rows, resized along x.
-        out: The result.
+        out: Room for the result.
     """
     window_h, window_w = window
     top, left, box_h, box_w = box
@@ -176,7 +177,11 @@ def _resample(pixels: Any, row_bytes: int, window: Any, box: Any, rows: Any, out
 
 @kernel
 def _open(image: Any, height: int, width: int, work: Any) -> tuple[int, bool, int, int]:
-    """Begin an image: (status, whether its rows are still to be decoded, address, bytes a row)."""
+    """Begin an image.
+
+    Returns:
+        Its status, whether its rows are still to be decoded, their address, and the bytes a row.
+    """
     decoder, strip, _, window, rows, resized, state = work
     top, left, box_h, box_w = image[TOP], image[LEFT], image[BOX_H], image[BOX_W]
     resizes = box_h != height or box_w != width
@@ -236,7 +241,11 @@ def _nanoseconds(state: Any) -> Any:
 def _strip(
     streams: bool, at: int, row_bytes: int, y: int, count: int, flip: int, length: int, work: Any
 ) -> tuple[int, int, int]:
-    """The next ``count`` rows, decoded and mirrored if need be: (status, address, bytes a row)."""
+    """Decode and mirror the next ``count`` rows, if need be.
+
+    Returns:
+        The status, the rows' address, and the bytes a row.
+    """
     decoder, decoded, mirrored, _, _, _, state = work
     status = OK
     if streams:
@@ -259,7 +268,7 @@ def _close(status: int, streams: bool, work: Any) -> Any:
 
 @kernel
 def _stream(to: int, at: int, count: int) -> None:
-    """Copy bytes that this core will not read again."""
+    """Copy bytes past the caches, as this core will not read them again."""
     done = 0
     if to % ALIGNED == 0:
         done = count - count % ALIGNED
@@ -293,9 +302,9 @@ def crop_images(
     """Cut, resize and mirror images ``start .. stop - 1`` of a batch, as decoded.
 
     Args:
-        start, stop: The stripe of the batch.
+        start, stop: Stripe of the batch.
         images: An `ImageTable`.
-        height, width: Of the crops.
+        height, width: Sides of the crops in pixels.
         work: One of a `Workspace`'s two sets of buffers.
         out: Address of (B, height, width, 3) uint8.
         status: (B,) uint8: `OK`, `DAMAGED` or `WRONG_SIZE`; only `OK` images are whole.
@@ -341,7 +350,7 @@ def _write(line: Any, bits: Any, kind: int, to: int) -> None:
 
 @kernel
 def _half(value: float, whole: int) -> Any:
-    """The bits of a float16, from a finite float32 and its bits."""
+    """Return the bits of a float16, from a finite float32 and its bits."""
     sign = (whole >> np.uint32(16)) & np.uint32(0x8000)
     size = whole & np.uint32(0x7FFFFFFF)
     odd = (size >> np.uint32(13)) & np.uint32(1)
@@ -366,13 +375,13 @@ def normalise_images(
     out: int,
     status: Any,
 ) -> None:
-    """As `crop_images`, and normalise: ``out = scale * pixel + shift``.
+    """Cut, resize, mirror and normalise images of a batch: ``out = scale * pixel + shift``.
 
     Args:
         start, stop, images, height, width, work, status: As in `crop_images`.
         scale, shift: (3,) float64, one a channel.
         kind: `FLOAT32`, `FLOAT16` or `BFLOAT16`.
-        out: Address of (B, height, width, 3) of that kind.
+        out: Address of (B, height, width, 3) numbers of that kind.
     """
     count = width * 3
     values, bits = np.empty(count, np.float32), np.empty(count, np.uint16)
@@ -418,7 +427,7 @@ def mix_images(
     target_status: Any,
     source_status: Any,
 ) -> None:
-    """Decode, cut, mirror, normalise and mix both images of each pair in one go (Eq. 4).
+    """Decode, cut, mirror, normalise and mix both images of each pair in one pass (Eq. 4).
 
     ``out = scale * (lam * target + (1 - lam) * source) + shift``: neither image leaves the cache.
 
@@ -470,10 +479,10 @@ def mix_images(
 
 
 class Workspace:
-    """What one thread needs beside the batch: decoders and buffers for two images.
+    """Decoders and buffers for two images, which each thread has for itself.
 
     Args:
-        largest: The largest stored image, in pixels.
+        largest: Number of pixels of the largest stored image.
         tallest, widest: The largest stored height and width, in pixels.
         shape: Height and width of the crops.
         resizes: Whether crops are resized.

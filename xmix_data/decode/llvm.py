@@ -41,7 +41,7 @@ __all__ = [
 _log = logging.getLogger("xmix_data")
 
 ALIGNED = 32
-"""Bytes that are written past the caches at a time, at addresses that are multiples of it."""
+"""Number of bytes written past the caches at a time, at addresses that are multiples of it."""
 
 
 for _name in ("open", "read", "close"):
@@ -59,7 +59,7 @@ clock_gettime: Any = types.ExternalFunction("clock_gettime", types.int32(types.i
 
 
 def kernel(function: Any) -> Any:
-    """Compile on first use, kept on disk where a place for it can be written."""
+    """Compile a function on its first use, and keep it on disk where that can be written."""
     try:
         return numba.njit(nogil=True, cache=True)(function)
     except RuntimeError as error:
@@ -70,7 +70,7 @@ def kernel(function: Any) -> Any:
 
 
 def _pointer_to_bytes(typing_context: Any, address: Any) -> Any:
-    """An address as a pointer."""
+    """Turn an address into a pointer."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], cgutils.voidptr_t)
@@ -92,11 +92,11 @@ def _copy_past_the_caches(typing_context: Any, to: Any, at: Any) -> Any:
 
 
 MIRRORED = 16
-"""Pixels that are mirrored at a time."""
+"""Number of pixels mirrored at a time."""
 
 
 def _mirror_pixels(past_the_caches: bool) -> Any:
-    """An intrinsic that copies `MIRRORED` pixels of three bytes in reverse order."""
+    """Make an intrinsic that copies `MIRRORED` pixels of three bytes in reverse order."""
 
     def copy(typing_context: Any, to: Any, at: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -126,11 +126,11 @@ _carray: Any = numba.carray  # type: ignore[attr-defined]
 
 @kernel
 def bytes_at(address: int, count: int) -> Any:
-    """An array over memory that somebody else owns."""
+    """View memory that somebody else owns as an array (count,) uint8."""
     return _carray(_as_pointer(address), (count,), np.uint8)
 
 
 @kernel
 def address_of(array: Any) -> Any:
-    """Address of an array's first byte."""
+    """Return the address of an array's first byte."""
     return np.int64(array.ctypes.data)

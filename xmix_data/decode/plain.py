@@ -27,22 +27,22 @@ _BASELINE, _EXTENDED, _CODES, _START, _END, _SCAN, _TABLES, _ADOBE = (
     0xDB,
     0xEE,
 )
-"""JPEG's markers: two kinds of frames, Huffman codes, start and end of the image, a scan,
+"""Markers of JPEG: two kinds of frames, Huffman codes, start and end of the image, a scan,
 quantisation tables, Adobe's colours."""
 _RED = ord("R")
-"""What RGB files call their first component."""
+"""Name of the first component in JPEG files that store RGB."""
 
 
 @kernel
 def plain_jpegs(images: Any, plain: Any) -> None:
     """Find the JPEGs that every decoder takes for the same image, by their headers and last bytes.
 
-    Whole, of the size in the index, with one scan and tables of their own, grey or YCbCr. It costs
-    a microsecond an image; what is damaged between header and end is not seen.
+    They are whole, of the size in the index, grey or YCbCr, with one scan and tables of their own.
+    The search costs a microsecond an image. Damage between header and end is not seen.
 
     Args:
         images: An `ImageTable`.
-        plain: (B,) bool, the result.
+        plain: (B,) bool, filled with the result.
     """
     for item in range(len(images)):
         image = images[item]

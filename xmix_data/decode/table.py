@@ -33,11 +33,11 @@ __all__ = [
 
 
 _DCT_HEADROOM = 2
-"""How much larger than the output a window decoded at a fraction of its size must stay."""
+"""Factor by which a window that is decoded at a fraction of its size must exceed the output."""
 
 
 def dct_fractions(boxes: npt.NDArray[np.int32], shape: tuple[int, int]) -> npt.NDArray[np.int64]:
-    """At which fraction of its size a JPEG is decoded, from which boxes are then resized.
+    """Find the fraction of its size at which each JPEG is decoded, before its box is resized.
 
     libjpeg leaves out the high frequencies of each block, which is faster. The window stays at
     least twice as large as the output, so that the filter still decides what is seen: for outputs
@@ -45,11 +45,11 @@ def dct_fractions(boxes: npt.NDArray[np.int32], shape: tuple[int, int]) -> npt.N
     the whole image.
 
     Args:
-        boxes: (B, 4): top, left, height, width.
+        boxes: (B, 4) boxes: top, left, height, width.
         shape: Output height and width.
 
     Returns:
-        (B,) 1, 2, 4 or 8, the divisor of both sides.
+        (B,) int64 divisors of both sides, 1, 2, 4 or 8.
     """
     most = np.minimum(
         boxes[:, 2] // (_DCT_HEADROOM * shape[0]), boxes[:, 3] // (_DCT_HEADROOM * shape[1])
@@ -61,11 +61,11 @@ def dct_fractions(boxes: npt.NDArray[np.int32], shape: tuple[int, int]) -> npt.N
 
 
 ImageTable = npt.NDArray[np.int64]
-"""(B, 11): the columns below, one row an image."""
+"""(B, 11) int64 table of a batch's images: one row an image, the columns below."""
 _COLUMNS = 11
 ADDRESS, BYTES, MODE, HEIGHT, WIDTH, TOP, LEFT, BOX_H, BOX_W, FRACTION, FLIP = range(_COLUMNS)
 ELSEWHERE = 2
-"""A mode of the table alone: another device makes the crop, at which place the address says."""
+"""Mode of images whose crops another device makes; the address is the crop's place there."""
 
 
 def image_table(
@@ -78,12 +78,12 @@ def image_table(
     flips: npt.NDArray[np.bool_],
     shape: tuple[int, int],
 ) -> ImageTable:
-    """What the kernels read of a batch's images.
+    """Make the table that the kernels read a batch's images from.
 
     Args:
         addresses, sizes, modes, heights, widths: (B,) each, as the beton's index has them.
-        boxes: (B, 4): top, left, height, width.
-        flips: (B,)
+        boxes: (B, 4) boxes: top, left, height, width.
+        flips: (B,) bool: whether each image is mirrored.
         shape: Height and width of the crops.
     """
     table = np.empty((len(addresses), _COLUMNS), np.int64)
@@ -102,7 +102,7 @@ def image_table(
 
 
 def no_images() -> ImageTable:
-    """A table without rows, to compile kernels with."""
+    """Make a table without rows, to compile kernels with."""
     return np.empty((0, _COLUMNS), np.int64)
 
 
@@ -112,13 +112,13 @@ def point_at_crops(
     address: int | None,
     shape: tuple[int, int],
 ) -> None:
-    """Say of some images that their crops are made, all but mirrored.
+    """Point the table at crops that are made, all but mirrored, for some of its images.
 
     Args:
-        images: The table; changed.
-        items: (K,) rows of it.
-        address: Of (K, height, width, 3) uint8 on the host; ``None`` for crops on a device, which
-            the host has nothing to do with.
+        images: The table, which is changed.
+        items: (K,) rows of these images in the table.
+        address: Address of the crops (K, height, width, 3) uint8 on the host; ``None`` for crops
+            on a device, which the host has nothing to do with.
         shape: Height and width of the crops.
     """
     height, width = shape
@@ -132,6 +132,6 @@ def point_at_crops(
 def made_elsewhere(
     images: ImageTable,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Which images' crops are on a device: rows of the table (K,), and their places there (K,)."""
+    """Find the images whose crops a device made: rows of the table (K,), and places there (K,)."""
     items = np.flatnonzero(images[:, MODE] == ELSEWHERE)
     return items, images[items, ADDRESS]

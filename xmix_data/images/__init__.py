@@ -34,16 +34,25 @@ __all__ = [
 ]
 
 NAMED = {"torchvision": "dataset", "huggingface": "huggingface", "cub": "cub", "dogs": "dogs"}
-"""What stands before the colon of ``NAME:PLACE``, and the module that opens it."""
+"""Module of this package that opens a source, by the NAME in ``NAME:PLACE``."""
 
 
 def named_source(text: str, *, split: str, root: str | os.PathLike[str]) -> ImageSource | None:
-    """The source that ``NAME:PLACE`` means, or ``None`` where the text is no such name.
+    """Open the source that ``NAME:PLACE`` names.
 
     Args:
-        text: E.g. ``"torchvision:Flowers102"``, ``"cub:CUB_200_2011"``.
-        split: Which part of it.
+        text: The name, e.g. ``"torchvision:Flowers102"`` or ``"cub:CUB_200_2011"``.
+        split: Part of the data set, e.g. ``"train"``.
         root: Folder for a download.
+
+    Returns:
+        The source, or ``None`` where the text is no such name.
+
+    Raises:
+        FileNotFoundError: A file of the data set is not there.
+        ValueError: There is no such data set or split, or its files do not fit together.
+        OSError: The download failed.
+        MissingDependencyError: The library that reads the data set is not installed.
     """
     name, colon, place = text.partition(":")
     if not colon or name not in NAMED or Path(text).exists():

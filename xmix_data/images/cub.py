@@ -16,7 +16,7 @@ __all__ = ["open_source"]
 
 
 def open_source(place: str, *, split: str, root: str | os.PathLike[str]) -> ImageFiles:
-    """One split, in the order of the image ids.
+    """Open one split of CUB-200-2011, in the order of the image ids.
 
     Args:
         place: The unpacked folder ``CUB_200_2011``.
@@ -25,7 +25,7 @@ def open_source(place: str, *, split: str, root: str | os.PathLike[str]) -> Imag
 
     Raises:
         FileNotFoundError: A list is not there.
-        ValueError: No such split, or the lists do not fit together.
+        ValueError: There is no such split, or the lists do not fit together.
     """
     folder = Path(place)
     if split not in ("train", "test"):

@@ -18,10 +18,15 @@ __all__ = ["MapDataset", "open_source", "torchvision_dataset"]
 
 
 class MapDataset:
-    """Any map-style dataset: ``len(dataset)``, ``dataset[i] -> (image, label)``.
+    """Source that reads any map-style dataset: ``len(dataset)``, ``dataset[i] -> (image, label)``.
 
-    The image is encoded ``bytes``, a PIL image, a uint8 (or uint16) array (H, W) or (H, W, C), or
-    a uint8 tensor (C, H, W). Class names come from ``dataset.classes`` where there is one.
+    Args:
+        dataset: Its images are encoded ``bytes``, PIL images, uint8 (or uint16) arrays (H, W) or
+            (H, W, C), or uint8 tensors (C, H, W). Class names come from ``dataset.classes`` where
+            it has this attribute.
+
+    Raises:
+        TypeError: The object has no ``len()`` or no ``[i]``.
     """
 
     def __init__(self, dataset: Any) -> None:
@@ -83,7 +88,7 @@ def _label(label: Any) -> int:
 
 
 def torchvision_dataset(name: str, root: str | os.PathLike[str], split: str) -> Any:
-    """A dataset of `torchvision.datasets` by name, downloaded below ``root`` where needed.
+    """Open a dataset of `torchvision.datasets` by name; download it below ``root`` where needed.
 
     Args:
         name: Name of the class, e.g. ``"Flowers102"``.
@@ -91,7 +96,7 @@ def torchvision_dataset(name: str, root: str | os.PathLike[str], split: str) -> 
         split: Passed as ``split=``, or as ``train=`` where the dataset knows only two parts.
 
     Raises:
-        ValueError: torchvision has no such dataset, or the dataset no such split.
+        ValueError: Torchvision has no such dataset, or the dataset has no such split.
         OSError: The download failed.
     """
     import inspect
@@ -136,5 +141,5 @@ def _bytes_of(path: str | os.PathLike[str]) -> bytes:
 
 
 def open_source(place: str, *, split: str, root: str | os.PathLike[str]) -> MapDataset:
-    """``torchvision:NAME``."""
+    """Open the source that ``torchvision:NAME`` names, see `torchvision_dataset`."""
     return MapDataset(torchvision_dataset(place, root, split))

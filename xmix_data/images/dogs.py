@@ -18,7 +18,7 @@ __all__ = ["open_source"]
 
 
 def open_source(place: str, *, split: str, root: str | os.PathLike[str]) -> ImageFiles:
-    """One split, in the order of its list.
+    """Open one split of Stanford Dogs, in the order of its list.
 
     Args:
         place: Folder with ``Images`` and the lists.
@@ -27,7 +27,7 @@ def open_source(place: str, *, split: str, root: str | os.PathLike[str]) -> Imag
 
     Raises:
         FileNotFoundError: ``Images`` or the list is not there.
-        ValueError: No such split, or a list that is damaged or does not fit the folders.
+        ValueError: There is no such split, or a list is damaged or does not fit the folders.
     """
     from scipy.io import loadmat
 

@@ -14,14 +14,14 @@ import numpy.typing as npt
 __all__ = ["ClassFolder", "ImageFiles"]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-"""What `torchvision.datasets.ImageFolder` takes for an image."""
+"""Suffixes of the files that count as images, as for `torchvision.datasets.ImageFolder`."""
 
 
 class ImageFiles:
-    """Image files with their labels, in a given order.
+    """Source of image files with their labels, in a given order.
 
     Args:
-        root: What the paths are relative to in the fingerprint.
+        root: Folder to which the fingerprint takes the paths relative.
         paths: (N,) files; they are not looked at before they are read.
         labels: (N,) class ids.
         class_names: Name of each class id.
@@ -68,11 +68,11 @@ class ImageFiles:
 
 
 class ClassFolder(ImageFiles):
-    """Images in one folder per class, nested any way `torchvision.datasets.ImageFolder` allows.
+    """Source of images in one folder per class, as `torchvision.datasets.ImageFolder` reads them.
 
     Args:
-        root: The folder. Each folder directly inside it is a class, ids in sorted order; images
-            anywhere below it belong to that class, in sorted order.
+        root: The folder. Each folder directly inside it is a class, ids in sorted order. Images
+            anywhere below a class's folder belong to that class, in sorted order.
 
     Raises:
         FileNotFoundError: ``root`` does not exist.
@@ -97,7 +97,7 @@ class ClassFolder(ImageFiles):
         paths: list[str] = []
         labels: list[int] = []
         self.ignored_files = 0
-        """Files below the class folders that are no images by their suffix."""
+        """Number of files below the class folders whose suffix is no image's."""
         for label, folder in enumerate(folders):
             before = len(paths)
             for where, files in sorted(_folders(folder.path)):
@@ -114,7 +114,7 @@ class ClassFolder(ImageFiles):
 
 
 def _folders(top: str) -> Iterator[tuple[str, list[str]]]:
-    """The folders below ``top``, itself first, each with its files; links are followed."""
+    """Yield the folders below ``top``, itself first, each with its files; follow links."""
 
     def refuse(error: OSError) -> None:
         raise type(error)(
@@ -134,7 +134,7 @@ def _folders(top: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def _reject_same_folder(folders: Sequence[os.DirEntry[str]]) -> None:
-    """One class under two folders would be two classes with the same images or name."""
+    """Refuse two folders of one class: they would be two classes of the same images or name."""
     seen: dict[str, str] = {}
     for folder in folders:
         for key in (unicodedata.normalize("NFC", folder.name).strip(), os.path.realpath(folder)):

@@ -17,21 +17,21 @@ __all__ = ["HuggingFaceDataset", "is_huggingface", "open_source"]
 
 
 def is_huggingface(dataset: Any) -> bool:
-    """Whether an object is a ``datasets.Dataset``; the library is not imported for it."""
+    """Return whether an object is a ``datasets.Dataset``, without importing the library."""
     return hasattr(dataset, "features") and hasattr(dataset, "cast_column")
 
 
 class HuggingFaceDataset:
-    """A ``datasets.Dataset`` with a column of images and one of class labels.
+    """Source that reads a ``datasets.Dataset``: a column of images and one of class labels.
 
     Images stay as they are stored, JPEG bytes for instance, and are not decoded here.
 
     Args:
-        dataset: Its first column of the type ``Image`` and its first of the type ``ClassLabel`` (or
-            else its only column of integers) count.
+        dataset: Read are its first column of the type ``Image``, and its first of the type
+            ``ClassLabel``, or else its only column of integers.
 
     Raises:
-        ValueError: There are no such columns.
+        ValueError: The dataset lacks one of these columns.
     """
 
     def __init__(self, dataset: Any) -> None:
@@ -90,17 +90,17 @@ class HuggingFaceDataset:
 
 
 def open_source(place: str, *, split: str, root: str | os.PathLike[str]) -> HuggingFaceDataset:
-    """A data set that ``save_to_disk`` wrote.
+    """Open a data set that ``save_to_disk`` wrote.
 
     Args:
-        place: The folder.
-        split: Which part, where it holds several.
+        place: Folder of the data set.
+        split: Part of the data set, where it has several.
         root: Not used: there is no download.
 
     Raises:
         MissingDependencyError: ``datasets`` is not installed.
-        FileNotFoundError: No data set is there.
-        ValueError: No such split, or no columns of images and labels.
+        FileNotFoundError: There is no data set in the folder.
+        ValueError: There is no such split, or a column of images or labels is missing.
     """
     try:
         from datasets import load_from_disk

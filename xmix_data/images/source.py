@@ -11,34 +11,42 @@ import numpy.typing as npt
 __all__ = ["MAX_CLASSES", "ImageSource", "label_problem", "shorten"]
 
 MAX_CLASSES = 1 << 20
-"""Labels from here on are mistakes or damage, where nothing names the classes."""
+"""Most classes that a source without class names may have: a label beyond is taken for damage."""
 
 
 class ImageSource(Protocol):
-    """Labelled images by index, not yet decoded where they are files."""
+    """Protocol of a source: labelled images by index, not yet decoded where they are files."""
 
     @property
     def class_names(self) -> list[str] | None:
-        """Name of each class id, or ``None`` where only the labels tell how many there are."""
+        """Name of each class id; ``None`` where only the labels tell how many classes there are."""
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the source's content for provenance, without reading the pixels."""
+        """Text that identifies the source's content, made without reading the pixels."""
 
     def __len__(self) -> int: ...
 
     def labels(self) -> npt.NDArray[np.int64]:
-        """(N,) class ids; may have to read every sample."""
+        """Return the class ids, (N,) int64; this may have to read every sample."""
 
     def read(self, index: int) -> tuple[Any, int]:
-        """The image (encoded ``bytes``, PIL image, array or tensor) and its class id."""
+        """Read an image (encoded ``bytes``, PIL image, array or tensor) and its class id."""
 
     def where(self, index: int) -> str:
-        """Names the sample in an error message."""
+        """Name a sample for an error message."""
 
 
 def label_problem(label: int, names: Sequence[str] | None) -> str | None:
-    """What is wrong with a label, or ``None`` where it is one of the classes."""
+    """Find what is wrong with a label.
+
+    Args:
+        label: The label.
+        names: Name of each class; ``None``: any label below `MAX_CLASSES` will do.
+
+    Returns:
+        The problem in words, or ``None`` where the label is one of the classes.
+    """
     if 0 <= label < (MAX_CLASSES if names is None else len(names)):
         return None
     classes = f"0 .. {MAX_CLASSES - 1}" if names is None else f"the {len(names)} classes"
@@ -46,7 +54,7 @@ def label_problem(label: int, names: Sequence[str] | None) -> str | None:
 
 
 def shorten(value: Any) -> str:
-    """A value in at most 80 characters of one line."""
+    """Shorten a value to at most 80 characters on one line."""
     text = ", ".join(map(str, value)) if isinstance(value, list) else repr(value)
     text = " ".join(text.split())
     return text if len(text) <= 80 else text[:77] + "..."

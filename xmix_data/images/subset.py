@@ -16,10 +16,10 @@ __all__ = ["Subset", "select"]
 
 
 class Subset:
-    """Some samples of a source, in its order, with the classes renumbered.
+    """Part of a source: some of its samples, in its order, with the classes renumbered.
 
     Args:
-        source: What to take from.
+        source: The whole source.
         indices: (K,) increasing sample indices.
         labels: (K,) class ids of these samples in the source.
         classes: Class ids to keep, increasing; they become 0, 1, ...
@@ -73,13 +73,16 @@ def select(
     classes: Iterable[str] | None = None,
     per_class: int | None = None,
 ) -> ImageSource:
-    """Part of a source: some of its classes, or a sample of each class.
+    """Select part of a source: some of its classes, or a sample of each class.
 
     Args:
-        source: What to take from.
-        classes: Names of the classes to keep; the source's order of classes is kept.
-        per_class: Keep this many images of each class (all of them where there are fewer), drawn
-            at random, always the same ones.
+        source: The whole source.
+        classes: Names of the classes to keep, in the source's order; default all.
+        per_class: Number of images to keep of each class (all where there are fewer), drawn at
+            random, always the same ones; default all.
+
+    Returns:
+        The part, or ``source`` itself where nothing is to be left out.
 
     Raises:
         ImageError: A label cannot be read, or lies outside the classes.
@@ -118,7 +121,7 @@ def select(
 
 
 def _sample_per_class(labels: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.bool_]:
-    """Mask of ``count`` random samples of each class, the same in every run."""
+    """Return a mask (N,) of ``count`` random samples of each class, the same in every run."""
     ranks = np.random.Philox(key=0).random_raw(len(labels))
     order = np.lexsort((ranks, labels))
     starts = np.searchsorted(labels[order], labels[order], side="left")

@@ -36,7 +36,7 @@ B = TypeVar("B")
 
 
 class Loader(Generic[B]):
-    """What both loaders share: epochs, positions, ranks, lifetimes."""
+    """Base class of both loaders: epochs, positions, ranks, lifetimes."""
 
     def __init__(
         self,
@@ -59,9 +59,13 @@ class Loader(Generic[B]):
         backend: str,
     ) -> None:
         self.batch_size = at_least_one("batch_size", batch_size)
+        """Number of images of a batch, in each process."""
         self.drop_last = drop_last
+        """Whether an incomplete last batch is left out."""
         self.rank, self.world_size = find_rank(rank, world_size)
+        """Rank of this process, and number of processes that share the epoch."""
         self.device = usable_device(device)
+        """Device that batches arrive on."""
         if dtype not in _DTYPES:
             known = ", ".join(str(d).removeprefix("torch.") for d in _DTYPES)
             raise ValueError(f"dtype is {dtype}; it must be one of torch's {known}")
@@ -96,7 +100,7 @@ class Loader(Generic[B]):
         self._received = False
         """Whether the caller got a batch since the position was last set."""
         self._last: PlanRows | None = None
-        """The batch that the caller got last."""
+        """Rows of the batch that the caller got last."""
         self._padding = 0
         self._closed = False
         self._digest: str | None = None
@@ -105,7 +109,7 @@ class Loader(Generic[B]):
             ("batches", "samples", "replaced", *STREAM_STATS), 0
         )
         self._damaged: set[tuple[int, int]] = set()
-        """Images that were replaced: domain and index."""
+        """Images that were replaced: domain and sample index of each."""
 
     def _batch(self, rows: PlanRows, images: tuple[torch.Tensor, ...]) -> B:
         raise NotImplementedError
@@ -117,7 +121,7 @@ class Loader(Generic[B]):
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def __len__(self) -> int:
-        """Batches that each process gets in an epoch."""
+        """Return the number of batches that each process gets in an epoch."""
         step = self.batch_size * self.world_size
         samples = len(self._plan.samples)
         return samples // step if self.drop_last else -(-samples // step)
@@ -162,7 +166,7 @@ class Loader(Generic[B]):
         self._epoch, self._position, self._received = epoch, position, False
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the caller is: samples received over all ranks, never prefetched ones.
+        """Return where the caller is: samples received over all ranks, never prefetched ones.
 
         Returns:
             Plain numbers and strings, the same on every rank.
@@ -213,11 +217,14 @@ class Loader(Generic[B]):
 
     @property
     def last_rows(self) -> PlanRows | None:
-        """The plan of the batch that the caller got last."""
+        """Rows of the plan for the batch that the caller got last; ``None`` before the first."""
         return self._last
 
     def describe(self, rows: PlanRows) -> list[str]:
-        """The samples of a batch, named: file, index and class.
+        """Name the samples of a batch: file, index and class.
+
+        Args:
+            rows: Rows of the batch, e.g. `last_rows`.
 
         Returns:
             One text a sample; of two domains ``"TARGET + SOURCE"``.
@@ -230,7 +237,7 @@ class Loader(Generic[B]):
 
     @property
     def last_padding(self) -> int:
-        """How many samples at the end of the batch that the caller got last are padding.
+        """Number of padding samples at the end of the batch that the caller got last.
 
         The tail of an epoch is padded so that all ranks have equally many batches of equal size;
         sums over all ranks must leave it out.
@@ -238,16 +245,16 @@ class Loader(Generic[B]):
         return self._padding
 
     def stats(self) -> dict[str, float]:
-        """Who waits for whom, since construction.
+        """Return what was delivered, and who waited for whom, since construction.
 
         Returns:
             ``batches`` and ``samples`` that this process received; ``consumer_waited_s``, seconds
-            that the caller waited for data (the loader is the bottleneck);
-            ``loader_waited_s``, seconds that the decoding threads waited for the caller, averaged
-            over them (training is); ``decode_s`` and ``copy_s``, seconds that all threads decoded
-            JPEG, and cropped, resized and mixed; ``replaced``, damaged images that
-            ``on_error="replace"`` replaced; ``bytes_read`` of stored images; ``disk_waits``,
-            how often a decoding thread waited for a page that was not in memory.
+                that the caller waited for data (the loader is the bottleneck); ``loader_waited_s``,
+                seconds that the decoding threads waited for the caller, averaged over them
+                (training is); ``decode_s`` and ``copy_s``, seconds that all threads decoded JPEG,
+                and cropped, resized and mixed; ``replaced``, damaged images that
+                ``on_error="replace"`` replaced; ``bytes_read`` of stored images; ``disk_waits``,
+                how often a decoding thread waited for a page that was not in memory.
         """
         totals = dict(self._stats)
         current = None if self._pass is None else self._pass()
@@ -288,22 +295,22 @@ class Loader(Generic[B]):
 
     @property
     def target(self) -> Domain:
-        """The domain that an epoch passes over."""
+        """Domain that an epoch passes over."""
         return self._target
 
     @property
     def source(self) -> Domain | None:
-        """The domain that is mixed in."""
+        """Domain that is mixed in; ``None`` for a loader of one domain."""
         return self._source
 
     @property
     def num_target_classes(self) -> int:
-        """n: size of the target head."""
+        """Number n of target classes: the size of the target head."""
         return len(self._target.class_names)
 
     @property
     def num_source_classes(self) -> int:
-        """m: size of the source head; 0 for a loader of one domain."""
+        """Number m of source classes: the size of the source head; 0 for a loader of one domain."""
         return 0 if self._source is None else len(self._source.class_names)
 
     def __repr__(self) -> str:
@@ -314,13 +321,15 @@ class Loader(Generic[B]):
         )
 
     def preview(self, n: int = 8) -> Image.Image:
-        """A contact sheet of the epoch's first samples: target, source, mixed, with names and λ.
+        """Draw the epoch's first samples on one sheet: target, source, mixed, with names and λ.
+
+        The loader's position is not touched.
 
         Args:
-            n: How many samples.
+            n: Number of samples.
 
         Returns:
-            A picture; the loader's position is not touched.
+            An RGB picture with one column a sample.
         """
         from xmix_data.loader.preview import preview
 
@@ -330,7 +339,7 @@ class Loader(Generic[B]):
 
 
 class _Pass(Iterator[B]):
-    """One pass over (the rest of) an epoch; counts what the caller received."""
+    """Pass over (the rest of) an epoch, which counts what the caller received."""
 
     def __init__(self, loader: Loader[B], plan: EpochPlan, position: int) -> None:
         self._loader = loader

@@ -16,21 +16,21 @@ __all__ = ["ALWAYS_REPLACED", "MAX_REPLACED_SHARE", "Replacements"]
 _log = logging.getLogger("xmix_data")
 
 MAX_REPLACED_SHARE = 0.01
-"""Share of a process's images of an epoch that ``on_error="replace"`` replaces at most, in each
+"""Largest share of a process's images of an epoch that ``on_error="replace"`` replaces, in each
 domain."""
 ALWAYS_REPLACED = 10
-"""So many are always replaced: of a few images a share says little."""
+"""Number of images that are replaced in any case: of a few images a share says little."""
 _MAX_NAMED = 20
-"""Damaged images that a loader names in the log; the rest it only counts."""
+"""Most damaged images that a loader names in the log; the rest it only counts."""
 
 
 class Replacements:
-    """The replaced images of one pass: none in silence, and not many in any case.
+    """Replaced images of one pass: the log names them, up to a number; too many are an error.
 
     Args:
         domains: Target, and source if there is one.
-        images: How many this process gets of the epoch.
-        known: (domain, index) of those that the loader met in earlier passes; changed.
+        images: Number of images that this process gets of the epoch.
+        known: (domain, index) of the replaced images of earlier passes; changed.
     """
 
     def __init__(self, domains: Sequence[Domain], images: int, known: set[tuple[int, int]]) -> None:
@@ -41,7 +41,7 @@ class Replacements:
         """Note that an image of a domain was replaced.
 
         Raises:
-            BetonError: It is one too many.
+            BetonError: More images are replaced than `MAX_REPLACED_SHARE` allows.
         """
         where = self._domains[domain].describe(index)
         if (domain, index) not in self._known:

@@ -30,27 +30,29 @@ class XMixLoader(Loader[Any]):
         target: The target domain: a path, a `Beton`, or a list (several domains, or shards).
         source: The source domain, likewise.
         pairing: A `Pairing` or the path of one.
-        batch_size: Images of a batch, in each process.
-        crop: Applied to both images, independently.
+        batch_size: Number of images of a batch, in each process.
+        crop: Crop of both images, drawn independently.
         flip: Mirror each image with probability 1/2, independently.
         alpha, beta: λ ~ Beta(alpha, beta) per sample; λ weighs the target (Eq. 4). Its mean is
             alpha / (alpha + beta).
         labels: ``"pair"`` yields `MixedBatch`; ``"soft"`` yields (images, soft_labels) with
             soft_labels (B, n + m) float32, for any criterion.
         mix: ``False`` yields `PairedBatch`: both images, unmixed.
-        device: Where batches arrive.
+        device: Device that batches arrive on.
         dtype: float32, float16 or bfloat16; with ``mix=False`` also uint8, the crops as decoded.
-        mean, std: Per channel, in 0..1 units.
-        seed: 0 .. 2**64 - 1; with the epoch it decides everything random.
-        num_workers: Decoding threads; default the process's cores / the processes on this machine.
-        prefetch: Batches made ahead.
+        mean, std: Mean and standard deviation of each channel, in 0..1 units.
+        seed: Seed, 0 .. 2**64 - 1; with the epoch it decides everything random.
+        num_workers: Number of decoding threads; default the process's cores / the processes on
+            this machine.
+        prefetch: Number of batches made ahead.
         drop_last: Leave out an incomplete last batch; otherwise it is padded to a multiple of the
             number of processes from the start of the epoch's order.
         on_error: ``"raise"`` stops at a damaged image and names it. ``"replace"`` takes another
             image of its class (of a source class: one that the pairing draws), the same for any
             number of threads and ranks; names it in the log, counts it in ``stats()["replaced"]``,
             and stops above 1 % of this process's images of an epoch, and ten, in either domain.
-        rank, world_size: Found from torch.distributed unless given.
+        rank, world_size: Rank of this process, and number of processes; found from
+            torch.distributed unless given.
         backend: ``"host"``, compiled kernels on this machine's cores; ``"dali"``: NVIDIA DALI
             decodes the JPEGs, on the GPU if ``device`` is one; ``"auto"``: one of these, said in
             the log; or ``"reference"``, plain and slow. (``"ffcv"`` and ``"torch"``, the earlier
@@ -61,6 +63,18 @@ class XMixLoader(Loader[Any]):
         BetonError: A beton is damaged (at construction, or while iterating for an image).
         MissingDependencyError: The backend is not installed; says how to install it.
         ValueError: Options or files do not fit together; says what to change.
+
+    Examples:
+        >>> loader = XMixLoader(
+        ...     "target.beton", "source.beton", "pairing.json", batch_size=8, crop=RandomCrop(32)
+        ... )
+        >>> for batch in loader:  # one epoch
+        ...     print(batch.images.shape, batch.target_labels.shape, batch.lam.shape)
+        torch.Size([8, 3, 32, 32]) torch.Size([8]) torch.Size([8])
+        torch.Size([8, 3, 32, 32]) torch.Size([8]) torch.Size([8])
+        torch.Size([8, 3, 32, 32]) torch.Size([8]) torch.Size([8])
+        >>> len(loader), loader.epoch, loader.num_target_classes, loader.num_source_classes
+        (3, 1, 4, 6)
     """
 
     def __init__(
@@ -145,8 +159,8 @@ class ImageLoader(Loader[tuple[torch.Tensor, torch.Tensor]]):
 
     Args:
         beton: A path, a `Beton`, or a list (several domains, or shards).
-        batch_size: Images of a batch, in each process.
-        crop: What to cut out.
+        batch_size: Number of images of a batch, in each process.
+        crop: Crop of each image.
         flip: Mirror each image with probability 1/2.
         shuffle: A new order each epoch; otherwise the beton's.
         classes: Names of the classes to load; the labels stay the beton's. Default all.
@@ -158,8 +172,17 @@ class ImageLoader(Loader[tuple[torch.Tensor, torch.Tensor]]):
 
     Raises:
         FileNotFoundError: The beton does not exist.
-        BetonError: It is damaged (at construction, or while iterating for an image).
+        BetonError: The beton is damaged (at construction, or while iterating for an image).
         ValueError: Options do not fit together; says what to change.
+
+    Examples:
+        >>> loader = ImageLoader("target.beton", batch_size=8, crop=CenterCrop(32))
+        >>> for images, labels in loader:
+        ...     print(images.shape, labels.shape)
+        torch.Size([8, 3, 32, 32]) torch.Size([8])
+        torch.Size([8, 3, 32, 32]) torch.Size([8])
+        torch.Size([8, 3, 32, 32]) torch.Size([8])
+        torch.Size([3, 3, 32, 32]) torch.Size([3])
     """
 
     def __init__(

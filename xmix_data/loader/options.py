@@ -13,7 +13,11 @@ __all__ = ["at_least_one", "default_workers", "three_channels", "usable_device"]
 
 
 def at_least_one(name: str, value: int) -> int:
-    """A whole number of at least 1."""
+    """Check that an option is a whole number of at least 1, and return it.
+
+    Raises:
+        ValueError: It is not; names the option.
+    """
     try:
         number = operator.index(value)
     except TypeError:
@@ -26,7 +30,11 @@ def at_least_one(name: str, value: int) -> int:
 def three_channels(
     name: str, values: Sequence[float], *, positive: bool = False
 ) -> tuple[float, float, float]:
-    """Three numbers in 0..1 units, one a channel."""
+    """Check that an option is three numbers in 0..1 units, one a channel, and return them.
+
+    Raises:
+        ValueError: It is not; names the option.
+    """
     numbers = tuple(float(value) for value in values)
     if len(numbers) != 3 or not np.isfinite(numbers).all() or (positive and min(numbers) <= 0):
         raise ValueError(f"{name} is {values}; give three numbers in 0..1 units, one a channel")
@@ -36,7 +44,11 @@ def three_channels(
 
 
 def usable_device(device: str | torch.device) -> torch.device:
-    """A device that batches can arrive on, with its index."""
+    """Check that batches can arrive on a device, and return it with its index.
+
+    Raises:
+        ValueError: It is neither the CPU nor a CUDA device that torch finds.
+    """
     try:
         found = torch.device(device)
     except RuntimeError as error:
@@ -56,6 +68,6 @@ def usable_device(device: str | torch.device) -> torch.device:
 
 
 def default_workers() -> int:
-    """The cores this process may use, shared with the other ranks on this machine."""
+    """Return how many cores this process may use; the ranks of a machine share its cores."""
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return max(1, len(os.sched_getaffinity(0)) // max(ranks_here, 1))

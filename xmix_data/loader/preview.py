@@ -26,10 +26,13 @@ def preview(plan: EpochPlan, spec: Spec, n: int, *, replaces: bool) -> Image.Ima
     """Draw an epoch's first samples, as the reference backend makes them.
 
     Args:
-        plan: Of the epoch.
-        spec: For unmixed uint8 crops on the CPU.
-        n: How many samples, at most the epoch's.
+        plan: Plan of the epoch.
+        spec: Options of a backend that makes unmixed uint8 crops on the CPU.
+        n: Number of samples, at most the epoch's.
         replaces: Whether another image takes the place of a damaged one.
+
+    Returns:
+        An RGB picture, see `contact_sheet`.
     """
     rows = plan.rows(0, min(n, len(plan)))
     stream = make_backend("reference", spec).stream(
@@ -55,8 +58,8 @@ def contact_sheet(
     """Draw samples side by side: target, and where there is one, source and mixed image below.
 
     Args:
-        pixels: One or two arrays (N, H, W, 3) uint8: target, source.
-        names: Class names of each, N a list.
+        pixels: One or two arrays (N, H, W, 3) uint8: target images, source images.
+        names: Class names of the images of each array, N in each list.
         lam: (N,) weight of the target image.
 
     Returns:

@@ -14,28 +14,30 @@ from xmix_data.plan import EpochPlan, PlanRows
 __all__ = ["Span", "batch_spans", "planned_rows"]
 
 _PLANNED_AT_ONCE = 512
-"""Positions of an epoch; the last batch may reach beyond."""
+"""Number of positions that are planned at once; the last batch may reach beyond."""
 
 
 class Span(NamedTuple):
     """Positions ``start .. stop - 1`` of an epoch: one rank's batch."""
 
     start: int
+    """First position of the batch."""
     stop: int
+    """Position behind the last of the batch."""
     end: int
-    """Where all ranks are after it."""
+    """Position in the epoch of all ranks together after this batch."""
 
 
 def batch_spans(
     samples: int, position: int, *, batch_size: int, rank: int, world_size: int, drop_last: bool
 ) -> Iterator[Span]:
-    """The batches of a rank from a position on.
+    """Yield the batches of a rank from a position on.
 
     Args:
-        samples: Of the epoch.
-        position: Samples that all ranks together have had.
-        batch_size: Of each rank.
-        rank, world_size: Whose batches.
+        samples: Number of samples of the epoch.
+        position: Number of samples that all ranks together have had.
+        batch_size: Samples of a batch of each rank.
+        rank, world_size: The rank, and how many there are.
         drop_last: Leave out an incomplete last batch; otherwise it is padded, so that no rank
             waits for another.
     """
@@ -51,11 +53,11 @@ def batch_spans(
 
 
 def planned_rows(plan: EpochPlan, spans: Iterator[Span], *, contiguous: bool) -> Iterator[PlanRows]:
-    """The rows of each batch; planned for several at once, as a call costs more than its rows.
+    """Yield the rows of each batch; plan several at once, as a call costs more than its rows.
 
     Args:
-        plan: Of the epoch.
-        spans: Its batches, in order.
+        plan: Plan of the epoch.
+        spans: Positions of the batches, in order.
         contiguous: Whether each span begins where the one before stops. Between the batches of one
             of many ranks lie those of the others, and each is planned alone.
     """

@@ -39,4 +39,4 @@ METHODS: Mapping[str, type[Method]] = {
     method.name: method
     for method in (FineTune, L2SP, BSS, SeqTrain, CoTrain, Mixup, XMixup, GradMix)
 }
-"""By the name on the command line."""
+"""Class of each method, by its name on the command line."""

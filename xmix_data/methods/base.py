@@ -21,41 +21,43 @@ from xmix_data.methods.network import Outputs, TransferNetwork
 __all__ = ["Average", "Method", "Network", "Phase", "Step"]
 
 Network = Callable[[torch.Tensor], Outputs]
-"""A `TransferNetwork`, maybe compiled or in DDP."""
+"""Type of a network in training: a `TransferNetwork`, maybe compiled or in DDP."""
 Average = Callable[[list[torch.Tensor]], None]
-"""Replaces tensors, in place, by their means over all processes."""
+"""Type of a function that replaces tensors, in place, by their means over all processes."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training on one kind of batches."""
+    """Part of a training, on one kind of batches."""
 
     batches: str
-    """``"target"``: (images, labels) of the target. ``"auxiliary"``: (images, labels) of the
+    """Kind of the batches.
+
+    ``"target"``: (images, labels) of the target. ``"auxiliary"``: (images, labels) of the
     pairing's source images; labels are source class ids. ``"mixed"``: `MixedBatch`.
     ``"paired"``: `PairedBatch`."""
     heads: tuple[str, ...]
-    """What is trained besides the backbone: of ``"target"`` and ``"source"``, or ``"joint"``."""
+    """Heads that are trained besides the backbone: ``"target"``, ``"source"``, or ``"joint"``."""
     iterations: int | None = None
-    """``None``: the training loop's own number."""
+    """Number of steps; ``None`` leaves it to the training loop."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What came of one step."""
+    """Result of one step: its loss, and what the training loop has to do with it."""
 
     loss: torch.Tensor
-    """A scalar without a graph."""
+    """Loss of the batch, a scalar without a graph."""
     lr_scale: float = 1.0
-    """The learning rate of this one step is multiplied by it."""
+    """Factor of the learning rate in this one step."""
     values: Mapping[str, float] = field(default_factory=dict)
-    """Further numbers worth logging."""
+    """Further numbers worth logging, by name."""
 
 
 class Method(ABC):
-    """A way to transfer, phase after phase of ``phases``.
+    """Base class of the transfer learning methods, which train phase after phase of ``phases``.
 
     A training loop does for each of them:
 
@@ -69,18 +71,18 @@ class Method(ABC):
     """
 
     name: ClassVar[str]
-    """As on the command line."""
+    """Name of the method on the command line."""
     weight_decay: float | None = None
-    """The optimiser's; ``None``: whatever the training loop takes."""
+    """Weight decay of the optimiser; ``None`` leaves it to the training loop."""
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        """What to train on, in order."""
+        """Phases of the training, in order."""
         return (Phase("target", ("target",)),)
 
     @property
     def unlabelled(self) -> bool:
-        """Whether a batch of unlabelled target images is of use in each step."""
+        """Whether the method has a use for a batch of unlabelled target images in each step."""
         return False
 
     def prepare(self, network: TransferNetwork, phase: Phase) -> None:
@@ -98,12 +100,13 @@ class Method(ABC):
 
     @abstractmethod
     def loss(self, network: Network, batch: Any, *, step: int) -> torch.Tensor:
-        """The loss of a batch.
+        """Compute the loss of a batch.
 
         Args:
             network: The network that was prepared, maybe compiled or in DDP.
-            batch: Of the phase's kind.
-            step: Steps done before in this phase. All that is random depends on it and a seed.
+            batch: A batch of the phase's kind.
+            step: Number of steps before this one in the phase. All that is random depends on it
+                and a seed.
 
         Returns:
             A scalar with its graph.
@@ -127,19 +130,26 @@ class Method(ABC):
         Args:
             network, batch, step: As for `loss`.
             unlabelled: (U, 3, H, W) target images, for a method that has a use for them.
-            average: With several processes, for a method that makes its own gradients. Those of
-                the others are averaged by the DDP that ``network`` is in.
+            average: Function that averages over several processes, for a method that makes its own
+                gradients. Those of the other methods are averaged by the DDP that ``network`` is
+                in.
+
+        Returns:
+            The loss, and what else the training loop has to know of the step.
+
+        Raises:
+            ValueError: As for `loss`.
         """
         loss = self.loss(network, batch, step=step)
         loss.backward()  # type: ignore[no-untyped-call]
         return Step(loss.detach())
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resume needs beyond weights and step: plain numbers."""
+        """Return what a resume needs beyond weights and step, as plain numbers."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave; after `prepare`.
+        """Take back what `state_dict` returned; called after `prepare`.
 
         Raises:
             ValueError: It is the state of another method.
@@ -152,7 +162,11 @@ class Method(ABC):
 
 
 def images_and_labels(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """The batch of one domain."""
+    """Check that a batch is one of a single domain, and return its images and labels.
+
+    Raises:
+        ValueError: The batch is of another kind.
+    """
     named = isinstance(batch, (MixedBatch, PairedBatch))
     if named or not isinstance(batch, (tuple, list)) or len(batch) != 2:
         raise ValueError(
@@ -163,7 +177,11 @@ def images_and_labels(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def batch_of(kind: type[T], batch: Any) -> T:
-    """The batch of two domains, mixed or paired."""
+    """Check that a batch of two domains is of a kind, mixed or paired, and return it.
+
+    Raises:
+        ValueError: The batch is of another kind.
+    """
     if not isinstance(batch, kind):
         raise ValueError(
             f"the batch is a {type(batch).__name__}, and this phase takes a {kind.__name__}, as "
@@ -175,7 +193,7 @@ def batch_of(kind: type[T], batch: Any) -> T:
 def cross_entropies(
     outputs: Outputs, head: str, labels: torch.Tensor, step: int, rows: slice = slice(None)
 ) -> torch.Tensor:
-    """(len(labels),) cross-entropy of each of these rows of the outputs."""
+    """Compute the cross-entropy of each of these rows of a head's outputs, (len(labels),)."""
     return cross_entropy(
         fitting_logits(outputs, head, labels, step, rows), labels, reduction="none"
     )
@@ -184,7 +202,12 @@ def cross_entropies(
 def fitting_logits(
     outputs: Outputs, head: str, labels: torch.Tensor, step: int, rows: slice = slice(None)
 ) -> torch.Tensor:
-    """Rows of the logits of the ``"target"`` or ``"source"`` head, which fit the labels."""
+    """Return rows of the logits of the ``"target"`` or ``"source"`` head, which fit the labels.
+
+    Raises:
+        ValueError: The labels do not fit the rows; or, looked at on the CPU and in step 0, the
+            head has too few outputs for them.
+    """
     logits = head_logits(outputs, head)[rows]
     if labels.dtype != torch.int64 or labels.shape != logits.shape[:1]:
         raise ValueError(
@@ -197,7 +220,7 @@ def fitting_logits(
 
 
 def check_head(head: str, logits: torch.Tensor, labels: torch.Tensor) -> None:
-    """Raise ValueError where a head has too few outputs for the labels; waits for a GPU."""
+    """Raise `ValueError` where a head has too few outputs for the labels; waits for a GPU."""
     highest = int(labels.max()) if len(labels) else -1
     if highest >= logits.shape[1]:
         raise ValueError(
@@ -207,7 +230,11 @@ def check_head(head: str, logits: torch.Tensor, labels: torch.Tensor) -> None:
 
 
 def head_logits(outputs: Outputs, head: str) -> torch.Tensor:
-    """The logits of the ``"target"`` or ``"source"`` head."""
+    """Return the logits of the ``"target"`` or ``"source"`` head.
+
+    Raises:
+        ValueError: The network has no such head.
+    """
     logits = outputs.target_logits if head == "target" else outputs.source_logits
     if logits is None:
         raise ValueError(f"the network has no {head} head; give TransferNetwork a {head}_head")
@@ -215,18 +242,18 @@ def head_logits(outputs: Outputs, head: str) -> torch.Tensor:
 
 
 def not_negative(name: str, value: float) -> None:
-    """Check an option that weighs something."""
+    """Check that an option is a finite number of at least 0."""
     if not 0 <= value < math.inf:
         raise ValueError(f"{name} is {value}; it must be a number of at least 0")
 
 
 def positive(name: str, value: float) -> None:
-    """Check an option that must not vanish."""
+    """Check that an option is a finite number above 0."""
     if not 0 < value < math.inf:
         raise ValueError(f"{name} is {value}; it must be a number above 0")
 
 
 def one_of(name: str, value: str, known: tuple[str, ...]) -> None:
-    """Check a choice."""
+    """Check that an option is one of the known words."""
     if value not in known:
         raise ValueError(f"{name} is {value!r}; it must be {' or '.join(map(repr, known))}")

@@ -27,8 +27,8 @@ class CoTrain(Method):
     pass is also what DDP takes, and common in domain adaptation.
 
     Args:
-        target_weight, source_weight: Of the two losses; the original has 0.5 and 0.5, which is
-            half the learning rate.
+        target_weight, source_weight: Weights of the two losses; the original has 0.5 and 0.5,
+            which is half the learning rate.
 
     Raises:
         ValueError: A weight is negative, or both are 0.
@@ -58,11 +58,11 @@ class CoTrain(Method):
 def paired_losses(
     outputs: Outputs, batch: PairedBatch, step: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy of each target image and of each source image, (B,) both.
+    """Compute the cross-entropy of each target image and of each source image, (B,) both.
 
     Args:
-        outputs: Of the target images, then the source images, and maybe more.
-        batch: These images' labels.
+        outputs: Outputs for the target images, then the source images, and maybe more.
+        batch: The batch, which has these images' labels.
         step: As for `Method.loss`.
     """
     size = len(batch.target_labels)

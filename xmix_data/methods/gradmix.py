@@ -31,12 +31,12 @@ __all__ = ["GradMix"]
 _TARGET, _PSEUDO, _FIRST_DOMAIN = range(3)
 """Groups of images: the target, pseudo-labelled ones, the source's domain 0, and so on."""
 _MAX_DOMAINS = 256
-"""Processes tell each other how many images of each domain they have; so many fit."""
+"""Most source domains of a batch: processes tell each other how many images of each they have."""
 
 
 @dataclass(eq=False)
 class GradMix(Method):
-    """Use of each source what lowers the target's loss, and leave the rest.
+    """Target gradient plus the source gradients that lower the target's loss, layer by layer.
 
     The paper's abstract fixes three things: weights for each source and layer, such that the
     combined gradient lowers the loss of target samples; a learning rate scaled for each batch by
@@ -67,9 +67,11 @@ class GradMix(Method):
 
     Args:
         gamma: How fast the step saturates with importance.
-        pseudo_label_threshold: In 0 .. 1; ``None``: no use for unlabelled images.
-        momentum: Of the running mean; the weight of its past.
-        step_scale: Importance -> factor of the learning rate, instead of the formula above.
+        pseudo_label_threshold: Probability above which a pseudo-label counts, in 0 .. 1; ``None``
+            makes no use of unlabelled images.
+        momentum: Weight of the past in the running mean, at least 0 and below 1.
+        step_scale: Function from importance to the factor of the learning rate, instead of the
+            formula above.
 
     Raises:
         ValueError: An option is impossible; in `backward`: nothing was prepared.
@@ -94,7 +96,7 @@ class GradMix(Method):
         self._network: TransferNetwork | None = None
         self._shared: list[nn.Parameter] = []
         self._layers: list[range] = []
-        """Each layer's positions in ``_shared``."""
+        """Positions of each layer's parameters in ``_shared``."""
         self._source_only: list[nn.Parameter] = []
 
     @property
@@ -122,7 +124,7 @@ class GradMix(Method):
                 self._shared += own
 
     def loss(self, network: Network, batch: Any, *, step: int) -> torch.Tensor:
-        """Co-Train's loss, for comparison: its gradient is not the one that `backward` fills in."""
+        """Compute Co-Train's loss, for comparison: `backward` fills in another gradient."""
         batch = batch_of(PairedBatch, batch)
         outputs = network(torch.cat([batch.target_images, batch.source_images]))
         target, source = paired_losses(outputs, batch, step)
@@ -187,7 +189,7 @@ class GradMix(Method):
     def _gradient(
         self, loss: torch.Tensor, again: bool, average: Average | None
     ) -> list[torch.Tensor]:
-        """Of the shared parameters, then of the source head's."""
+        """Compute the gradients of the shared parameters, then of the source head's."""
         gradients = list(
             torch.autograd.grad(
                 loss,
@@ -203,7 +205,7 @@ class GradMix(Method):
         return gradients
 
     def _combine(self, gradients: Mapping[int, Sequence[torch.Tensor]]) -> torch.Tensor:
-        """Set ``.grad`` of the shared parameters; returns the raw weights (K, L)."""
+        """Set ``.grad`` of the shared parameters, and return the raw weights (K, L)."""
         target = gradients[_TARGET]
         sources = [gradient for group, gradient in gradients.items() if group != _TARGET]
         raw = torch.stack([alignments(target, source, self._layers) for source in sources])
@@ -228,18 +230,18 @@ class GradMix(Method):
 def alignments(
     target: Sequence[torch.Tensor], source: Sequence[torch.Tensor], layers: Sequence[range]
 ) -> torch.Tensor:
-    """(L,) inner product of two gradients in each layer.
+    """Compute the inner product of two gradients in each layer, (L,).
 
     Args:
         target, source: Gradients, a tensor for each parameter.
-        layers: Positions of each layer's parameters.
+        layers: Positions of each layer's parameters in these sequences.
     """
     products = [(t * s).sum() for t, s in zip(target, source, strict=True)]
     return torch.stack([torch.stack([products[i] for i in layer]).sum() for layer in layers])
 
 
 def _counts(groups: torch.Tensor, average: Average | None) -> dict[int, float]:
-    """Group to its number of images, averaged over processes; without empty groups."""
+    """Count the images of each group, averaged over processes; leave out empty groups."""
     counts = torch.bincount(groups, minlength=_FIRST_DOMAIN + _MAX_DOMAINS).float()
     if len(counts) > _FIRST_DOMAIN + _MAX_DOMAINS:
         raise ValueError(
@@ -255,7 +257,7 @@ def _counts(groups: torch.Tensor, average: Average | None) -> dict[int, float]:
 def _pseudo_labels(
     network: TransferNetwork, images: torch.Tensor, threshold: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The images (K, 3, H, W) that the network is sure of, and their classes (K,)."""
+    """Find the images (K, 3, H, W) that the network is sure of, and their classes (K,)."""
     with _evaluation(network):
         logits = head_logits(network(torch.cat([images, images.flip(3)])), "target")
     # Older torch (pytorch#65766): autocast hands the training pass weights cast here, graphless.
@@ -268,7 +270,7 @@ def _pseudo_labels(
 
 @contextmanager
 def _evaluation(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; single modules may have had it before."""
+    """Put a network into evaluation mode for the block; single modules may have had it before."""
     training = [module for module in network.modules() if module.training]
     network.eval()
     try:

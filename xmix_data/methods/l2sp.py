@@ -95,7 +95,7 @@ class L2SP(Method):
 
 
 _Held = tuple[float, list[torch.Tensor], list[torch.Tensor] | None]
-"""Weight, parameters, and where they are held; ``None``: at 0."""
+"""Term of the penalty: its weight, its parameters, and their starting point (``None``: 0)."""
 
 
 def _differences(ones: list[torch.Tensor], others: list[torch.Tensor]) -> list[torch.Tensor]:

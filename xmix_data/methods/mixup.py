@@ -26,9 +26,9 @@ class Mixup(Method):
     in XMixup, each pair has its own lam; the paper's code draws one for a batch.
 
     Args:
-        alpha: Of the Beta distribution.
-        seed: 0 .. 2**64 - 1. Seed, step and process decide every lam, so that a resumed training
-            goes on as if it had not stopped.
+        alpha: Both parameters of the Beta distribution.
+        seed: Seed, 0 .. 2**64 - 1. Seed, step and process decide every lam, so that a resumed
+            training goes on as if it had not stopped.
 
     Raises:
         ValueError: An option is impossible.
@@ -54,7 +54,7 @@ class Mixup(Method):
         return xmixup_loss(logits, logits, MixedBatch(mixed, labels, labels.roll(1, 0), lam))
 
     def _lam(self, count: int, step: int) -> torch.Tensor:
-        """(count,) float64."""
+        """Draw the lam of each pair of a batch, (count,) float64."""
         parallel = distributed.is_available() and distributed.is_initialized()
         rank = distributed.get_rank() if parallel else 0
         key, counter = np.array([self.seed, step], np.uint64), np.array([0, 0, 0, rank], np.uint64)

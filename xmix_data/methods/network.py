@@ -25,18 +25,18 @@ _log = logging.getLogger("xmix_data")
 
 _WNID = re.compile(r"n\d{8}(?!\d)")
 _AUXILIARY = ("AuxLogits", "aux1", "aux2")
-"""Second classifiers of Inception v3 and GoogLeNet, used in training mode only."""
+"""Names of the second classifiers of Inception v3 and GoogLeNet, used in training mode only."""
 
 
 class Outputs(NamedTuple):
-    """What a network says about B images."""
+    """Outputs of a network for B images: features and logits."""
 
     features: torch.Tensor
     """(B, D) pooled features, the input of the heads."""
     target_logits: torch.Tensor | None
-    """(B, n); ``None`` where the network has no target head."""
+    """(B, n) logits of the target classes; ``None`` where the network has no target head."""
     source_logits: torch.Tensor | None
-    """(B, m); ``None`` where the network has no source head."""
+    """(B, m) logits of the source classes; ``None`` where the network has no source head."""
 
 
 class TransferNetwork(nn.Module):
@@ -45,15 +45,22 @@ class TransferNetwork(nn.Module):
     The class of an image is the arg max of its target logits, whatever the heads.
 
     Args:
-        backbone: Images -> features (B, D).
-        target_head: D -> n, or ``None``.
-        source_head: D -> m, or ``None``; see the function `source_head`.
+        backbone: Module from images to features (B, D).
+        target_head: Linear layer D -> n, or ``None``.
+        source_head: Linear layer D -> m, or ``None``; see the function `source_head`.
         joint: Put both heads' rows, the target's first, into one linear layer D -> n + m. Its
             logits come out in two blocks; what makes it joint is a loss with one softmax over both.
 
     Raises:
         ValueError: The heads are missing or do not fit each other; on a call: the backbone's
             features are not (B, D).
+
+    Examples:
+        >>> backbone = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten())
+        >>> network = TransferNetwork(backbone, torch.nn.Linear(12, 4), torch.nn.Linear(12, 6))
+        >>> outputs = network(torch.zeros(8, 3, 32, 32))
+        >>> outputs.features.shape, outputs.target_logits.shape, outputs.source_logits.shape
+        (torch.Size([8, 12]), torch.Size([8, 4]), torch.Size([8, 6]))
     """
 
     target_head: nn.Linear | None
@@ -79,7 +86,7 @@ class TransferNetwork(nn.Module):
             )
         self.backbone = backbone
         self.features = widths[0]
-        """D."""
+        """Number D of features that the heads take."""
         self.target_head = self.source_head = self.joint_head = None
         if not joint:
             self.target_head, self.source_head = target_head, source_head
@@ -91,7 +98,7 @@ class TransferNetwork(nn.Module):
 
     @property
     def heads(self) -> tuple[str, ...]:
-        """Which of ``"target"``, ``"source"``, or ``("joint",)``."""
+        """Names of the heads: of ``"target"`` and ``"source"``, or ``("joint",)``."""
         names = ("target", "source", "joint")
         return tuple(name for name in names if getattr(self, f"{name}_head") is not None)
 
@@ -157,15 +164,22 @@ def split_classifier(model: nn.Module, size: int = 224) -> tuple[nn.Module, nn.L
     the model is built. Second classifiers for training (Inception v3, GoogLeNet) are switched off.
 
     Args:
-        model: Images -> logits; it is copied and stays as it is.
-        size: Side in pixels of an image that it takes.
+        model: Module from images to logits; it is copied and stays as it is.
+        size: Side in pixels of an image that the model takes.
 
     Returns:
         A backbone, images -> (B, D), and the layer D -> classes that it lost; ``None`` where the
-        model ends in an ``nn.Identity`` already, and so has no classifier.
+            model ends in an ``nn.Identity`` already, and so has no classifier.
 
     Raises:
         ValueError: The output is not made by a linear layer, or the model takes no such image.
+
+    Examples:
+        >>> pool = torch.nn.AdaptiveAvgPool2d(2)
+        >>> model = torch.nn.Sequential(pool, torch.nn.Flatten(), torch.nn.Linear(12, 10))
+        >>> backbone, classifier = split_classifier(model)
+        >>> backbone(torch.zeros(8, 3, 32, 32)).shape, classifier
+        (torch.Size([8, 12]), Linear(in_features=12, out_features=10, bias=True))
     """
     backbone = deepcopy(model)
     for name in _AUXILIARY:
@@ -192,7 +206,7 @@ def source_head(
     class_names: Sequence[str],
     rows: Sequence[int] | None = None,
 ) -> nn.Linear:
-    """A source head that starts from the pre-trained classifier where that knows the classes.
+    """Make a source head that starts from the pre-trained classifier where it knows the classes.
 
     Rows are found by WordNet id: the classifier has the 1,000 outputs of ImageNet, and a class
     name begins with an id of those, as in ``n01440764`` or ``n01440764 tench``. Equal numbers of
@@ -201,8 +215,8 @@ def source_head(
     many rows were taken.
 
     Args:
-        classifier: What `split_classifier` cut off; ``None``: there is nothing to start from.
-        features: D.
+        classifier: Layer that `split_classifier` cut off; ``None``: nothing to start from.
+        features: Number D of features that the backbone makes.
         class_names: Names of the m source classes, by id.
         rows: For each source class the classifier's output that means the same.
 
@@ -211,6 +225,14 @@ def source_head(
 
     Raises:
         ValueError: The classifier takes other features, or ``rows`` do not fit.
+
+    Examples:
+        >>> classifier = torch.nn.Linear(512, 1000)  # a pre-trained one, of split_classifier
+        >>> head = source_head(classifier, 512, ["n01443537 goldfish", "my own class"])
+        >>> head
+        Linear(in_features=512, out_features=2, bias=True)
+        >>> torch.equal(head.weight[0], classifier.weight[1])  # goldfish is ImageNet's class 1
+        True
     """
     if classifier is None:
         if rows is not None:
@@ -247,7 +269,7 @@ def source_head(
 
 
 def _rows(outputs: int, class_names: Sequence[str], rows: Sequence[int] | None) -> dict[int, int]:
-    """Source class id to the classifier's output, for those that have one."""
+    """Find the classifier's output of each source class id that has one."""
     if rows is not None:
         if len(rows) != len(class_names) or not all(0 <= row < outputs for row in rows):
             raise ValueError(
@@ -264,6 +286,6 @@ def _rows(outputs: int, class_names: Sequence[str], rows: Sequence[int] | None) 
 
 @cache
 def imagenet_wnids() -> tuple[str, ...]:
-    """The 1,000 WordNet ids of ImageNet's classes in the order of pre-trained classifiers."""
+    """Read the 1,000 WordNet ids of ImageNet's classes, in the order of pre-trained classifiers."""
     text = files("xmix_data.methods").joinpath("imagenet_wnids.txt").read_text(encoding="ascii")
     return tuple(text.split())

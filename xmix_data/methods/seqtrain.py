@@ -15,14 +15,15 @@ __all__ = ["SeqTrain"]
 
 @dataclass(eq=False)
 class SeqTrain(Method):
-    """Train on the pairing's source images, then fine-tune on the target.
+    """Training on the pairing's source images, then fine-tuning on the target.
 
     A baseline of XMixup (arXiv 2007.10252); training on chosen source classes before the target
     is Cui et al., CVPR 2018 (arXiv 1806.06193). As in XMixup's comparison, the auxiliary images
     are those of its own pairing.
 
     Args:
-        auxiliary_iterations: Steps of the first phase; ``None``: the training loop's own number.
+        auxiliary_iterations: Number of steps of the first phase; ``None`` leaves it to the training
+            loop.
 
     Raises:
         ValueError: ``auxiliary_iterations`` is below 1; in `loss`: nothing was prepared.

@@ -38,6 +38,18 @@ class XMixup(Method):
 
     Raises:
         ValueError: An option is unknown, or a joint head is to do without source labels.
+
+    Examples:
+        >>> backbone = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten())
+        >>> network = TransferNetwork(backbone, torch.nn.Linear(12, 4), torch.nn.Linear(12, 6))
+        >>> method = XMixup()
+        >>> method.prepare(network, *method.phases)
+        >>> paths = "target.beton", "source.beton", "pairing.json"
+        >>> loader = XMixLoader(*paths, batch_size=8, crop=RandomCrop(32))
+        >>> for step, batch in enumerate(loader):
+        ...     loss = method.backward(network, batch, step=step).loss  # and fills .grad
+        >>> loss.shape, network.source_head.weight.grad.shape
+        (torch.Size([]), torch.Size([6, 12]))
     """
 
     name: ClassVar[str] = "xmixup"
@@ -77,7 +89,7 @@ class XMixup(Method):
 
 
 def _mixed_alike(batch: PairedBatch) -> MixedBatch:
-    """All pairs mixed with the first one's lam."""
+    """Mix all pairs with the lam of the first."""
     lam = batch.lam[0]
     weight = lam.to(batch.target_images.dtype)
     images = weight * batch.target_images + (1 - weight) * batch.source_images
@@ -87,7 +99,7 @@ def _mixed_alike(batch: PairedBatch) -> MixedBatch:
 def xmixup_loss(
     target_logits: torch.Tensor, source_logits: torch.Tensor, batch: MixedBatch
 ) -> torch.Tensor:
-    """Two-head loss of a mixed batch: ``mean(lam * CE(target) + (1 - lam) * CE(source))``.
+    """Compute the two-head loss of a batch: ``mean(lam * CE(target) + (1 - lam) * CE(source))``.
 
     Eq. 4 mixes the labels as it mixes the images; with one head per label set, the mixed label's
     cross-entropy is this sum. (The paper leaves the heads open; two heads are our choice.)
@@ -95,7 +107,7 @@ def xmixup_loss(
     Args:
         target_logits: (B, n), floating point: the target head on ``batch.images``.
         source_logits: (B, m), floating point: the source head on ``batch.images``.
-        batch: The mixed batch the logits come from.
+        batch: The mixed batch that the logits come from.
 
     Returns:
         A scalar in the logits' dtype.
@@ -103,6 +115,13 @@ def xmixup_loss(
     Raises:
         ValueError: The logits' number of rows is not the batch's; or, looked at on the CPU alone,
             a head has too few outputs for its labels.
+
+    Examples:
+        >>> images, lam = torch.zeros(2, 3, 32, 32), torch.tensor([0.75, 0.5])
+        >>> batch = MixedBatch(images, torch.tensor([0, 1]), torch.tensor([2, 0]), lam)
+        >>> target_logits, source_logits = torch.zeros(2, 4), torch.zeros(2, 6)
+        >>> xmixup_loss(target_logits, source_logits, batch)
+        tensor(1.5383)
     """
     size = len(batch.lam)
     for head, logits, labels in (

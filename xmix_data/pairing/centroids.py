@@ -42,6 +42,13 @@ class Centroids:
 
     Raises:
         ValueError: Shapes do not fit together, or two classes of a domain have the same name.
+
+    Examples:
+        >>> values = np.array([[1, 0, 0], [0, 1, 1]], np.float32)
+        >>> Centroids(values, np.array([9, 7]), ["t0", "t1"]).save("centroids.npz")
+        >>> centroids = Centroids.load("centroids.npz")
+        >>> centroids.values.shape, centroids.counts, centroids.class_names
+        ((2, 3), array([9, 7]), ['t0', 't1'])
     """
 
     values: npt.NDArray[np.float32]
@@ -73,7 +80,13 @@ class Centroids:
             seen.add(key)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a NumPy ``.npz`` without pickled objects; the file appears when whole."""
+        """Write the centroids as a NumPy ``.npz`` without pickled objects.
+
+        The file appears when whole.
+
+        Raises:
+            OSError: The disk is full or not writable.
+        """
         meta = {
             "format": _FORMAT,
             "class_names": self.class_names,
@@ -90,7 +103,7 @@ class Centroids:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Centroids:
-        """Read what `save` wrote.
+        """Read centroids that `save` wrote.
 
         Raises:
             FileNotFoundError: No such file.
@@ -118,7 +131,7 @@ class Centroids:
 
     @classmethod
     def joined(cls, parts: Sequence[Centroids]) -> Centroids:
-        """The classes of several domains, in list order; the provenance of all.
+        """Join the centroids of several domains, in list order, with the provenance of all.
 
         Args:
             parts: Centroids of one domain each, of the same model.
@@ -136,7 +149,7 @@ class Centroids:
 
 @contextlib.contextmanager
 def _arrays(path: str | os.PathLike[str], what: str) -> Iterator[Mapping[str, Any]]:
-    """The arrays of an ``.npz``; whatever is wrong with them is one `ValueError`."""
+    """Open the arrays of an ``.npz``; whatever is wrong with them is one `ValueError`."""
     with open(path, "rb") as stream:
         try:
             with np.load(stream, allow_pickle=False) as arrays:
@@ -159,11 +172,11 @@ def _numbers(array: npt.NDArray[Any], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
 
 
 class CentroidSum:
-    """Accumulates per-class feature sums in float64; memory depends on classes only.
+    """Sum of the features of each class, in float64; its memory depends on the classes only.
 
     Args:
-        num_classes: C.
-        device: Where the sums live, a torch device.
+        num_classes: C, the number of classes.
+        device: Torch device on which the sums live.
     """
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
@@ -176,10 +189,10 @@ class CentroidSum:
         self._counts = torch.zeros(num_classes, dtype=torch.int64, device=device)
 
     def add(self, features: torch.Tensor, labels: torch.Tensor) -> None:
-        """Add a batch.
+        """Add the features of a batch to the sums of their classes.
 
         Args:
-            features: (B, D) floating point.
+            features: (B, D) floating point features.
             labels: (B,) int64 class ids.
 
         Raises:
@@ -202,9 +215,9 @@ class CentroidSum:
         """Write the sums so far, to go on with later; the file appears when whole.
 
         Args:
-            path: The file.
-            position: Where in the sample sequence the sums end.
-            key: What is summed up; `load` wants the same.
+            path: File to write.
+            position: Position in the sample sequence at which the sums end.
+            key: Text that says what is summed up; `load` wants the same.
         """
         if self._sums is None:
             return
@@ -218,7 +231,7 @@ class CentroidSum:
             )
 
     def load(self, path: str | os.PathLike[str], key: str) -> int:
-        """Go on with what `save` wrote; returns its position.
+        """Take up the sums that `save` wrote, and return their position.
 
         Raises:
             FileNotFoundError: No such file.
@@ -242,7 +255,11 @@ class CentroidSum:
         return position
 
     def tensors(self) -> list[torch.Tensor]:
-        """Sums (C, D) float64 and counts (C,) int64, to be added up over processes in place."""
+        """Return the sums (C, D) float64 and counts (C,) int64, to add up over processes in place.
+
+        Raises:
+            ValueError: No features were added.
+        """
         if self._sums is None:
             raise ValueError("no features were added; there are no sums")
         return [self._sums, self._counts]
@@ -250,7 +267,11 @@ class CentroidSum:
     def centroids(
         self, class_names: Sequence[str], provenance: Mapping[str, Any] | None = None
     ) -> Centroids:
-        """The means so far."""
+        """Compute the centroids of all features so far.
+
+        Raises:
+            ValueError: No features were added.
+        """
         if self._sums is None:
             raise ValueError("no features were added; there are no centroids")
         counts = self._counts.cpu().numpy()

@@ -26,7 +26,7 @@ _FORMAT, _VERSION = "xmix_data.pairing", 1
 
 
 class Contents(NamedTuple):
-    """What a file holds: the fields of a `Pairing`."""
+    """Contents of a pairing's file: the fields of a `Pairing`."""
 
     pairs: Mapping[str, Sequence[PairedClass]]
     options: Mapping[str, Any]
@@ -36,7 +36,7 @@ class Contents(NamedTuple):
 
 
 def write(path: str | os.PathLike[str], contents: Contents) -> None:
-    """Write the file as JSON; it appears when whole."""
+    """Write a pairing's file as JSON; it appears when whole."""
     document = {
         "format": _FORMAT,
         "version": _VERSION,
@@ -56,7 +56,7 @@ def write(path: str | os.PathLike[str], contents: Contents) -> None:
 
 
 def read(path: str | os.PathLike[str]) -> Contents:
-    """Read what `write` wrote.
+    """Read a pairing's file.
 
     Raises:
         FileNotFoundError: No such file.
@@ -106,7 +106,7 @@ def check_seed(seed: int) -> None:
 
 
 def _entry(paired: PairedClass) -> dict[str, Any]:
-    """A source class as JSON; what is at its default is left out."""
+    """Return a source class as JSON's values, without what is at its default."""
     entry: dict[str, Any] = {"name": paired.name, "cosine": paired.cosine, "images": paired.images}
     if paired.first is not None:
         entry["first"] = paired.first
@@ -164,7 +164,7 @@ def _parse_paired(entry: Any) -> PairedClass:
 
 
 def _overlap(one: PairedClass, other: PairedClass) -> bool:
-    """Of two parts of a class, in the order of their first images."""
+    """Return whether two parts of a class, in the order of their first images, overlap."""
     return one.first is None or other.first is None or other.first < one.first + one.images
 
 

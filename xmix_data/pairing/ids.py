@@ -19,13 +19,14 @@ __all__ = ["Draw", "draws"]
 
 
 class Draw(NamedTuple):
-    """A paired class in a loader's terms."""
+    """Images of one source class that a target class draws from, named by class id."""
 
     label: int
     """Class id in the source domain."""
     first: int | None
+    """First image of the class, or ``None``: all its images, as in `PairedClass.first`."""
     images: int
-    """As in `PairedClass`."""
+    """Number of images, as in `PairedClass.images`."""
 
 
 def draws(
@@ -34,16 +35,16 @@ def draws(
     target: Domain | None,
     source: Domain,
 ) -> list[list[Draw]]:
-    """A pairing in class ids of given domains.
+    """Translate a pairing into the class ids of given domains.
 
     Args:
-        pairs: Target class name to its source classes.
+        pairs: Source classes of each target class, by name.
         recorded: The sources that the pairing was made over, as `Domain.provenance` has them.
-        target: ``None``: whatever has the pairing's target classes, in its order.
-        source: The source, or the list of them.
+        target: The target domain; ``None`` numbers the target classes in the pairing's order.
+        source: The source domain, or several in one.
 
     Returns:
-        For each target class id, what it draws from.
+        For each target class id the source classes that it draws from.
 
     Raises:
         ValueError: A class is unknown, ambiguous or unpaired, has too few images, or the
@@ -75,7 +76,7 @@ def _class_ids(
     recorded: Sequence[Mapping[str, Any]],
     source: Domain,
 ) -> Callable[[PairedClass, str], int]:
-    """From a paired class and its target class to its class id in the given source."""
+    """Return a function from a paired class and its target class to its id in the given source."""
     places: dict[str, dict[int, int]] = {}
     part_of = source.domain_of_class(np.arange(len(source.class_names))).tolist()
     for label, name in enumerate(source.class_names):
@@ -105,7 +106,7 @@ def _parts(
     recorded: Sequence[Mapping[str, Any]],
     source: Domain,
 ) -> list[int] | None:
-    """Where the given list has each source of the pairing; ``None`` if it has only one."""
+    """Find each source of the pairing in the given list; return ``None`` if it has only one."""
     if len(recorded) < 2:
         return None
     given = [part["fingerprints"] for part in source.provenance]

@@ -30,27 +30,29 @@ __all__ = [
 
 
 COSINE_DECIMALS = 6
-"""Cosines are rounded before they are compared, so that ties hardly depend on the summation
-order of a matrix product (CPU, GPU, number of threads)."""
+"""Decimals that cosines are rounded to before they are compared.
+
+So ties hardly depend on the summation order of a matrix product (CPU, GPU, number of threads).
+"""
 _CANDIDATES = 64
-"""How many source classes of a target class are put in order at a time."""
+"""Number of source classes that are put in order at a time for a target class."""
 
 Cosines = npt.NDArray[np.float32]
-"""(n, m), rounded to `COSINE_DECIMALS`."""
+"""(n, m) cosines of target and source classes, rounded to `COSINE_DECIMALS`."""
 Choice = Iterator[tuple[int, int]]
-"""(target, source) pairs in the order in which a method takes them."""
+"""Pairs of class ids (target, source) in the order in which a method takes them."""
 Part = tuple[int, int | None, int]
-"""Source class, first image (``None``: all of them), number of images."""
+"""Part of a source class: class id, first image (``None``: all images), number of images."""
 
 
 def cosine_similarity(
     target: npt.NDArray[np.float32], source: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float32]:
-    """Cosines of all pairs by FAISS, on the GPU where FAISS finds one.
+    """Compute the cosines of all pairs by FAISS, on the GPU where FAISS finds one.
 
     Args:
-        target: (n, D) float32.
-        source: (m, D) float32.
+        target: (n, D) float32 target centroids.
+        source: (m, D) float32 source centroids.
 
     Returns:
         (n, m) float32 in -1 .. 1, rounded to 6 decimals.
@@ -85,17 +87,17 @@ def select_rounds(
     min_images: int | None,
     strict: bool,
 ) -> tuple[list[list[int]], int]:
-    """Round after round of the source classes that are still unused.
+    """Select source classes round after round, each from those that are still unused.
 
     Args:
-        cosines: (n, m).
-        counts: (m,) images of the source classes.
+        cosines: (n, m) cosines of target and source classes.
+        counts: (m,) numbers of images of the source classes.
         choose: One of `METHODS`.
-        random: For it.
+        random: Generator for ``choose``.
         rounds, min_images, strict: As for `pair_classes`.
 
     Returns:
-        The source classes of each target class, and how many rounds were begun.
+        The source classes of each target class, and the number of rounds that were begun.
 
     Raises:
         ValueError: The source is exhausted before there are ``min_images``.
@@ -129,7 +131,7 @@ def select_rounds(
 
 
 def _greedy(cosines: Cosines, random: np.random.Philox) -> Choice:
-    """Globally best remaining pair first, ties by (target, source)."""
+    """Take the best remaining pair of all classes first; ties go by (target, source)."""
     free = np.ones(cosines.shape[1], bool)
     coming = [_most_similar(row, free) for row in cosines]
     heap = [(-float(cosines[t, s]), t, s) for t, of_one in enumerate(coming) for s in of_one[-1:]]
@@ -151,7 +153,7 @@ def _greedy(cosines: Cosines, random: np.random.Philox) -> Choice:
 
 
 def _most_similar(row: npt.NDArray[np.float32], free: npt.NDArray[np.bool_]) -> list[int]:
-    """The best free source classes of a target class, the best last; ties by id."""
+    """Find the most similar free source classes of a target class, the best last; ties by id."""
     ids = np.flatnonzero(free)
     values = row[ids]
     if len(ids) > _CANDIDATES:
@@ -193,27 +195,27 @@ METHODS: Mapping[str, Callable[[Cosines, np.random.Philox], Choice]] = {
     "optimal": _optimal,
     "random": _random,
 }
-"""One round of each."""
+"""Function that makes one round, by the name of the method."""
 RANDOM_IMAGES = "random-images"
-"""The method that selects images and not classes."""
+"""Name of the method that selects images and not classes."""
 
 
 def random_images(
     targets: int, counts: npt.NDArray[np.int64], size: int, random: np.random.Philox
 ) -> list[list[Part]]:
-    """``size`` images of any class, dealt to the target classes in equal shares.
+    """Deal ``size`` random images of any class to the target classes, in equal shares.
 
     Args:
-        targets: n, how many target classes there are.
-        counts: (m,) images of the source classes.
-        size: How many images to draw.
-        random: What they are drawn by.
+        targets: n, the number of target classes.
+        counts: (m,) numbers of images of the source classes.
+        size: Number of images to draw.
+        random: Generator that draws them.
 
     Returns:
         The parts of source classes of each target class; no image is in two.
 
     Raises:
-        ValueError: ``size`` is below n, or more than there are.
+        ValueError: ``size`` is below n, or above the number of source images.
     """
     total = int(counts.sum())
     if not targets <= size <= total:
@@ -238,12 +240,12 @@ def random_images(
 def shrink(
     parts: Sequence[Sequence[Part]], size: int, random: np.random.Philox
 ) -> list[list[Part]]:
-    """``size`` images of those selected, drawn at random, at least one for each target class.
+    """Keep ``size`` of the selected images, drawn at random, at least one a target class.
 
     Args:
         parts: The whole source classes of each target class.
-        size: How many images to keep, fewer than are selected.
-        random: What they are drawn by.
+        size: Number of images to keep, fewer than are selected.
+        random: Generator that draws them.
 
     Returns:
         The parts that are kept; source classes without an image are left out.
@@ -281,9 +283,9 @@ def grow(
 
     Args:
         parts: The source classes of each target class; added to in place.
-        cosines: (n, m).
-        counts: (m,) images of the source classes.
-        size: How many images there shall be; the last class gives what is missing.
+        cosines: (n, m) cosines of target and source classes.
+        counts: (m,) numbers of images of the source classes.
+        size: Number of images that there shall be; the last class gives what is missing.
 
     Raises:
         ValueError: The source has fewer images.

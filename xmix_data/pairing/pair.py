@@ -70,12 +70,22 @@ def pair_classes(
             source class that is most similar to any target class, again and again.
         strict: With ``min_images``: stop within the round, at the pair that reaches it. A target
             class without a source class then shares the most similar one that was selected.
-        seed: Of everything random.
+        seed: Seed of everything random.
 
     Raises:
         ValueError: An option is impossible, a centroid is unusable, the dimensions differ, or
             there are too few source classes.
         MissingDependencyError: FAISS is not installed.
+
+    Examples:
+        >>> target = Centroids(np.array([[2, 0], [0, 1]]), np.array([9, 7]), ["t0", "t1"])
+        >>> values = np.array([[1, 1], [0, 3], [1, 0]])
+        >>> source = Centroids(values, np.array([50, 40, 60]), ["s0", "s1", "s2"])
+        >>> pairing = pair_classes(target, source)
+        >>> pairing
+        Pairing(2 target classes, 2 source classes, 100 source images)
+        >>> pairing.pairs["t0"]
+        [PairedClass(name='s2', cosine=1.0, images=60, first=None, domain=0)]
     """
     check_options(method, rounds, min_images, num_images, strict, seed)
     _check_fit(target, source, rounds or 1)
@@ -131,7 +141,11 @@ def check_options(
     strict: bool,
     seed: int,
 ) -> None:
-    """What `pair_classes` says of its options without knowing the classes."""
+    """Check the options of `pair_classes`, as far as that is possible without the classes.
+
+    Raises:
+        ValueError: An option is impossible, or two exclude each other.
+    """
     if method not in METHODS and method != RANDOM_IMAGES:
         known = ", ".join([*METHODS, RANDOM_IMAGES])
         raise ValueError(f"method is {method!r}; it must be one of {known}")
@@ -202,7 +216,7 @@ def _similarity(cosines: Cosines, firsts: Sequence[int], seed: int) -> Similarit
 
 
 def pairs_table(pairing: Pairing, width: int = 28) -> Iterator[str]:
-    """Lines of a table for the terminal: target class, source classes, cosines."""
+    """Yield the lines of a table for the terminal: target class, source classes, cosines."""
     domains = pairing.source.get("domains", ())
 
     def one(paired: PairedClass) -> str:

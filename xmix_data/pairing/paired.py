@@ -15,39 +15,53 @@ import numpy.typing as npt
 __all__ = ["MATRIX_DECIMALS", "PairedClass", "Similarity", "shown_classes"]
 
 _UNTRAINED = 0.9
-"""A mean of all cosines above which the features hardly tell classes apart."""
+"""Mean of all cosines above which the features hardly tell classes apart."""
 _MAX_SHOWN = 1000
+"""Most target classes in `Similarity.matrix`."""
 MATRIX_DECIMALS = 3
-"""Of the cosines that are kept for looking at."""
+"""Decimals of the cosines in `Similarity.matrix`."""
 
 
 class PairedClass(NamedTuple):
-    """One source class of a target class."""
+    """One source class of a target class.
+
+    Examples:
+        >>> PairedClass("s1", cosine=0.75, images=3)
+        PairedClass(name='s1', cosine=0.75, images=3, first=None, domain=0)
+    """
 
     name: str
+    """Name of the source class."""
     cosine: float
+    """Cosine of the two classes' centroids, in -1 .. 1."""
     images: int
-    """Images of the source class that are drawn from."""
+    """Number of images of the source class that are drawn from."""
     first: int | None = None
-    """``None``: all images of the class. Otherwise images ``first .. first + images - 1`` of the
-    class in the random order that the pairing's seed gives them."""
+    """First image of the source class that is drawn from; ``None``: all its images are.
+
+    They are images ``first .. first + images - 1`` in the random order that the pairing's seed
+    gives the images of the class."""
     domain: int = 0
-    """Which source of the list the class comes from."""
+    """Position of the class's source in the list of sources."""
 
 
 @dataclass(frozen=True, eq=False)
 class Similarity:
-    """How similar target and source classes are, to judge a pairing by."""
+    """Similarity of target and source classes, to judge a pairing by."""
 
     mean: float
+    """Mean of all n * m cosines."""
     std: float
-    """Over all n * m cosines."""
+    """Standard deviation of all n * m cosines."""
     matrix: npt.NDArray[np.float32]
-    """(k, k): each target class by the first source class of each target class, rounded to 3
-    decimals; the pairs stand on the diagonal. Of `shown_classes`: all, or 1,000 of more."""
+    """(k, k) cosines of each target class with the first source class of each target class.
+
+    They are rounded to 3 decimals, and the pairs stand on the diagonal. The target classes are
+    those of `shown_classes`: all, or 1,000 of more."""
     by_method: Mapping[str, float]
-    """Mean cosine of one round by each method; without ``"optimal"``, whose time grows fastest,
-    where there are more than 25 million pairs of classes."""
+    """Mean cosine of one round by each method.
+
+    ``"optimal"``, whose time grows fastest, is left out above 25 million pairs of classes."""
 
     @property
     def tells_classes_apart(self) -> bool:
@@ -56,5 +70,5 @@ class Similarity:
 
 
 def shown_classes(classes: int) -> npt.NDArray[np.int64]:
-    """Positions of the target classes in `Similarity.matrix`: all, or 1,000 spread over them."""
+    """Return the target classes of `Similarity.matrix`, (k,) int64: all, or 1,000 spread evenly."""
     return np.unique(np.linspace(0, classes - 1, min(classes, _MAX_SHOWN)).astype(np.int64))

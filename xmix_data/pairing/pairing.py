@@ -22,18 +22,28 @@ _log = logging.getLogger("xmix_data")
 
 @dataclass(frozen=True)
 class Pairing:
-    """For each target class its source classes, in the order in which they were selected."""
+    """Source classes of each target class, by name, in the order of their selection.
+
+    Examples:
+        >>> pairs = {"t0": [PairedClass("s1", 0.75, 3)], "t1": [PairedClass("s0", 0.5, 8)]}
+        >>> Pairing(pairs).save("by-hand.json")
+        >>> pairing = Pairing.load("by-hand.json")
+        >>> pairing
+        Pairing(2 target classes, 2 source classes, 11 source images)
+        >>> pairing.source_classes, pairing.mean_cosine
+        (['s1', 's0'], 0.625)
+    """
 
     pairs: Mapping[str, Sequence[PairedClass]]
-    """Target class name to its source classes."""
+    """Source classes of each target class, by the name of the target class."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """How it was made: the arguments of `pair_classes`."""
+    """Arguments of `pair_classes` that the pairing was made with."""
     target: Mapping[str, Any] = field(default_factory=dict)
     """Provenance of the target centroids: model, weights' hash, files and fingerprints."""
     source: Mapping[str, Any] = field(default_factory=dict)
-    """Provenance of the source centroids."""
+    """Provenance of the source centroids: model, weights' hash, files and fingerprints."""
     similarity: Similarity | None = field(default=None, compare=False)
-    """``None`` in a pairing that was made by hand."""
+    """How similar the classes are; ``None`` in a pairing that was made by hand."""
 
     @property
     def source_classes(self) -> list[str]:
@@ -42,12 +52,12 @@ class Pairing:
 
     @property
     def num_images(self) -> int:
-        """How many source images the pairing selects."""
+        """Number of source images that the pairing selects."""
         return sum({(p.domain, p.name, p.first): p.images for p in self._paired()}.values())
 
     @property
     def mean_cosine(self) -> float:
-        """Mean over all pairs, in -1 .. 1."""
+        """Mean cosine of all pairs, in -1 .. 1."""
         return float(np.mean([p.cosine for p in self._paired()]))
 
     def _paired(self) -> Iterator[PairedClass]:
@@ -55,16 +65,19 @@ class Pairing:
 
     @property
     def seed(self) -> int:
-        """Of the random order that `PairedClass.first` counts in."""
+        """Seed of the random order in which `PairedClass.first` counts images."""
         return int(self.options.get("seed", 0))
 
     def classes_in(self, names: Sequence[str] | None, fingerprint: str) -> list[str]:
-        """Names of the source classes that are used of one source: to convert only these.
+        """Find the source classes of one source that the pairing uses: to convert only these.
 
         Args:
-            names: The source's classes.
-            fingerprint: The source's; tells which of the pairing's sources it is, if it is one of
-                several betons that the pairing was made over.
+            names: Names of the source's classes.
+            fingerprint: Fingerprint of the source. It tells which of the pairing's sources this
+                is, if the pairing was made over several betons.
+
+        Returns:
+            Their names, each once.
 
         Raises:
             ValueError: It cannot be told which of the pairing's sources this is.
@@ -88,14 +101,14 @@ class Pairing:
         return list(dict.fromkeys(by_domain.get(fitting[0], [])))
 
     def draws(self, target: Domain | None, source: Domain) -> list[list[Draw]]:
-        """The pairing in class ids of given domains.
+        """Translate the pairing into the class ids of given domains.
 
         Args:
-            target: ``None``: whatever has the pairing's target classes, in its order.
-            source: The source, or the list of them.
+            target: The target domain; ``None`` numbers the target classes in the pairing's order.
+            source: The source domain, or several in one.
 
         Returns:
-            For each target class id, what it draws from.
+            For each target class id the source classes that it draws from.
 
         Raises:
             ValueError: A class is unknown, ambiguous or unpaired, has too few images, or the
@@ -104,7 +117,11 @@ class Pairing:
         return ids.draws(self.pairs, self.source.get("domains", ()), target, source)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the pairing as JSON; the file appears when whole."""
+        """Write the pairing as JSON (docs/formats.md); the file appears when whole.
+
+        Raises:
+            OSError: The disk is full or not writable.
+        """
         contents = file.Contents(
             self.pairs, self.options, self.target, self.source, self.similarity
         )
@@ -112,7 +129,7 @@ class Pairing:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Pairing:
-        """Read what `save` wrote.
+        """Read a pairing that `save` wrote.
 
         Raises:
             FileNotFoundError: No such file.
@@ -128,7 +145,7 @@ class Pairing:
 
 
 def log_provenance(pairing: Pairing, target: Domain, source: Domain) -> None:
-    """Log where betons are not those that the pairing was made with, or are one and the same."""
+    """Log that betons are not those of the pairing, or that one is target and source at once."""
     for kind, provenance, domain in (
         ("target", pairing.target, target),
         ("source", pairing.source, source),

@@ -36,7 +36,7 @@ def paired_plan(
 
     Args:
         target, source: The domains.
-        pairing: Of their classes.
+        pairing: A pairing of their classes.
         crop, flip, alpha, beta, seed: As `XMixLoader` takes them.
 
     Raises:

@@ -20,7 +20,7 @@ Size = int | tuple[int, int]
 
 @dataclass(frozen=True)
 class Crop:
-    """Base of the crops.
+    """Base class of the crops.
 
     Args:
         size: Output size in pixels: one number for a square, or (height, width).
@@ -31,7 +31,7 @@ class Crop:
 
     size: Size
     num_uniforms: ClassVar[int] = 0
-    """How many uniform numbers one box takes."""
+    """Number of uniform numbers that one box takes."""
     resizes: ClassVar[bool] = False
     """Whether a box has another size than the output."""
 
@@ -53,7 +53,15 @@ class Crop:
         widths: npt.NDArray[Any],
         uniforms: npt.NDArray[np.float64],
     ) -> npt.NDArray[np.int32]:
-        """(B, 4) int32 boxes inside images of the given sizes."""
+        """Turn uniform numbers into boxes inside images of the given sizes.
+
+        Args:
+            heights, widths: (B,) sides of the stored images, in pixels.
+            uniforms: (B, num_uniforms) float64 in [0, 1).
+
+        Returns:
+            (B, 4) int32, the top, left, height and width of each box in pixels.
+        """
         raise NotImplementedError
 
     def _fixed_size_boxes(self, top: npt.NDArray[Any], left: npt.NDArray[Any]) -> Any:
@@ -64,7 +72,20 @@ class Crop:
 
 @dataclass(frozen=True)
 class CenterCrop(Crop):
-    """The centre of the image, unscaled, as `torchvision.transforms.CenterCrop` places it."""
+    """Crop at the centre of the image, unscaled, as `torchvision.transforms.CenterCrop` places it.
+
+    Args:
+        size: Output size in pixels: one number for a square, or (height, width).
+
+    Raises:
+        ValueError: A side is below 1.
+
+    Examples:
+        >>> loader = ImageLoader("target.beton", batch_size=8, crop=CenterCrop(32))
+        >>> images, labels = next(iter(loader))
+        >>> images.shape
+        torch.Size([8, 3, 32, 32])
+    """
 
     def boxes(
         self,
@@ -80,7 +101,20 @@ class CenterCrop(Crop):
 
 @dataclass(frozen=True)
 class RandomCrop(Crop):
-    """A window of the image, unscaled, all places equally likely."""
+    """Crop at a random place of the image, unscaled; all places are equally likely.
+
+    Args:
+        size: Output size in pixels: one number for a square, or (height, width).
+
+    Raises:
+        ValueError: A side is below 1.
+
+    Examples:
+        >>> loader = ImageLoader("target.beton", batch_size=8, crop=RandomCrop((24, 32)))
+        >>> images, labels = next(iter(loader))
+        >>> images.shape
+        torch.Size([8, 3, 24, 32])
+    """
 
     num_uniforms: ClassVar[int] = 2
 
@@ -98,12 +132,12 @@ class RandomCrop(Crop):
 
 @dataclass(frozen=True)
 class RandomResizedCrop(Crop):
-    """A window of random area and aspect ratio, resized to ``size``.
+    """Crop of random place, area and aspect ratio, resized to ``size``.
 
-    Follows `torchvision.transforms.RandomResizedCrop`: ten tries, then the largest centre crop
-    within the ratios. Resized with Pillow's antialiased bilinear filter; a JPEG whose window is
-    at least four times as large as the output is decoded at a fraction of its size before, see
-    `dct_fractions`.
+    The window is drawn as by `torchvision.transforms.RandomResizedCrop`: ten tries, then the
+    largest centre crop within the ratios. It is resized with Pillow's antialiased bilinear filter.
+    A JPEG whose window is at least four times as large as the output is first decoded at a fraction
+    of its size, see `xmix_data.decode.dct_fractions`.
 
     Args:
         size: Output size in pixels: one number for a square, or (height, width).
@@ -111,7 +145,13 @@ class RandomResizedCrop(Crop):
         ratio: Range of the window's width / height.
 
     Raises:
-        ValueError: A range is empty or not positive.
+        ValueError: A range is empty or not positive, or a side is below 1.
+
+    Examples:
+        >>> crop = RandomResizedCrop(64, scale=(0.5, 1))
+        >>> images, labels = next(iter(ImageLoader("target.beton", batch_size=8, crop=crop)))
+        >>> images.shape  # images are stored with 40 x 40 pixels
+        torch.Size([8, 3, 64, 64])
     """
 
     scale: tuple[float, float] = (0.08, 1.0)

@@ -26,7 +26,11 @@ __all__ = ["EpochPlan", "Plan", "checked_seed"]
 
 
 def checked_seed(seed: int) -> int:
-    """A seed that a plan can have: 0 .. 2**64 - 1."""
+    """Check that a plan can have a seed, and return it as an int.
+
+    Raises:
+        ValueError: The seed lies outside 0 .. 2**64 - 1.
+    """
     number = operator.index(seed)
     if not 0 <= number < 1 << 64:
         raise ValueError(f"seed is {seed}; it must lie in 0 .. 2**64 - 1")
@@ -35,22 +39,22 @@ def checked_seed(seed: int) -> int:
 
 _WORDS_PER_COUNTER = 4
 _ROW, _TARGET_CROP, _SOURCE_CROP, _PERMUTATION, _REPLACEMENT = range(5)
-"""Streams: the last word of the counter."""
+"""Streams of random numbers, told apart by the last word of the counter."""
 
 _PICK, _LAM, _TARGET_FLIP, _SOURCE_FLIP = range(4)
-"""Columns of the row stream."""
+"""Columns of the row stream: what each of a position's uniform numbers decides."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What stays the same over epochs.
+    """Plan of all epochs: what stays the same from one to the next.
 
     Args:
-        seed: 0 .. 2**64 - 1.
+        seed: Seed, 0 .. 2**64 - 1.
         samples: (N,) indices into the target domain that make up an epoch.
         target_labels: Class id of every target image.
-        target_sizes: Of the target images.
-        crop: Applied to both domains, independently.
+        target_sizes: Sizes of the target images.
+        crop: Crop of the images of both domains, drawn independently.
         flip: Mirror each image with probability 1/2, both domains independently.
         shuffle: A new order each epoch; otherwise that of ``samples``.
         pool: Where source images are drawn from; ``None`` for a single domain.
@@ -69,11 +73,11 @@ class Plan:
     beta: float = 1.0
 
     def epoch(self, epoch: int) -> EpochPlan:
-        """The plan of one epoch, counted from 0."""
+        """Return the plan of one epoch, counted from 0."""
         return EpochPlan(self, epoch)
 
     def digest(self) -> str:
-        """Identifies the sample sequence: samples, labels and pairing."""
+        """Return a hash that identifies the sample sequence: samples, labels and pairing."""
         digest = hashlib.sha256()
         for array in (self.samples, self.target_labels):
             digest.update(np.ascontiguousarray(array, np.int64).data)
@@ -84,7 +88,7 @@ class Plan:
 
 
 class EpochPlan:
-    """One epoch: positions 0 .. N - 1 pass over the target once; later ones start over."""
+    """Plan of one epoch: positions 0 .. N - 1 pass over the target once; later ones start over."""
 
     def __init__(self, plan: Plan, epoch: int) -> None:
         self._plan = plan
@@ -100,7 +104,7 @@ class EpochPlan:
         return len(self.order)
 
     def rows(self, start: int, stop: int) -> PlanRows:
-        """The plan of positions ``start .. stop - 1``.
+        """Return the rows of positions ``start .. stop - 1``.
 
         Positions from N on take the epoch's samples from the start again (the padding that gives
         all ranks equally many), with random numbers of their own.
@@ -121,17 +125,17 @@ class EpochPlan:
         return PlanRows(target, target_crops, lam, source, source_crops, start)
 
     def replaced(self, rows: PlanRows, domain: int, item: int, attempt: int) -> PlanRows:
-        """The rows with another image of the same class in one place.
+        """Return rows with another image of the same class in one place.
 
         The other images of the class (of a source class: those that the target class draws from)
         are tried in a random order of the position's own, so that any rank, thread and batch size
         comes to the same one. λ, the flip and the random numbers of the crop stay.
 
         Args:
-            rows: Of this epoch.
-            domain: `TARGET` or `SOURCE`.
-            item: Which of the rows.
-            attempt: Which of the other images, counted from 0.
+            rows: Rows of this epoch.
+            domain: Domain of the image, `TARGET` or `SOURCE`.
+            item: Place of the image in the rows.
+            attempt: Number of the other image in its random order, counted from 0.
 
         Raises:
             IndexError: The class has no more images.
@@ -180,11 +184,11 @@ class EpochPlan:
         return Crops(boxes, (flips < 0.5) & self._plan.flip)
 
     def _uniforms(self, stream: int, start: int, count: int, words: int) -> Any:
-        """(count, words) float64 in [0, 1), 53 bits each."""
+        """Return (count, words) float64 in [0, 1), of 53 random bits each."""
         return (self._bits(stream, start, count, words) >> np.uint64(11)) * 2.0**-53
 
     def _bits(self, stream: int, start: int, count: int, words: int) -> npt.NDArray[np.uint64]:
-        """(count, words) uint64 of the positions from ``start`` on."""
+        """Return (count, words) random uint64 of the positions from ``start`` on."""
         counters = -(-words // _WORDS_PER_COUNTER)
         counter = np.array([start * counters, 0, 0, stream], np.uint64)
         bits = np.random.Philox(key=self._key, counter=counter).random_raw(
@@ -196,7 +200,7 @@ class EpochPlan:
 def _beta_quantile(
     uniforms: npt.NDArray[np.float64], alpha: float, beta: float
 ) -> npt.NDArray[np.float64]:
-    """Inverse of Beta(alpha, beta)'s distribution function: one uniform number, one λ."""
+    """Invert Beta(alpha, beta)'s distribution function: each uniform number gives one λ."""
     if beta == 1:
         return np.asarray(uniforms ** (1 / alpha))
     if alpha == 1:

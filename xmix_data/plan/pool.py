@@ -17,13 +17,13 @@ __all__ = ["SourcePool"]
 
 
 class SourcePool:
-    """For each target class the source images it draws from, uniformly (Eq. 3).
+    """Source images that each target class draws from, uniformly (Eq. 3).
 
     Args:
         source_labels: (N,) class id of every source image.
-        draws: For each target class what it draws from.
-        sizes: Of the source images.
-        seed: Of the random order in which `Draw.first` counts a class's images.
+        draws: For each target class the source classes that it draws from.
+        sizes: Sizes of the source images.
+        seed: Seed of the random order in which `Draw.first` counts a class's images.
     """
 
     def __init__(
@@ -53,20 +53,20 @@ class SourcePool:
 
         images = [np.concatenate([images_of(draw) for draw in drawn]) for drawn in draws]
         self.counts = np.array([len(pool) for pool in images], np.int64)
-        """(n,) images that each target class draws from."""
+        """(n,) int64 number of images that each target class draws from."""
         self._starts = np.cumsum(self.counts) - self.counts
         self.images = np.concatenate(images)
-        """Source sample indices, target class after target class."""
+        """(K,) source sample indices, target class after target class."""
 
     def pick(
         self, target_labels: npt.NDArray[np.int64], uniforms: npt.NDArray[np.float64]
     ) -> npt.NDArray[np.int64]:
-        """(B,) source sample indices for the given target labels and uniform numbers."""
+        """Pick source sample indices (B,) by target labels and uniform numbers in [0, 1)."""
         offsets = np.floor(uniforms * self.counts[target_labels]).astype(np.int64)
         return np.asarray(self.images[self._starts[target_labels] + offsets])
 
     def alike(self, target_label: int, index: int) -> npt.NDArray[np.int64]:
-        """The images of a source image's class that a target class draws from."""
+        """Find the images of a source image's class that a target class draws from, (K,)."""
         start = self._starts[target_label]
         pool = self.images[start : start + self.counts[target_label]]
         return np.asarray(pool[self._labels[pool] == self._labels[index]])

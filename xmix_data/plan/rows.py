@@ -15,12 +15,12 @@ __all__ = ["SOURCE", "TARGET", "Crops", "ImageSizes", "PlanRows", "Replace"]
 
 
 TARGET, SOURCE = range(2)
-"""The domains of a row."""
+"""Domains of a row: the target, and the source that is mixed in."""
 
 
 @dataclass(frozen=True)
 class ImageSizes:
-    """Stored heights and widths (N,) in pixels of one domain's images."""
+    """Heights and widths (N,) of one domain's stored images, in pixels."""
 
     heights: npt.NDArray[np.uint16]
     widths: npt.NDArray[np.uint16]
@@ -28,32 +28,34 @@ class ImageSizes:
 
 @dataclass(frozen=True)
 class Crops:
-    """Where one domain's images of a batch are cut out, and whether they are mirrored."""
+    """Crops of one domain's images in a batch: their boxes, and whether they are mirrored."""
 
     boxes: npt.NDArray[np.int32]
-    """(B, 4): top, left, height, width in pixels of the stored image."""
+    """(B, 4) int32 boxes: top, left, height, width in pixels of the stored image."""
     flips: npt.NDArray[np.bool_]
-    """(B,)"""
+    """(B,) bool: whether each image is mirrored."""
 
     def part(self, start: int, stop: int) -> Crops:
-        """Those of images ``start .. stop - 1``."""
+        """Return the crops of images ``start .. stop - 1``."""
         return Crops(self.boxes[start:stop], self.flips[start:stop])
 
 
 @dataclass(frozen=True)
 class PlanRows:
-    """What a backend has to deliver for consecutive positions of an epoch."""
+    """Rows of a plan: what a backend has to deliver for consecutive positions of an epoch."""
 
     target: npt.NDArray[np.int64]
-    """(B,) sample indices in the target domain."""
+    """(B,) int64 sample indices in the target domain."""
     target_crops: Crops
+    """Crops of the target images."""
     lam: npt.NDArray[np.float32]
-    """(B,) weight of the target image."""
+    """(B,) float32 weight λ of each target image."""
     source: npt.NDArray[np.int64] | None = None
-    """(B,) sample indices in the source domain; ``None`` where there is only one domain."""
+    """(B,) int64 sample indices in the source domain; ``None`` where there is only one domain."""
     source_crops: Crops | None = None
+    """Crops of the source images; ``None`` where there is only one domain."""
     start: int = 0
-    """Position in the epoch of the first row."""
+    """Position of the first row in the epoch."""
     damaged: tuple[tuple[int, int], ...] = ()
     """Images that were drawn and replaced: (`TARGET` or `SOURCE`, sample index) of each."""
 
@@ -61,7 +63,7 @@ class PlanRows:
         return len(self.target)
 
     def part(self, start: int, stop: int) -> PlanRows:
-        """Rows ``start .. stop - 1`` of these."""
+        """Return rows ``start .. stop - 1`` of these."""
         return PlanRows(
             self.target[start:stop],
             self.target_crops.part(start, stop),
@@ -72,7 +74,7 @@ class PlanRows:
         )
 
     def of(self, domain: int) -> tuple[npt.NDArray[np.int64], Crops]:
-        """Sample indices and crops of `TARGET` or `SOURCE`."""
+        """Return the sample indices and crops of a domain, `TARGET` or `SOURCE`."""
         if domain == TARGET:
             return self.target, self.target_crops
         assert self.source is not None and self.source_crops is not None
@@ -81,7 +83,14 @@ class PlanRows:
     def with_image(
         self, domain: int, item: int, index: int, box: npt.NDArray[np.int32]
     ) -> PlanRows:
-        """A copy with another image in one place, because the one that was there is damaged."""
+        """Return a copy with another image in the place of one that is damaged.
+
+        Args:
+            domain: Domain of the image, `TARGET` or `SOURCE`.
+            item: Place of the image in the rows.
+            index: Sample index of the other image.
+            box: (4,) int32 box of the other image.
+        """
         indices, crops = self.of(domain)
         damaged = (*self.damaged, (domain, int(indices[item])))
         indices, boxes = indices.copy(), crops.boxes.copy()
@@ -93,4 +102,7 @@ class PlanRows:
 
 
 Replace = Callable[[PlanRows, int, int, int], PlanRows]
-"""`EpochPlan.replaced`."""
+"""Function that replaces a damaged image: (rows, domain, item, attempt) -> rows.
+
+`EpochPlan.replaced` is one.
+"""

@@ -33,17 +33,17 @@ __all__ = [
 
 FORMAT = "xmix_data.checkpoint/1"
 _MAY_CHANGE = ("log_every", "save_every", "test_every", "on_error")
-"""What a recipe may have otherwise when a run is resumed."""
+"""Fields of a recipe that may differ when a run is resumed."""
 _REMEDY = "choose another --output, or delete it to begin anew"
 
 
 def identity_of(method: Method, model: str, recipe: Recipe) -> dict[str, Any]:
-    """What a checkpoint must agree in with the run that takes it up.
+    """Return what a checkpoint must agree in with the run that takes it up.
 
     Args:
-        method: With its options.
+        method: Method with its options.
         model: Name of the backbone and hash of its weights.
-        recipe: The numbers.
+        recipe: Recipe of the run.
     """
     numbers = dataclasses.asdict(recipe)
     return {
@@ -54,7 +54,7 @@ def identity_of(method: Method, model: str, recipe: Recipe) -> dict[str, Any]:
 
 
 def described(method: Method) -> str:
-    """A method with its options; a function among them by name, without its address."""
+    """Describe a method with its options; a function among them by name, without its address."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr(method))
 
 
@@ -65,10 +65,10 @@ def save_checkpoint(path: Path, identity: Mapping[str, Any], state: Mapping[str,
 
 
 def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Read what `save_checkpoint` wrote, onto the CPU.
+    """Read a checkpoint that `save_checkpoint` wrote, onto the CPU.
 
     Raises:
-        ValueError: It is damaged, or of another training.
+        ValueError: The checkpoint is damaged, or of another training.
     """
     try:
         saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -94,7 +94,7 @@ def load_loaders(
     """Put loaders where they were when the checkpoint ``path`` was saved.
 
     Raises:
-        ValueError: They load other data.
+        ValueError: The loaders load other data.
     """
     if len(states) != len(loaders):
         raise ValueError(f"{path}: was made with other --unlabelled images; {_REMEDY}")
@@ -109,7 +109,7 @@ def load_network(path: Path, network: nn.Module, state: dict[str, Any]) -> None:
     """Give a network the weights that the checkpoint ``path`` holds.
 
     Raises:
-        ValueError: They are of other shapes.
+        ValueError: The weights are of other shapes.
     """
     try:
         network.load_state_dict(state)
@@ -121,5 +121,5 @@ def load_network(path: Path, network: nn.Module, state: dict[str, Any]) -> None:
 
 
 def copied(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A state dict whose tensors stay as they are."""
+    """Copy a state dict, so that its tensors stay as they are."""
     return {key: value.detach().clone() for key, value in state.items()}

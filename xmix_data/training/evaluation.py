@@ -14,15 +14,24 @@ __all__ = ["evaluate", "test_ids"]
 
 @torch.no_grad()
 def evaluate(network: nn.Module, loader: ImageLoader, ids: torch.Tensor | None = None) -> float:
-    """Top-1 accuracy by the target logits, over all processes of the job.
+    """Measure top-1 accuracy by the target logits, over all processes of the job.
 
     Args:
-        network: Images -> `Outputs`; put into evaluation mode meanwhile.
-        loader: Clean images and labels; one pass is taken.
+        network: Module from images to `Outputs`; put into evaluation mode meanwhile.
+        loader: Loader of clean images and labels; one pass is taken.
         ids: (C,) int64: the target class of each class of the loader; default the same.
 
     Returns:
-        In 0 .. 1.
+        The accuracy in 0 .. 1.
+
+    Examples:
+        >>> head = torch.nn.Linear(12, 4)
+        >>> head.bias.data[0] = 100  # a network that says "class 0" of every image
+        >>> backbone = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten())
+        >>> loader = ImageLoader("target.beton", batch_size=8, crop=CenterCrop(32))
+        >>> accuracy = evaluate(TransferNetwork(backbone, head), loader)
+        >>> round(accuracy, 4)  # 9 of 27 images
+        0.3333
     """
     training = network.training
     network.eval()
@@ -41,7 +50,14 @@ def evaluate(network: nn.Module, loader: ImageLoader, ids: torch.Tensor | None =
 
 
 def test_ids(test: Domain, target: Domain) -> torch.Tensor:
-    """(C,) int64: the target class of each class of a test set, found by name; -1 where none is."""
+    """Find the target class of each class of a test set, by name.
+
+    Returns:
+        (C,) int64 target class ids, -1 where the target has no such class.
+
+    Raises:
+        ValueError: A class with test images has no training image, or is in several betons.
+    """
     id_of = {name: label for label, name in enumerate(target.class_names)}
     present = set(target.labels.tolist())
     for label in sorted(set(test.labels.tolist())):

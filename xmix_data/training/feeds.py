@@ -27,14 +27,15 @@ def phase_loaders(
     unlabelled: Domain | None,
     **options: Any,
 ) -> list[ImageLoader | XMixLoader]:
-    """What a phase is fed with: its batches and, where there are some, unlabelled images.
+    """Make the loaders of a phase: of its batches and, where there are some, unlabelled images.
 
     Args:
-        phase: Names the kind of batches.
-        recipe: Crop, flip, λ, seed, and what becomes of damage.
-        target, source, pairing: The domains, the last two where the kind of batches needs them.
+        phase: Phase, which names the kind of batches.
+        recipe: Recipe: crop, flip, λ, seed, and what becomes of damage.
+        target, source, pairing: The domains and their pairing; the last two where the kind of
+            batches needs them.
         unlabelled: Target images whose labels are not looked at.
-        options: Of every loader besides.
+        options: Further options of every loader.
     """
     options |= {
         "crop": RandomCrop(recipe.crop),
@@ -68,6 +69,6 @@ def phase_loaders(
 
 
 def without_end(loader: Any) -> Iterator[Any]:
-    """Batches of epoch after epoch."""
+    """Yield the batches of epoch after epoch."""
     while True:
         yield from loader

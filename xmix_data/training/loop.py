@@ -81,19 +81,33 @@ def fit(
         unlabelled: Target images whose labels are not looked at, for GradMix.
         source_rows: For each source class the pre-trained classifier's row that its head starts
             from; default by WordNet id, see `xmix_data.methods.source_head`.
-        recipe: The numbers.
-        device: Where to train.
-        num_workers: Decoding threads of each loader.
+        recipe: Numbers of the training; default those of the paper.
+        device: Device to train on.
+        num_workers: Number of decoding threads of each loader.
         output: Folder for metrics, checkpoints and the result, which all processes see; ``None``
             keeps none.
         progress: Show progress on stderr.
         tensorboard: Write the metrics for TensorBoard as well, into ``output``.
+
+    Returns:
+        The trained network, and its accuracy on the test set.
 
     Raises:
         ValueError: Something is missing or does not fit together; says what.
         BetonError: A beton is damaged.
         OSError: ``output`` cannot be written.
         XMixError: The loss is not finite.
+
+    Examples:
+        >>> pool = torch.nn.AdaptiveAvgPool2d(2)  # stands for a pre-trained model, e.g. "resnet50"
+        >>> model = torch.nn.Sequential(pool, torch.nn.Flatten(), torch.nn.Linear(12, 10))
+        >>> recipe = Recipe(iterations=2, batch_size=8, crop=32)
+        >>> result = fit(
+        ...     XMixup(), model, "target.beton", source="source.beton", pairing="pairing.json",
+        ...     test="target.beton", recipe=recipe,
+        ... )
+        >>> result.network.heads, 0 <= result.accuracy <= 1
+        (('target', 'source'), True)
     """
     with ExitStack() as stack:
         run = _Run(
@@ -198,7 +212,7 @@ class _Run:
         self.saved = self._saved()
 
     def train(self, number: int, phase: Phase, earlier: TransferNetwork | None) -> TransferNetwork:
-        """The training loop, for one phase of the method."""
+        """Train the network for one phase of the method."""
         recipe, method, loaders, saved = self.recipe, self.method, self.loaders[number], self.saved
         iterations = phase.iterations or recipe.iterations
         network = self._network(number, phase, earlier)
@@ -261,7 +275,7 @@ class _Run:
         return network
 
     def finish(self, network: TransferNetwork) -> Result:
-        """Test, and write the result."""
+        """Test the network, and write the result."""
         number = len(self.method.phases) - 1
         iterations = self.method.phases[-1].iterations or self.recipe.iterations
         accuracy = self._test(number, iterations, network)
@@ -293,7 +307,7 @@ class _Run:
     def _network(
         self, number: int, phase: Phase, earlier: TransferNetwork | None
     ) -> TransferNetwork:
-        """The heads of a phase on the backbone as it is; its new heads are always the same."""
+        """Put the heads of a phase on the backbone as it is; new heads are always the same."""
         torch.manual_seed(_seed(self.recipe.seed, number, 0, 0))
         target = source = None
         if "target" in phase.heads or "joint" in phase.heads:
@@ -315,7 +329,7 @@ class _Run:
             return int(body(torch.zeros(1, 3, size, size, device=self.device)).shape[1])
 
     def _size(self) -> int:
-        """Side in pixels of images that the backbone takes."""
+        """Return the side in pixels of images that the backbone takes."""
         return self.backbone.size if self.backbone.one_size else self.recipe.crop
 
     def _wrapped(self, network: TransferNetwork) -> nn.Module:
@@ -363,7 +377,7 @@ class _Run:
         save_checkpoint(self.path, self.identity, state)
 
     def _saved(self) -> dict[str, Any] | None:
-        """The checkpoint of an earlier run, which must be one of this training."""
+        """Read the checkpoint of an earlier run, which must be one of this training."""
         if self.path is None:
             return None
         if not self.path.exists():
@@ -383,7 +397,7 @@ class _Run:
         load_network(self.path, network, state)
 
     def _restore(self, network: TransferNetwork, optimizer: torch.optim.Optimizer) -> int:
-        """Take up the checkpoint; returns the steps that are done."""
+        """Take up the checkpoint, and return the number of steps that are done."""
         saved = self.saved
         assert saved is not None
         self._load(network, saved["network"])

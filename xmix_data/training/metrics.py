@@ -19,11 +19,21 @@ from xmix_data.ranks import average_in_place, get_rank, get_world_size
 __all__ = ["MetricsLog", "StepLoss", "means_over_ranks", "require_finite"]
 
 _MAX_NAMED = 4
-"""How many samples of a batch with a loss that is not finite are named."""
+"""Most samples that are named of a batch whose loss is not finite."""
 
 
 class MetricsLog:
-    """Metrics as JSON lines, and for TensorBoard; only the first process writes."""
+    """Metrics as JSON lines, and for TensorBoard; only the first process writes.
+
+    Args:
+        folder: Folder to write to; ``None`` writes nothing.
+        tensorboard: Write for TensorBoard as well.
+
+    Raises:
+        ValueError: TensorBoard is to write, and there is no folder.
+        OSError: The folder cannot be written.
+        MissingDependencyError: TensorBoard is not installed.
+    """
 
     def __init__(self, folder: Path | None, tensorboard: bool) -> None:
         self.folder, self._board = folder, None
@@ -41,6 +51,7 @@ class MetricsLog:
                 self._board = _summary_writer(folder)
 
     def write(self, phase: int, step: int, **values: float) -> None:
+        """Write the values of a step of a phase as one line."""
         if self.folder is None or get_rank() > 0:
             return
         line = {"phase": phase, "step": step, **values}
@@ -68,6 +79,7 @@ class MetricsLog:
             stream.write("".join(kept).encode())
 
     def close(self) -> None:
+        """End the writing for TensorBoard."""
         if self._board is not None:
             self._board.close()
 
@@ -83,11 +95,14 @@ def _summary_writer(folder: Path) -> Any:
 
 
 class StepLoss(NamedTuple):
-    """The loss of a step, still on its device, and what it was computed from."""
+    """Loss of a step, still on its device, and what it was computed from."""
 
     step: int
+    """Number of the step, counted from 1."""
     loss: torch.Tensor
+    """Loss of the step, a scalar."""
     rows: PlanRows | None
+    """Rows of the batch, which name its samples."""
 
 
 def require_finite(
@@ -99,13 +114,13 @@ def require_finite(
     """Stop all processes if a loss since the last look, or a weight, is not finite.
 
     Args:
-        losses: Since the last look, the latest last; emptied.
-        loader: Names the samples of a batch.
-        network: Whose weights are looked at too; ``None`` leaves them.
-        method: Its name, for the message.
+        losses: Losses since the last look, the latest last; the list is emptied.
+        loader: Loader that names the samples of a batch.
+        network: Network whose weights are looked at too; ``None`` leaves them.
+        method: Name of the method, for the message.
 
     Raises:
-        XMixError: Names the step and samples of its batch.
+        XMixError: A loss or weight is not finite; names the step and samples of its batch.
     """
     looks = [torch.isfinite(one.loss) for one in losses]
     if network is not None:
@@ -134,7 +149,7 @@ def require_finite(
 
 
 def means_over_ranks(values: Mapping[str, float], device: torch.device) -> dict[str, float]:
-    """Each value's mean over all processes."""
+    """Average each value over all processes."""
     means = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
     if get_world_size() > 1:
         average_in_place([means])

@@ -14,30 +14,35 @@ __all__ = ["Recipe", "Result"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train; the defaults are the paper's (XMixup, section 4.1; weight decay is ours).
+    """Numbers of a training; by default the paper's (XMixup, section 4.1; weight decay is ours).
 
     Each field is an option of `xmix train`, which takes its help from here.
 
     Args:
-        iterations: Steps of SGD, of each phase that does not set its own.
-        batch_size: Images of a step, in each process.
-        learning_rate: Of the first steps; the paper takes 0.001 for Stanford Dogs.
+        iterations: Number of steps of SGD, in each phase that does not set its own.
+        batch_size: Number of images of a step, in each process.
+        learning_rate: Learning rate of the first steps; the paper takes 0.001 for Stanford Dogs.
         drop_at: Share of the iterations after which the learning rate is divided by 10.
-        momentum: Of SGD.
-        weight_decay: Of SGD; methods with a regulariser of their own leave it out.
+        momentum: Momentum of SGD.
+        weight_decay: Weight decay of SGD; methods with a regulariser of their own leave it out.
         crop: Side in pixels of random crops in training and centre crops in tests.
         flip: Mirror half of the training images.
         alpha, beta: λ ~ Beta(alpha, beta), for the methods that mix two domains.
         amp: Compute forward passes in bfloat16.
         compile: Compile the network with torch.compile.
         on_error: At a damaged image, stop or take another of its class; in a test always stop.
-        seed: Of everything random.
+        seed: Seed of everything random.
         log_every: Iterations from one line of metrics, and look at the loss, to the next.
         save_every: Iterations from one checkpoint to the next.
         test_every: Iterations from one test to the next; by default only at the end.
 
     Raises:
         ValueError: A number is impossible.
+
+    Examples:
+        >>> recipe = Recipe(iterations=300, batch_size=32)
+        >>> recipe.learning_rate, recipe.rate(step=299, iterations=300)
+        (0.01, 0.001)
     """
 
     iterations: int = 9000
@@ -75,14 +80,15 @@ class Recipe:
             )
 
     def rate(self, step: int, iterations: int) -> float:
-        """The learning rate of a step of a phase."""
+        """Return the learning rate of a step, counted from 0, in a phase of ``iterations``."""
         return self.learning_rate * (0.1 if step >= round(self.drop_at * iterations) else 1.0)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a training."""
+    """Result of a training."""
 
     network: TransferNetwork
+    """The trained network."""
     accuracy: float | None
-    """Top-1 on the test set in 0 .. 1, after the last iteration; ``None`` without a test set."""
+    """Top-1 accuracy on the test set, in 0 .. 1, after the last step; ``None`` without one."""
