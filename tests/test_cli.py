@@ -23,10 +23,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Betons, Images
+from conftest import Betons
+from pictures import Images, written
 from PIL import Image
+from processes import Server
 
-from xmix_data import Beton, write_beton
+from xmix_data import Beton
 from xmix_data.bench import rows
 from xmix_data.bench.rates import decode_rate, read_rate, training_rate
 from xmix_data.cli import _parser, main
@@ -34,6 +36,7 @@ from xmix_data.commands import doctor
 from xmix_data.commands.doctor import verdict
 from xmix_data.commands.probes import Check
 from xmix_data.demo import steps as demo
+from xmix_data.training import Recipe
 
 Capture = pytest.CaptureFixture[str]
 
@@ -43,11 +46,6 @@ COMMAND = [sys.executable, "-m", "xmix_data"]
 def environment(**more: str) -> dict[str, str]:
     """Buffered as for users, whatever the tests run with."""
     return {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"} | more
-
-
-def heeds_interrupts() -> None:
-    """Tests that run in the background of a shell are started with SIGINT ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def parsers() -> dict[str, argparse.ArgumentParser]:
@@ -143,7 +141,7 @@ def test_bench_prints_json_or_writes_it(
         True,
     ]
     assert parse(["bench", "--json", "--rounds", "2"]).json is True
-    monkeypatch.setattr(rows, "LEAST_IMAGES", 96)
+    monkeypatch.setattr(rows, "MIN_IMAGES", 96)
     for index in range(4):
         (tmp_path / "data" / "ab"[index % 2]).mkdir(parents=True, exist_ok=True)
         pixels = Images([4], "x", size=(32, 32))[index][0]
@@ -156,13 +154,13 @@ def test_bench_prints_json_or_writes_it(
 def test_the_demo_tells_its_way_beside_its_json(
     tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    short = Recipe(iterations=2, batch_size=15, crop=28, flip=False)
     small = functools.partial(
         demo._Settings,
         variations=1,
         per_class=3,
-        pretrain_epochs=1,
-        iterations=2,
-        batch_size=15,
+        pretraining=short,
+        fine_tuning=short,
         measured_pairs=30,
     )
     monkeypatch.setattr(demo, "_Settings", small)
@@ -172,7 +170,7 @@ def test_the_demo_tells_its_way_beside_its_json(
     assert {str(path) for path in (tmp_path / "demo").iterdir()} >= set(made["files"])
     assert all(Path(file).is_file() for file in made["files"])
     assert [pair["target"] for pair in made["pairs"]] == [f"digit {i}" for i in range(10)]
-    assert "seed 0: plain" in captured.err
+    assert "seed 0: plain" in captured.err and "xmix: source head" not in captured.err
 
 
 def test_an_error_leaves_no_json(capsys: Capture, tmp_path: Path) -> None:
@@ -251,7 +249,7 @@ def on_a_terminal(
         stderr=inside,
         env=environment(**variables),
         start_new_session=True,
-        preexec_fn=lambda: (ioctl(0, termios.TIOCSCTTY, 0), heeds_interrupts()),
+        preexec_fn=lambda: ioctl(0, termios.TIOCSCTTY, 0),
     )
     os.close(inside)
     shown, deadline = b"", time.monotonic() + 60
@@ -321,6 +319,7 @@ def test_training_leaves_no_escape_sequence(betons: Betons, tmp_path: Path) -> N
     assert "finetune: 100%" in shown and "\x1b" not in shown
 
 
+@pytest.mark.usefixtures("heeds_interrupts")
 @pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c_ends_with_one_line(tmp_path: Path, times: int) -> None:
     """Typed on a terminal, it reaches the worker processes as well."""
@@ -344,47 +343,27 @@ def test_ctrl_c_ends_with_one_line(tmp_path: Path, times: int) -> None:
     assert not [path for path in tmp_path.iterdir() if path.name.startswith("out")]
 
 
-def test_an_interrupt_signal_ends_a_command_in_a_log(betons: Betons, tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [
-            *COMMAND,
-            "train",
-            "--method",
-            "finetune",
-            "--target",
-            str(betons.target_raw.path),
-            "--model",
-            "resnet18",
-            "--weights",
-            "none",
-            "--iterations",
-            "100000",
-            "--batch-size",
-            "2",
-            "--crop",
-            "32",
-            "--device",
-            "cpu",
-            "--log-every",
-            "1",
-            "--output",
-            str(tmp_path / "run"),
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(OMP_NUM_THREADS="1"),
-        preexec_fn=heeds_interrupts,
+def test_an_interrupt_signal_ends_a_command_in_a_log(
+    betons: Betons, tmp_path: Path, forked: Server
+) -> None:
+    files = f"--target {betons.target_raw.path} --output {tmp_path / 'run'}"
+    model = "--model resnet18 --weights none --crop 32 --batch-size 2 --device cpu"
+    command = f"train --method finetune {files} {model} --iterations 100000 --log-every 1"
+    process = forked.start(
+        "-m", "xmix_data", *command.split(), environment={"OMP_NUM_THREADS": "1"}
     )
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 60
-    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (130, "")
-    assert err.splitlines()[-1] == "xmix: interrupted; nothing was left half-written"
-    assert "Traceback" not in err
+    try:
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        deadline = time.monotonic() + 60
+        while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        status = process.wait(60)
+    finally:
+        process.kill()
+    assert (status, process.stdout) == (130, "")
+    assert process.stderr.splitlines()[-1] == "xmix: interrupted; nothing was left half-written"
+    assert "Traceback" not in process.stderr
 
 
 # The doctor
@@ -449,12 +428,10 @@ def test_rates_are_of_the_work_that_was_done(betons: Betons) -> None:
     """A larger picture takes longer; a step of a network is counted in images."""
     jpegs = [betons.target_jpg.data(i).tobytes() for i in range(4)]
     pixels = np.random.default_rng(0).integers(0, 256, (400, 400, 3), np.uint8)
-    beton = write_beton(
+    beton = written(
         [(pixels, 0)] * 2,
         betons.target_jpg.path.with_name("noise.beton"),
         image_size=None,
-        num_workers=0,
-        progress=False,
         overwrite=True,
     )
     small = decode_rate(jpegs, 1, seconds=0.1)

@@ -14,6 +14,7 @@ from PIL import Image
 from xmix_data import Beton, MissingDependencyError, Pairing
 from xmix_data.demo import CHARACTERS, Glyphs, HandwrittenDigits, run
 from xmix_data.demo.steps import _run, _Settings
+from xmix_data.training import Recipe
 
 
 def test_glyphs_are_pictures_of_every_character() -> None:
@@ -54,10 +55,14 @@ def test_digits_are_split_without_overlap() -> None:
 
 
 def test_the_whole_way_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short = Recipe(iterations=4, batch_size=15, crop=28, flip=False)
     settings = _Settings(
-        variations=1, per_class=3, pretrain_epochs=1, iterations=4, batch_size=15, measured_pairs=60
+        variations=1, per_class=3, pretraining=short, fine_tuning=short, measured_pairs=60
     )
-    _run(tmp_path / "demo", 2, settings)
+    made = _run(tmp_path / "demo", 2, settings)
+    assert set(made) == {"own_glyphs", "accuracy_percent", "per_second", "seconds"}
+    for accuracies in (made["accuracy_percent"][name] for name in ("plain", "xmixup")):
+        assert len(accuracies) == 2 and all(0 < accuracy < 100 for accuracy in accuracies)
     said = capsys.readouterr().out
     assert re.search(r"\d+ of 10 digits found their own glyph", said)
     assert re.search(r"seed 1: plain [\d.]+ %, XMixup [\d.]+ %", said)

@@ -24,6 +24,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from PIL import Image
+from processes import Server
 
 import xmix_data
 from xmix_data.demo import Glyphs
@@ -135,8 +136,10 @@ def test_the_wheel_holds_the_package_whole(release: tuple[Path, Path]) -> None:
 DEMO = """
 from pathlib import Path
 from xmix_data.demo.steps import _run, _Settings
-_run(Path("demo"), 1, _Settings(variations=1, per_class=3, pretrain_epochs=1, iterations=4,
-                                batch_size=15, measured_pairs=60))
+from xmix_data.training import Recipe
+short = Recipe(iterations=4, batch_size=15, crop=28, flip=False)
+_run(Path("demo"), 1, _Settings(variations=1, per_class=3, pretraining=short, fine_tuning=short,
+                                measured_pairs=60))
 """
 """The whole of `xmix demo`, each step in small; as written it trains for a minute."""
 
@@ -148,16 +151,28 @@ def demo(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str
     return run([installed / "python", "-c", DEMO], folder), folder / "demo"
 
 
+IMPORTS = """
+import importlib, pkgutil, sys, xmix_data
+for module in pkgutil.walk_packages(xmix_data.__path__, "xmix_data."):
+    if not module.name.endswith(("__main__", "_jpeg")):  # a command, and a library of C
+        importlib.import_module(module.name)
+print(xmix_data.__file__, xmix_data.__version__, "torch" in sys.modules)
+print(importlib.util.find_spec("pytest"))
+"""
+
+
+def test_the_wheel_imports_with_no_more_than_it_asks_for(installed: Path, tmp_path: Path) -> None:
+    """All of its modules, outside of the checkout."""
+    file, version, torch, pytest = run([installed / "python", "-c", IMPORTS], tmp_path).split()
+    assert Path(file).is_relative_to(installed.parent) and not Path(file).is_relative_to(ROOT)
+    assert (version, torch, pytest) == (xmix_data.__version__, "True", "None")
+    assert run([installed / "xmix", "--version"], tmp_path) == f"xmix_data {version}\n"
+
+
+@pytest.mark.slow
 def test_the_wheel_runs_the_demo_outside_of_the_checkout(
     installed: Path, demo: tuple[str, Path], tmp_path: Path
 ) -> None:
-    code = "import xmix_data; print(xmix_data.__file__, xmix_data.__version__)"
-    file, version = run([installed / "python", "-c", code], tmp_path).split()
-    assert Path(file).is_relative_to(installed.parent) and not Path(file).is_relative_to(ROOT)
-    assert version == xmix_data.__version__
-    code = "from importlib.util import find_spec as f; print(f('torch') and not f('pytest'))"
-    assert run([installed / "python", "-c", code], tmp_path) == "True\n"  # no more than asked for
-    assert run([installed / "xmix", "--version"], tmp_path) == f"xmix_data {version}\n"
     said, folder = demo
     assert re.search(r"seed 0: plain [\d.]+ %, XMixup [\d.]+ %", said) and "Done in" in said
     inspect = [installed / "xmix", "inspect", folder / "source.beton", "--verify", "--json"]
@@ -224,8 +239,13 @@ def test_the_picture_shows_what_the_loader_mixes(pictures: ModuleType) -> None:
     check_picture(pictures.PICTURE.read_text(encoding="utf-8"))
 
 
-def test_the_picture_is_drawn_anew(pictures: ModuleType, demo: tuple[str, Path]) -> None:
-    svg = pictures.draw(pictures.samples(demo[1]))
+def test_the_picture_is_drawn_anew(
+    pictures: ModuleType, forked: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = forked.run("-c", DEMO, timeout=120)
+    assert done.returncode == 0, done.stderr
+    svg = pictures.draw(pictures.samples(tmp_path / "demo"))
     check_picture(svg)
     same = re.compile(r'base64,[^"]+|[\d.]+ × (?:digit|glyph) \w')
     assert same.sub("", svg) == same.sub("", pictures.PICTURE.read_text(encoding="utf-8"))
@@ -258,5 +278,20 @@ def test_the_notebook_was_run_from_top_to_bottom(pictures: ModuleType) -> None:
     assert pictures.NOTEBOOK.stat().st_size < 300_000
 
 
+def test_the_code_of_the_notebook_runs(pictures: ModuleType, forked: Server) -> None:
+    """Cell after cell, with fewer glyphs and epochs."""
+    import nbformat
+
+    cells = nbformat.read(pictures.NOTEBOOK, as_version=4).cells
+    code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    for name, many in (("variations=", 4), ("range(", 8), ("range(", 50)):
+        assert f"{name}{many}" in code
+        code = code.replace(f"{name}{many}", f"{name}1")
+    done = forked.run("-c", code, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"top-1 [\d.]+ % of \d+ digits", done.stdout) and not done.stderr
+
+
+@pytest.mark.slow
 def test_the_notebook_runs(pictures: ModuleType) -> None:
     check_notebook(pictures.execute(pictures.NOTEBOOK))

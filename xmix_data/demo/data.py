@@ -22,7 +22,7 @@ _INK_HEIGHT = 24
 
 
 class Glyphs:
-    """Letters and digits in matplotlib's fonts, each varied: a map-style dataset.
+    """Draw letters and digits in matplotlib's fonts, each varied: a map-style dataset.
 
     ``[i]`` is (PIL image, 32 x 32, light ink on black; class id). The same index gives the same
     picture in every run.
@@ -68,7 +68,7 @@ def _missing(package: str, what: str) -> MissingDependencyError:
 
 
 def _legible_fonts(folder: Path) -> list[Path]:
-    """Fonts in which at least half of the characters look most like themselves in DejaVu Sans.
+    """Find the fonts in which at least half of the characters look like those of DejaVu Sans.
 
     A symbol font has other pictures, empty ones, or the same box in the places of letters and
     digits. Half, because slant, serifs and weight make pairs like 0 and O trade places.
@@ -83,7 +83,7 @@ def _legible_fonts(folder: Path) -> list[Path]:
 
 
 def _flattened(font: Path) -> npt.NDArray[np.float64]:
-    """(36, pixels): every character as a vector of mean 0 and length 1, or 0 if it is empty."""
+    """Make (36, pixels): each character a vector of mean 0 and length 1, or 0 if it is empty."""
     pixels = np.stack([np.asarray(_glyph(font, c), np.float64).ravel() for c in CHARACTERS])
     pixels -= pixels.mean(1, keepdims=True)
     return np.asarray(pixels / np.maximum(np.linalg.norm(pixels, axis=1, keepdims=True), 1e-9))
@@ -97,7 +97,7 @@ _PATCHES = 2
 
 @functools.cache
 def _glyph(font: Path, character: str) -> Image.Image:
-    """One character, mode L, centred; as high as a digit of the target, whatever its font."""
+    """Draw a character, mode L, centred; as high as a target's digit, whatever its font."""
     side, height = SIDE * _OVERSAMPLING, _INK_HEIGHT * _OVERSAMPLING
     canvas = Image.new("L", (side, side))
     typeface = ImageFont.truetype(font, height)
@@ -113,7 +113,7 @@ def _glyph(font: Path, character: str) -> Image.Image:
 
 
 def _varied(glyph: Image.Image, random: np.random.Generator) -> Image.Image:
-    """The glyph as hands might write it: turned, slanted, stretched, bent, thin or thick.
+    """Vary a glyph as hands might write it: turned, slanted, stretched, bent, thin or thick.
 
     The bending matters: without it, the network reads fonts by details that no hand repeats.
     """
@@ -140,12 +140,12 @@ def _varied(glyph: Image.Image, random: np.random.Generator) -> Image.Image:
 
 
 class HandwrittenDigits:
-    """Scikit-learn's handwritten digits in three parts that do not overlap: a map-style dataset.
+    """Split scikit-learn's handwritten digits into three parts: a map-style dataset.
 
     ``[i]`` is (PIL image, 32 x 32, light ink on black; class id).
 
-    The data set's second half is the test part. Its first half holds the training images, drawn
-    at random, and in what they leave the validation part.
+    The parts do not overlap. The data set's second half is the test part. Its first half holds
+    the training images, drawn at random, and in what they leave the validation part.
 
     Args:
         part: ``"train"``, ``"validation"`` or ``"test"``.
