@@ -8,11 +8,12 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.xmix_data-ready
 
-.PHONY: help demo test check format docs bench gpu tables pictures release clean
+.PHONY: help demo test test-all check format docs bench gpu tables pictures release clean
 
 help:
 	@echo "make demo    the whole way on data that packages ship, about a minute"
-	@echo "make test    all checks: ruff, mypy, import rules, pytest"
+	@echo "make test    all checks: ruff, mypy, import rules, pytest but for its slow tests"
+	@echo "make test-all  the same with the slow tests: before a release"
 	@echo "make check   the same without pytest"
 	@echo "make format  put the code into ruff's format"
 	@echo "make docs    the documentation, in build/docs (make test builds it as strictly)"
@@ -27,6 +28,9 @@ demo: $(READY)
 	$(BIN)/xmix demo
 
 test: check
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: check
 	$(BIN)/python -m pytest
 
 check: $(READY)

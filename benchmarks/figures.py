@@ -1,16 +1,17 @@
-"""Bar charts of the results: loaders side by side, accuracy by method.
+"""Plots of the results: loaders side by side, accuracy by method, how cost grows.
 
-`make tables` draws them with the other plots; each names the hash of its result file.
+`make tables` draws them; each names the hash of its result file.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tables import OURS, PEERS, accuracy_line, digest, machine_line, measured_rounds, result
+from results import OURS, PEERS, accuracy_line, digest, machine_line, measured_rounds, result
 
 BLUE, GREY = "#1f6feb", "#8c959f"
 
@@ -96,8 +97,65 @@ def accuracy(path: Path) -> None:
     )
 
 
-CHARTS: dict[str, tuple[str, Callable[[Path], None]]] = {
+GROWTH = {
+    "threads": ("decoding threads", "pairs/s"),
+    "batch size": ("pairs of a batch", "pairs/s"),
+    "image size": ("stored side in pixels, crop 7/8 of it", "pairs/s"),
+    "JPEG quality": ("JPEG quality", "pairs/s"),
+    "epochs": ("epochs", "MB that no file backs"),
+    "samples": ("samples of the beton", "MB that no file backs"),
+}
+"""What grows, and the names of both axes."""
+
+
+def growth(what: str, path: Path) -> None:
+    """How the rate or the memory grows, with the range of the rounds."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    document = result("growth")
+    if what == "epochs":
+        values = {i + 1: [v] for i, v in enumerate(document["memory_mb_by_epoch"])}
+    elif what == "samples":
+        values = {int(k): [v] for k, v in document["memory_mb_by_samples"].items()}
+    else:
+        values = {int(k): v for k, v in document["pairs_per_s"][what].items()}
+    places = list(values)
+    medians = [statistics.median(v) for v in values.values()]
+    across, up = GROWTH[what]
+    with pyplot.rc_context({"svg.hashsalt": what, "svg.fonttype": "none", "font.size": 11}):
+        figure, axes = pyplot.subplots(figsize=(5, 3.2), layout="constrained")
+        axes.plot(places, medians, "o-" if len(places) < 20 else "-", color=BLUE)
+        if what in document["pairs_per_s"]:
+            lows, highs = ([f(v) for v in values.values()] for f in (min, max))
+            axes.fill_between(places, lows, highs, color=BLUE, alpha=0.2, linewidth=0)
+        if what == "samples":
+            axes.set_xscale("log")
+        elif len(places) < 20:
+            if what in ("threads", "batch size"):
+                axes.set_xscale("log", base=2)
+            axes.set_xticks(places, [str(place) for place in places])
+            axes.minorticks_off()
+        axes.set_ylim(0, 1.15 * max(max(v) for v in values.values()))
+        axes.set_xlabel(across)
+        axes.set_ylabel(up)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        description = (
+            f"{machine_line(document, 'see docs/benchmarks.md')} result {digest('growth')}"
+        )
+        figure.savefig(path, metadata={"Date": None, "Description": description})
+        pyplot.close(figure)
+
+
+PLOTS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "throughput.svg": ("loader_throughput", throughput),
     "accuracy.svg": ("transfer_accuracy_cpu", accuracy),
+    **{
+        f"growth-{what.lower().replace(' ', '-')}.svg": ("growth", partial(growth, what))
+        for what in GROWTH
+    },
 }
 """File, the result that it shows, and what draws it."""

@@ -1,62 +1,23 @@
-"""Real betons for all tests, small enough to be made in seconds."""
+"""Real betons for all tests, small enough to be made in seconds; processes that begin at once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
+import processes
 import pytest
 import torch
-from PIL import Image
+from pictures import Images, Numbered, written
 
-from xmix_data import Beton, PairedClass, Pairing, write_beton
+from xmix_data import Beton, PairedClass, Pairing
 
-
-class Images:
-    """A map-style dataset of smooth random pictures: JPEG keeps them nearly as they are."""
-
-    def __init__(
-        self, counts: Sequence[int], prefix: str, size: tuple[int, int] = (40, 40), seed: int = 0
-    ) -> None:
-        self.classes = [f"{prefix}{i}" for i in range(len(counts))]
-        self.targets = [label for label, count in enumerate(counts) for _ in range(count)]
-        random = np.random.default_rng(seed)
-        self.pixels = []
-        for _ in self.targets:
-            coarse = random.integers(0, 256, (5, 5, 3), dtype=np.uint8)
-            image = Image.fromarray(coarse).resize(size[::-1], Image.Resampling.BICUBIC)
-            self.pixels.append(np.asarray(image))
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        return self.pixels[index], self.targets[index]
-
-
-class Numbered:
-    """Images that tell which they are: the first two channels hold the index."""
-
-    def __init__(self, counts: Sequence[int], prefix: str, size: int = 24) -> None:
-        self.classes = [f"{prefix}{i}" for i in range(len(counts))]
-        self.targets = [label for label, count in enumerate(counts) for _ in range(count)]
-        self._size = size
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        image = np.zeros((self._size, self._size, 3), np.uint8)
-        image[..., 0], image[..., 1] = index % 256, index // 256
-        return image, self.targets[index]
-
-    @staticmethod
-    def indices(images: torch.Tensor) -> list[int]:
-        """Which images a uint8 batch (B, 3, H, W) shows."""
-        corner = images[:, :2, 0, 0].long()
-        return (corner[:, 0] + 256 * corner[:, 1]).tolist()
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
+torch.set_num_threads(1)
+# Threads of networks as small as the tests' wait for each other, where a core is taken for long.
 
 
 class Betons(NamedTuple):
@@ -87,14 +48,7 @@ def betons(tmp_path_factory: pytest.TempPathFactory) -> Betons:
     target, source = Images([9, 7, 5, 6], "t", seed=1), Images([8, 3, 6, 9, 5, 7], "s", seed=2)
 
     def write(images: Images, name: str, encoding: str) -> Beton:
-        return write_beton(
-            images,
-            folder / f"{name}.beton",
-            image_size=40,
-            encoding=encoding,
-            num_workers=0,
-            progress=False,
-        )
+        return written(images, folder / f"{name}.beton", image_size=40, encoding=encoding)
 
     made = [
         write(images, f"{name}-{encoding}", encoding)
@@ -108,17 +62,37 @@ def betons(tmp_path_factory: pytest.TempPathFactory) -> Betons:
 def numbered(tmp_path_factory: pytest.TempPathFactory) -> NumberedBetons:
     folder = tmp_path_factory.mktemp("numbered")
     made = [
-        write_beton(
-            Numbered(counts, name[0]),
-            folder / f"{name}.beton",
-            image_size=24,
-            encoding="raw",
-            num_workers=0,
-            progress=False,
-        )
+        written(Numbered(counts, name[0]), folder / f"{name}.beton", image_size=24, encoding="raw")
         for name, counts in (("target", [12, 10, 15]), ("source", [40, 30, 5, 25]))
     ]
     return NumberedBetons(*made, reversed_pairing(*made))
+
+
+@pytest.fixture(scope="session")
+def forked() -> Iterator[processes.Server]:
+    """Starts Python processes in which torch and this package are already loaded."""
+    with processes.Server() as server:
+        yield server
+
+
+@pytest.fixture
+def several_threads() -> Iterator[None]:
+    """A number of torch's threads that nobody would choose, to be found as it was."""
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def heeds_interrupts() -> Iterator[None]:
+    """SIGINT does what it does in a terminal, here and in the processes that a test starts.
+
+    What a shell starts in the background, as in ``nohup make test &``, ignores it, and so would
+    all that is started from there.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import processes
 import pytest
 import torch
-from conftest import Betons, Images, Numbered, NumberedBetons, reversed_pairing
+from conftest import Betons, NumberedBetons, reversed_pairing
+from pictures import Images, Numbered, written
 
 import xmix_data
 from xmix_data import (
@@ -404,10 +404,11 @@ def test_state_counts_samples_over_all_ranks(numbered: NumberedBetons, backend: 
     assert targets_of(list(alone)) == whole[12:]
 
 
-def test_rank_is_found_from_torch_distributed(numbered: NumberedBetons, tmp_path: Path) -> None:
+def test_rank_is_found_from_torch_distributed(
+    numbered: NumberedBetons, tmp_path: Path, forked: processes.Server
+) -> None:
     numbered.pairing.save(tmp_path / "pairing.json")
-    script = tmp_path / "rank.py"
-    script.write_text(
+    code = (
         "import sys, torch\n"
         "from xmix_data import XMixLoader, RandomCrop\n"
         "rank, target, source, pairing, store = int(sys.argv[1]), *sys.argv[2:]\n"
@@ -420,15 +421,12 @@ def test_rank_is_found_from_torch_distributed(numbered: NumberedBetons, tmp_path
         "torch.distributed.barrier()\n"
     )
     paths = [str(numbered.target.path), str(numbered.source.path), str(tmp_path / "pairing.json")]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(rank), *paths, str(tmp_path / "store")],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
+    started = [
+        forked.start("-c", code, str(rank), *paths, str(tmp_path / "store")) for rank in range(2)
     ]
-    outputs = [json.loads(process.communicate(timeout=120)[0]) for process in processes]
+    results = processes.ended(started, 120)
+    assert [status for status, *_ in results] == [0, 0], results
+    outputs = [json.loads(out) for _, out, _ in results]
     whole = targets_of(list(crops(numbered, batch_size=8)))
     assert [i for pair in zip(*outputs, strict=True) for part in pair for i in part] == whole
 
@@ -445,9 +443,7 @@ def test_a_list_is_several_domains_with_offset_classes(
     )
     folder = numbered.source.path.parent
     extra = folder / f"extra-{backend}.beton"
-    write_beton(
-        Numbered([4, 5], "q"), extra, image_size=24, encoding="raw", num_workers=0, progress=False
-    )
+    written(Numbered([4, 5], "q"), extra, image_size=24, encoding="raw")
     loader = XMixLoader(
         numbered.target,
         [numbered.source.path, extra],
@@ -534,13 +530,8 @@ OTHER = {"files": ["other.beton"], "fingerprints": ["sha256:other"]}
 @pytest.fixture
 def twins(numbered: NumberedBetons, tmp_path: Path) -> tuple[Beton, Beton, Pairing]:
     """Two sources with the same class names, and a pairing over both."""
-    other = write_beton(
-        Numbered([3, 4, 5, 6], "s"),
-        tmp_path / "twin.beton",
-        image_size=24,
-        encoding="raw",
-        num_workers=0,
-        progress=False,
+    other = written(
+        Numbered([3, 4, 5, 6], "s"), tmp_path / "twin.beton", image_size=24, encoding="raw"
     )
     pairs = {
         "t0": [PairedClass("s1", 0.5, 30, None, 0)],
@@ -617,9 +608,7 @@ def test_a_source_that_was_converted_again_is_what_the_known_ones_leave(
     order: tuple[int, int],
 ) -> None:
     one, two, pairing = twins
-    again = write_beton(
-        two, tmp_path / "again.beton", image_size=20, encoding="raw", num_workers=0, progress=False
-    )
+    again = written(two, tmp_path / "again.beton", image_size=20, encoding="raw")
     sources = [(one, again)[i] for i in order]
     loader = XMixLoader(
         numbered.target, sources, pairing, mix=False, batch_size=4, crop=CenterCrop(8)
@@ -709,13 +698,11 @@ def test_parts_of_classes_are_drawn_from_once_each(
     assert [len(images) for images in found.values()] == [9, 4, 17]
     assert set().union(*found.values()) == set(np.flatnonzero(numbered.source.labels == 1).tolist())
     assert drawn(numbered.source, 1) != found
-    fewer = write_beton(
+    fewer = written(
         select(open_images(numbered.source), classes=["s1", "s2"]),
         tmp_path / "fewer.beton",
         image_size=24,
         encoding="raw",
-        num_workers=0,
-        progress=False,
     )
     assert drawn(fewer, 0) == found
     parts["t2"] = (13, 18)

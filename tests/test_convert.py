@@ -17,9 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pytest
+from pictures import picture
 from PIL import Image
 
 from xmix_data import Beton, BetonError, PairedClass, Pairing
@@ -37,11 +36,6 @@ Capture = pytest.CaptureFixture[str]
 def fresh_log(monkeypatch: pytest.MonkeyPatch) -> None:
     """The command's log handler belongs to the stderr of one test."""
     monkeypatch.setattr(logging.getLogger("xmix_data"), "handlers", [])
-
-
-def picture(height: int, width: int, seed: int) -> npt.NDArray[np.uint8]:
-    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
-    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
 
 @pytest.fixture
@@ -491,6 +485,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(folder: Path, out: Path, wor
     assert files_in(out.parent) == ["images"]
 
 
+@pytest.mark.usefixtures("heeds_interrupts")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_interrupted_conversion_is_one_line_and_leaves_nothing(
     tmp_path: Path, out: Path, workers: int

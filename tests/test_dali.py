@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import Betons
+from pictures import encoded, picture, written
 from PIL import Image
+from processes import Server
 from test_contract import DALI_RESIZE_TOLERANCE, FP32_TOLERANCE
 
 import xmix_data.bench
@@ -28,7 +30,6 @@ from xmix_data import (
     RandomResizedCrop,
     XMixLoader,
     decode,
-    write_beton,
 )
 from xmix_data.backends import PIXELS_PER_THREAD, choose
 from xmix_data.backends.dali_pipeline import load
@@ -42,16 +43,8 @@ GPU_PSNR = 35.0
 """dB between nvJPEG's pixels and libjpeg-turbo's: what different decoders of one stream reach."""
 
 
-def picture(seed: int, mode: str = "RGB", side: int = SIDE) -> Image.Image:
-    coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), np.uint8)
-    image = Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
-    return image.convert(mode)
-
-
-def jpeg(image: Image.Image, **options: Any) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, "JPEG", **options)
-    return stream.getvalue()
+def drawn(seed: int, mode: str = "RGB", side: int = SIDE) -> Image.Image:
+    return Image.fromarray(picture(side, side, seed, coarse=6)).convert(mode)
 
 
 class Streams:
@@ -67,16 +60,8 @@ class Streams:
         return self._streams[index], 0
 
 
-def written(streams: list[bytes], path: Path) -> Beton:
-    return write_beton(
-        Streams(streams),
-        path,
-        image_size=None,
-        crop="none",
-        encoding="keep",
-        num_workers=0,
-        progress=False,
-    )
+def kept(streams: list[bytes], path: Path) -> Beton:
+    return written(Streams(streams), path, image_size=None, crop="none", encoding="keep")
 
 
 def overwritten(beton: Beton, path: Path, changes: dict[int, Callable[[bytes], bytes]]) -> Beton:
@@ -107,7 +92,7 @@ def end_inside(data: bytes) -> bytes:
 
 
 def progressive(data: bytes) -> bytes:
-    return jpeg(Image.open(io.BytesIO(data)), progressive=True)
+    return encoded(Image.open(io.BytesIO(data)), progressive=True)
 
 
 @pytest.fixture(scope="module")
@@ -115,14 +100,14 @@ def streams() -> list[bytes]:
     """Grey and in colour, in every chroma format that Pillow writes, of odd sizes."""
     made = []
     for seed in range(24):
-        image = picture(seed, "L" if seed % 7 == 3 else "RGB", SIDE + seed % 5)
-        made.append(jpeg(image, quality=80 + seed % 3 * 7, subsampling=seed % 3))
+        image = drawn(seed, "L" if seed % 7 == 3 else "RGB", SIDE + seed % 5)
+        made.append(encoded(image, quality=80 + seed % 3 * 7, subsampling=seed % 3))
     return made
 
 
 @pytest.fixture(scope="module")
 def sound(streams: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> Beton:
-    return written(streams, tmp_path_factory.mktemp("dali") / "sound.beton")
+    return kept(streams, tmp_path_factory.mktemp("dali") / "sound.beton")
 
 
 def loaded(beton: Any, **options: Any) -> ImageLoader:
@@ -182,17 +167,17 @@ def test_raw_and_jpeg_images_of_one_domain(betons: Betons) -> None:
 
 PLAIN: dict[str, tuple[bool, Callable[[bytes], bytes]]] = {
     "as it is": (True, lambda data: data),
-    "restarts": (True, lambda data: jpeg(picture(0), restart_marker_rows=1)),
+    "restarts": (True, lambda data: encoded(drawn(0), restart_marker_rows=1)),
     "with a thumbnail": (True, lambda data: data[:2] + thumbnail(data) + data[2:]),
     "cut off": (False, lambda data: data[:-40]),
     "end lost": (False, end_lost),
     "no JPEG": (False, lambda data: b"no" + data[2:]),
     "empty": (False, lambda data: b""),
     "nothing but its ends": (False, lambda data: b"\xff\xd8\xff\xd9"),
-    "of another size": (False, lambda data: jpeg(picture(0, side=SIDE + 8))),
+    "of another size": (False, lambda data: encoded(drawn(0, side=SIDE + 8))),
     "progressive": (False, progressive),
-    "CMYK": (False, lambda data: jpeg(picture(0, "CMYK"))),
-    "RGB": (False, lambda data: jpeg(picture(0), keep_rgb=True)),
+    "CMYK": (False, lambda data: encoded(drawn(0, "CMYK"))),
+    "RGB": (False, lambda data: encoded(drawn(0), keep_rgb=True)),
     "without tables": (False, lambda data: data.replace(b"\xff\xdb", b"\xff\xe1")),
     "without codes": (False, lambda data: data.replace(b"\xff\xc4", b"\xff\xe1")),
     "with bytes after it": (False, lambda data: data + b"more"),
@@ -201,14 +186,14 @@ PLAIN: dict[str, tuple[bool, Callable[[bytes], bytes]]] = {
 
 def thumbnail(data: bytes) -> bytes:
     """An application's segment with a whole JPEG inside."""
-    small = jpeg(picture(1, side=16))
+    small = encoded(drawn(1, side=16))
     return b"\xff\xe1" + (len(small) + 2).to_bytes(2, "big") + small
 
 
 @pytest.mark.parametrize("what", PLAIN)
 def test_only_plain_jpegs_are_given_to_dali(what: str) -> None:
     expected, change = PLAIN[what]
-    data = np.frombuffer(change(jpeg(picture(0))), np.uint8)
+    data = np.frombuffer(change(encoded(drawn(0))), np.uint8)
     table = decode.image_table(
         np.array([data.ctypes.data], np.uint64),
         np.array([len(data)], np.uint64),
@@ -374,47 +359,45 @@ def test_auto_says_what_it_is_in_one_line(betons: Betons, caplog: pytest.LogCapt
     assert torch.equal(next(iter(auto)).images, next(iter(plain)).images)
 
 
-def run(code: str, beton: Beton) -> subprocess.CompletedProcess[str]:
-    head = (
-        "import gc, os, sys, threading, time\n"
-        "from xmix_data import ImageLoader, CenterCrop\n"
-        "options = {'batch_size': 2, 'crop': CenterCrop(32), 'num_workers': 2}\n"
-        "ImageLoader(sys.argv[1], **options)\n"
-        "assert 'nvidia.dali' not in sys.modules\n"
-        "loader = ImageLoader(sys.argv[1], backend='dali', **options)\n"
-        "iterator = iter(loader)\n"
-        "next(iterator)\n"
-    )
-    command = [sys.executable, "-c", head + code, str(beton.path)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+OPEN_PASS = (
+    "import gc, os, sys, threading, time\n"
+    "from xmix_data import ImageLoader, CenterCrop\n"
+    "options = {'batch_size': 2, 'crop': CenterCrop(32), 'num_workers': 2}\n"
+    "ImageLoader(sys.argv[1], **options)\n"
+    "assert 'nvidia.dali' not in sys.modules\n"
+    "loader = ImageLoader(sys.argv[1], backend='dali', **options)\n"
+    "iterator = iter(loader)\n"
+    "next(iterator)\n"
+)
 
 
 @pytest.mark.parametrize("ending", ["sys.exit(3)", "del loader, iterator; sys.exit(3)"])
 def test_the_interpreter_ends_with_a_pass_open(sound: Beton, ending: str) -> None:
     """Before DALI ends all pipelines, of which ours is one."""
-    done = run(ending, sound)
+    command = [sys.executable, "-c", OPEN_PASS + ending, str(sound.path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 3, done.stderr
     assert "Exception ignored" not in done.stderr and "refused" not in done.stderr
 
 
-def test_fork_in_the_middle_of_a_pass(sound: Beton) -> None:
-    done = run(
+def test_fork_in_the_middle_of_a_pass(sound: Beton, forked: Server) -> None:
+    code = (
         "child = os.fork()\n"
         "if child == 0:\n"
         "    del iterator\n"
         "    assert len(list(loader)) == len(loader)\n"
         "    sys.exit(0)\n"
         "assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0\n"
-        "assert len(list(iterator)) == len(loader) - 1\n",
-        sound,
+        "assert len(list(iterator)) == len(loader) - 1\n"
     )
+    done = forked.run("-c", OPEN_PASS + code, str(sound.path), timeout=120)
     assert done.returncode == 0, done.stderr
 
 
 def test_a_pass_in_a_reference_cycle_ends_wherever_the_garbage_collector_runs(
-    sound: Beton,
+    sound: Beton, forked: Server
 ) -> None:
-    done = run(
+    code = (
         "list(iterator); gc.collect(); gc.freeze()\n"
         "def drop():\n"
         "    cycle = {'pass': iter(loader)}; cycle['self'] = cycle\n"
@@ -425,9 +408,9 @@ def test_a_pass_in_a_reference_cycle_ends_wherever_the_garbage_collector_runs(
         "    left = [t.name for t in threading.enumerate() if t.name.startswith('xmix')]\n"
         "    if not left: break\n"
         "    time.sleep(0.02); gc.collect()\n"
-        "print(left, len(list(loader)))\n",
-        sound,
+        "print(left, len(list(loader)))\n"
     )
+    done = forked.run("-c", OPEN_PASS + code, str(sound.path), timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "[] 12\n" and "Exception ignored" not in done.stderr
 
@@ -452,11 +435,8 @@ def test_its_time_and_bytes_are_counted(sound: Beton) -> None:
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Beton:
-    return write_beton(
-        xmix_data.bench.Photographs(2, 12, 256),
-        tmp_path_factory.mktemp("gpu") / "p.beton",
-        num_workers=0,
-        progress=False,
+    return written(
+        xmix_data.bench.Photographs(2, 12, 256), tmp_path_factory.mktemp("gpu") / "p.beton"
     )
 
 

@@ -18,6 +18,8 @@ from conftest import Betons, reversed_pairing
 from PIL import Image
 
 from xmix_data import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
     Beton,
     BetonError,
     CenterCrop,
@@ -27,12 +29,13 @@ from xmix_data import (
     RandomResizedCrop,
     XMixLoader,
     decode,
-    mixing,
     write_beton,
 )
+from xmix_data.backends import mixing
 from xmix_data.beton import manifest_path
 from xmix_data.decode import dct_fractions, kernels
 from xmix_data.jpeg import DAMAGED, OK
+from xmix_data.normalise import scale_and_shift
 
 HALVES = [torch.float16, torch.bfloat16]
 UNTOUCHED: dict[str, Any] = {
@@ -153,8 +156,7 @@ def test_device_stage_agrees_with_the_reference(betons: Betons, dtype: torch.dty
     options: dict[str, Any] = {"batch_size": 12, "crop": RandomCrop(32), "backend": "reference"}
     domains = betons.target_raw, betons.source_raw, betons.pairing
     scale, shift = (
-        torch.from_numpy(x).float()
-        for x in mixing.scale_and_shift(mixing.IMAGENET_MEAN, mixing.IMAGENET_STD)
+        torch.from_numpy(x).float() for x in scale_and_shift(IMAGENET_MEAN, IMAGENET_STD)
     )
     straight = {**options, "flip": False, "mix": False, "dtype": torch.uint8}
     crops = next(iter(XMixLoader(*domains, **straight)))
@@ -183,6 +185,7 @@ def test_device_stage_agrees_with_the_reference(betons: Betons, dtype: torch.dty
     assert torch.equal(as_decoded[~target_flips], crops.target_images[~target_flips])
 
 
+@pytest.mark.slow
 def test_kernels_run_where_no_cache_can_be_written(betons: Betons, tmp_path: Path) -> None:
     """One line says that they are compiled anew; the batches are right all the same."""
     code = (

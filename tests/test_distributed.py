@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import processes
 import pytest
 from conftest import Betons
+from processes import ended
 
 from xmix_data import Pairing
 from xmix_data.cli import main
@@ -21,54 +21,18 @@ SECONDS = 120
 """A job that takes longer hangs."""
 
 
-def start(processes: int, *command: str) -> list[subprocess.Popen[str]]:
-    """As a launcher would."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    job = {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(processes),
-        "LOCAL_WORLD_SIZE": str(processes),
-        "OMP_NUM_THREADS": "1",
-    }
-    return [
-        subprocess.Popen(
-            [sys.executable, *command],
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=os.environ | job | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(processes)
-    ]
-
-
-def finish(started: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
-    """Exit status, stdout and stderr of each."""
-    try:
-        return [
-            (p.returncode, out, err)
-            for p in started
-            for out, err in [p.communicate(timeout=SECONDS)]
-        ]
-    finally:
-        for process in started:
-            process.kill()
-
-
 def pair_command(betons: Betons, path: Path) -> list[str]:
     files = [str(b.path) for b in (betons.target_jpg, betons.source_jpg)]
     command = f"pair --target {files[0]} --source {files[1]} -o {path} --model mobilenet_v3_small"
     return f"{command} --weights none --device cpu --batch-size 3".split()
 
 
-@pytest.fixture
-def alone(betons: Betons, tmp_path: Path) -> Pairing:
+@pytest.fixture(scope="module")
+def alone(betons: Betons, tmp_path_factory: pytest.TempPathFactory) -> Pairing:
     """The pairing of one process."""
-    assert main([*pair_command(betons, tmp_path / "alone.json"), "--no-cache"]) == 0
-    return Pairing.load(tmp_path / "alone.json")
+    path = tmp_path_factory.mktemp("alone") / "alone.json"
+    assert main([*pair_command(betons, path), "--no-cache"]) == 0
+    return Pairing.load(path)
 
 
 def assert_same_pairing(one: Pairing, other: Pairing) -> None:
@@ -83,23 +47,29 @@ def assert_same_pairing(one: Pairing, other: Pairing) -> None:
     assert one.options == other.options and one.target == other.target
 
 
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("count", [2, 4])
 def test_a_job_gives_the_pairing_of_one_process(
-    betons: Betons, alone: Pairing, tmp_path: Path, own_cache: Path, processes: int
+    betons: Betons,
+    alone: Pairing,
+    tmp_path: Path,
+    own_cache: Path,
+    forked: processes.Server,
+    count: int,
 ) -> None:
     command = ["-m", "xmix_data", *pair_command(betons, tmp_path / "pairing.json")]
-    results = finish(start(processes, *command))
-    assert [status for status, *_ in results] == [0] * processes, results
+    results = ended(forked.job(count, *command), SECONDS)
+    assert [status for status, *_ in results] == [0] * count, results
     assert_same_pairing(Pairing.load(tmp_path / "pairing.json"), alone)
     assert "mean cosine" in results[0][1]
     assert not any(out for _, out, _ in results[1:])
     assert len(list(own_cache.iterdir())) == 2  # finished: one a domain
 
-    _, _, err = finish(start(1, *command, "--overwrite"))[0]
+    _, _, err = ended(forked.job(1, *command, "--overwrite"), SECONDS)[0]
     assert err.count("read from") == 2
     assert_same_pairing(Pairing.load(tmp_path / "pairing.json"), alone)
 
 
+@pytest.mark.slow
 def test_under_torchrun(betons: Betons, alone: Pairing, tmp_path: Path) -> None:
     path = tmp_path / "pairing.json"
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
@@ -142,11 +112,14 @@ def assert_lost(results: list[tuple[int, str, str]], but: int) -> None:
 
 
 def test_a_killed_process_ends_the_others(
-    betons: Betons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    betons: Betons,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    forked: processes.Server,
 ) -> None:
     path = tmp_path / "pairing.json"
     monkeypatch.setenv("STOPS", "kill 0")
-    results = finish(start(4, "-c", STOPS, *pair_command(betons, path)))
+    results = ended(forked.job(4, "-c", STOPS, *pair_command(betons, path)), SECONDS)
     assert results[0][0] == -signal.SIGKILL, results
     assert_lost(results, but=0)
     assert not path.exists() and not list(tmp_path.glob("*.partial"))
@@ -159,21 +132,24 @@ def test_an_interrupted_job_goes_on(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     own_cache: Path,
+    forked: processes.Server,
     batch: str,
 ) -> None:
     """Each process where it was, or from the start where another batch size deals images anew."""
     command = pair_command(betons, tmp_path / "pairing.json")
     monkeypatch.setenv("STOPS", "interrupt 10 5")
-    results = finish(start(2, "-c", STOPS, *command))
+    results = ended(forked.job(2, "-c", STOPS, *command), SECONDS)
     assert [status for status, *_ in results] == [130, 130], results
     assert len([f for f in own_cache.iterdir() if ".unfinished." in f.name]) == 2
     monkeypatch.setenv("STOPS", "none")
-    results = finish(start(2, "-c", STOPS, *command[:-2], *command[-2:], "--batch-size", batch))
+    results = ended(forked.job(2, "-c", STOPS, *command, "--batch-size", batch), SECONDS)
     assert [status for status, *_ in results] == [0, 0], results
     assert_same_pairing(Pairing.load(tmp_path / "pairing.json"), alone)
 
 
-def test_processes_with_different_images_are_refused(betons: Betons, tmp_path: Path) -> None:
+def test_processes_with_different_images_are_refused(
+    betons: Betons, tmp_path: Path, forked: processes.Server
+) -> None:
     """As on machines that keep different files under one name."""
     code = (
         "import os, sys; from xmix_data.cli import main; a = sys.argv[1:];"
@@ -181,7 +157,8 @@ def test_processes_with_different_images_are_refused(betons: Betons, tmp_path: P
         f" {str(betons.source_raw.path)!r}; sys.exit(main(a))"
     )
     command = pair_command(betons, tmp_path / "pairing.json")
-    results = finish(start(2, "-c", code, str(betons.source_jpg.path), *command, "--no-cache"))
+    job = forked.job(2, "-c", code, str(betons.source_jpg.path), *command, "--no-cache")
+    results = ended(job, SECONDS)
     assert results[1][0] == 2, results
     assert "rank 1 has other images, weights or options than rank 0" in results[1][2]
     assert results[0][0] == 2 and not (tmp_path / "pairing.json").exists()

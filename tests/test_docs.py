@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Betons, Images, reversed_pairing
+from conftest import Betons, reversed_pairing
+from pictures import Images, written
 from PIL import Image
 from torchvision.models import ResNet
 from torchvision.models.resnet import BasicBlock
@@ -35,7 +36,6 @@ from xmix_data import (
     backends,
     class_centroids,
     images,
-    write_beton,
 )
 from xmix_data.cli import _parser, main
 from xmix_data.commands.train import _with_options
@@ -153,14 +153,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, counts in (("target", [4, 4]), ("source", [3, 4, 3]), ("test", [2, 2])):
         images = Images(counts, name[0], size=(230, 230), seed=len(name))
         images.classes = [f"{'s' if name == 'source' else 't'}{i}" for i in range(len(counts))]
-        made[name] = write_beton(
-            images,
-            folder / f"{name}.beton",
-            image_size=230,
-            encoding="raw",
-            num_workers=0,
-            progress=False,
-        )
+        made[name] = written(images, folder / f"{name}.beton", image_size=230, encoding="raw")
     reversed_pairing(made["target"], made["source"]).save(folder / "pairing.json")
     for name, other in (("target", "T"), ("source", "S"), ("test", "T2")):
         for suffix in (".beton", ".beton.json"):
@@ -438,13 +431,7 @@ def test_the_formats_page_names_every_key(tmp_path: Path) -> None:
         return set(re.findall(r"`([\w.]+)`", text))
 
     target, source = (
-        write_beton(
-            Images(counts, name[0], size=(24, 24)),
-            tmp_path / f"{name}.beton",
-            image_size=24,
-            num_workers=0,
-            progress=False,
-        )
+        written(Images(counts, name[0], size=(24, 24)), tmp_path / f"{name}.beton", image_size=24)
         for name, counts in (("target", [3, 3]), ("source", [3, 3, 3]))
     )
     manifest = json.loads((tmp_path / "target.beton.json").read_text())

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pictures import encoded
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -34,15 +35,8 @@ def picture(height: int, width: int) -> Pixels:
     return np.stack([across, down, (across + down) // 2], -1).astype(np.uint8)
 
 
-def saved(image: Image.Image | Pixels, kind: str, **options: Any) -> bytes:
-    stream = io.BytesIO()
-    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    image.save(stream, kind, **options)
-    return stream.getvalue()
-
-
 def jpeg(image: Image.Image | Pixels, **options: Any) -> bytes:
-    return saved(image, "JPEG", **{"quality": 95, "subsampling": 0, **options})
+    return encoded(image, "JPEG", **{"quality": 95, "subsampling": 0, **options})
 
 
 def with_warning(pixels: Pixels) -> bytes:
@@ -117,7 +111,7 @@ def png(width: int, height: int, bits: int, colour: int, rows: bytes) -> bytes:
 )
 def test_lossless_files_keep_every_pixel(kind: str, options: dict[str, Any]) -> None:
     pixels = picture(21, 33)
-    assert np.array_equal(raw_pixels(saved(pixels, kind, **options)), pixels)
+    assert np.array_equal(raw_pixels(encoded(pixels, kind, **options)), pixels)
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"optimize": True}])
@@ -127,14 +121,14 @@ def test_jpegs_are_read(options: dict[str, Any]) -> None:
 
 
 def test_lossy_webp_is_read() -> None:
-    assert_close(raw_pixels(saved(picture(40, 60), "WEBP", quality=95)), picture(40, 60), 16)
+    assert_close(raw_pixels(encoded(picture(40, 60), "WEBP", quality=95)), picture(40, 60), 16)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_greyscale_becomes_three_equal_channels(kind: str) -> None:
     grey = picture(20, 30)[..., 2]
     options = {"lossless": True} if kind == "WEBP" else {}
-    found = raw_pixels(saved(grey, kind, **options))
+    found = raw_pixels(encoded(grey, kind, **options))
     assert_close(found, np.repeat(grey[..., None], 3, -1))
     assert np.array_equal(found[..., 0], found[..., 1])
     assert np.array_equal(found[..., 0], found[..., 2])
@@ -145,7 +139,7 @@ def test_alpha_is_dropped(kind: str) -> None:
     pixels = picture(20, 30)
     alpha = np.full((20, 30, 1), 128, np.uint8)
     options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
-    data = saved(np.concatenate([pixels, alpha], -1), kind, **options)
+    data = encoded(np.concatenate([pixels, alpha], -1), kind, **options)
     assert np.array_equal(raw_pixels(data), pixels)
 
 
@@ -153,20 +147,23 @@ def test_grey_with_alpha_palette_and_bilevel_images_are_read() -> None:
     grey = Image.fromarray(picture(20, 30)[..., 2])
     with_alpha = Image.merge("LA", [grey, grey])
     assert np.array_equal(
-        raw_pixels(saved(with_alpha, "PNG")), np.stack([np.asarray(grey)] * 3, -1)
+        raw_pixels(encoded(with_alpha, "PNG")), np.stack([np.asarray(grey)] * 3, -1)
     )
     colours = Image.fromarray(picture(20, 30)).quantize(16)
     expected = np.asarray(colours.convert("RGB"))
-    assert np.array_equal(raw_pixels(saved(colours, "PNG")), expected)
-    assert np.array_equal(raw_pixels(saved(colours, "PNG", transparency=3)), expected)
-    bilevel = saved(grey.convert("1", dither=Image.Dither.NONE), "PNG")
+    assert np.array_equal(raw_pixels(encoded(colours, "PNG")), expected)
+    assert np.array_equal(raw_pixels(encoded(colours, "PNG", transparency=3)), expected)
+    bilevel = encoded(grey.convert("1", dither=Image.Dither.NONE), "PNG")
     assert set(np.unique(raw_pixels(bilevel)).tolist()) == {0, 255}
 
 
 def test_sixteen_bit_grey_keeps_the_high_byte() -> None:
     values = (np.arange(20 * 30).reshape(20, 30) * 109).astype(np.uint16)
     expected = np.repeat((values >> 8).astype(np.uint8)[..., None], 3, -1)
-    for image in (saved(Image.fromarray(values), "PNG"), saved(Image.fromarray(values), "TIFF")):
+    for image in (
+        encoded(Image.fromarray(values), "PNG"),
+        encoded(Image.fromarray(values), "TIFF"),
+    ):
         assert np.array_equal(raw_pixels(image), expected)
     assert np.array_equal(raw_pixels(values), expected)
 
@@ -189,7 +186,7 @@ def test_cmyk_jpegs_get_their_colours() -> None:
 def test_exif_orientation_is_applied(orientation: int) -> None:
     pixels, exif = picture(20, 34), orientation_tag(orientation)
     expected = oriented(pixels)[orientation]
-    assert np.array_equal(raw_pixels(saved(pixels, "PNG", exif=exif)), expected)
+    assert np.array_equal(raw_pixels(encoded(pixels, "PNG", exif=exif)), expected)
     assert_close(raw_pixels(jpeg(pixels, exif=exif)), expected)
 
 
@@ -204,7 +201,7 @@ def test_a_rotated_jpeg_has_the_size_of_the_upright_image(orientation: int) -> N
 
 @pytest.mark.parametrize("orientation", [0, 9, 255])
 def test_orientations_that_do_not_exist_are_ignored(orientation: int) -> None:
-    data = saved(picture(8, 12), "PNG", exif=orientation_tag(orientation))
+    data = encoded(picture(8, 12), "PNG", exif=orientation_tag(orientation))
     assert np.array_equal(raw_pixels(data), picture(8, 12))
 
 
@@ -214,7 +211,7 @@ def test_orientations_that_do_not_exist_are_ignored(orientation: int) -> None:
 def test_tiny_images_are_stored_at_the_full_size(
     shape: tuple[int, int], encoding: str, crop: str
 ) -> None:
-    for image in (picture(*shape), saved(picture(*shape), "PNG"), jpeg(picture(*shape))):
+    for image in (picture(*shape), encoded(picture(*shape), "PNG"), jpeg(picture(*shape))):
         stored = encode(image, encoding, image_size=16, crop=crop)
         assert min(stored.height, stored.width) == 16
         assert stored_pixels(stored).shape == (stored.height, stored.width, 3)
@@ -373,7 +370,7 @@ def test_jpg_holds_pixels_only() -> None:
     text.add_text("comment", "x" * 100_000)  # more than a JPEG could hold
     exif = orientation_tag(3)
     upright = np.ascontiguousarray(picture(8, 8)[::-1, ::-1])
-    for data in (saved(upright, "PNG", pnginfo=text), saved(picture(8, 8), "PNG", exif=exif)):
+    for data in (encoded(upright, "PNG", pnginfo=text), encoded(picture(8, 8), "PNG", exif=exif)):
         assert encode(data, "jpg") == encode(upright, "jpg")
 
 
@@ -411,7 +408,7 @@ def test_keep_keeps_an_uncropped_jpeg_whose_shorter_edge_fits() -> None:
         jpeg(picture(32, 32), exif=orientation_tag(3)),
         jpeg(picture(40, 40)),
         jpeg(picture(32, 34)),
-        saved(picture(32, 32), "PNG"),
+        encoded(picture(32, 32), "PNG"),
         with_warning(picture(32, 32)),
     ],
     ids=["progressive", "cmyk", "rotated", "larger", "oblong", "png", "libjpeg warns"],
@@ -443,7 +440,7 @@ def test_the_same_image_gives_the_same_bytes(encoding: str) -> None:
 @pytest.mark.parametrize("encoding", ["jpg", "raw", "keep"])
 def test_a_truncated_image_is_an_error_wherever_it_ends(kind: str, encoding: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    data = saved(noise, kind)
+    data = encoded(noise, kind)
     for share in (0.1, 0.3, 0.5, 0.7, 0.9):
         with pytest.raises(ImageError, match=r"unreadable or truncated image|not an image in a"):
             encode(data[: int(len(data) * share)], encoding)
@@ -471,7 +468,7 @@ def test_an_image_of_absurd_size_is_refused_unread() -> None:
 @settings(max_examples=300, deadline=None)
 @given(
     st.sampled_from(
-        [saved(picture(12, 16), kind) for kind in ("JPEG", "PNG", "WEBP", "GIF")]
+        [encoded(picture(12, 16), kind) for kind in ("JPEG", "PNG", "WEBP", "GIF")]
         + [jpeg(picture(12, 16), exif=orientation_tag(6), progressive=True)]
     ),
     st.data(),

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import Betons, reversed_pairing
+from pictures import written
 from torchvision.models import ResNet
 from torchvision.models.resnet import BasicBlock
 
-from xmix_data import Beton, Pairing, RandomCrop, XMixLoader, write_beton, xmixup_loss
+from xmix_data import Beton, Pairing, RandomCrop, XMixLoader, xmixup_loss
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 NEEDS = {"hf_trainer": "transformers", "lightning_module": "lightning", "timm_model": "timm"}
@@ -42,13 +43,7 @@ class Colours:
 def colours(tmp_path_factory: pytest.TempPathFactory) -> tuple[Beton, Beton, Pairing]:
     folder = tmp_path_factory.mktemp("colours")
     target, source = (
-        write_beton(
-            Colours(classes, name[0], seed),
-            folder / f"{name}.beton",
-            image_size=24,
-            num_workers=0,
-            progress=False,
-        )
+        written(Colours(classes, name[0], seed), folder / f"{name}.beton", image_size=24)
         for seed, (name, classes) in enumerate((("target", 4), ("source", 5)))
     )
     return target, source, reversed_pairing(target, source)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Betons
+from pictures import Images, written
 from torch import nn
 
 from xmix_data import (
@@ -22,7 +23,6 @@ from xmix_data import (
     RandomResizedCrop,
     class_centroids,
     pair_classes,
-    write_beton,
 )
 from xmix_data.backbones import Backbone, load_backbone, penultimate_features
 from xmix_data.methods import FineTune
@@ -372,14 +372,8 @@ def test_one_small_image_does_not_decide_for_all(tmp_path: Path) -> None:
         def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
             return np.full((*sizes[index], 3), 40 * index, np.uint8), 0
 
-    beton = write_beton(
-        Varied(),
-        tmp_path / "varied.beton",
-        image_size=None,
-        crop="none",
-        encoding="raw",
-        num_workers=0,
-        progress=False,
+    beton = written(
+        Varied(), tmp_path / "varied.beton", image_size=None, crop="none", encoding="raw"
     )
     made = class_centroids(beton, Backbone(Small(), "small", size=48))
     assert made.provenance["transform"].startswith("RandomResizedCrop(size=48")
@@ -395,17 +389,18 @@ def test_without_a_manifest_nothing_is_cached(betons: Betons, tmp_path: Path) ->
     assert not list((tmp_path / "cache").iterdir())
 
 
-def test_a_vision_transformer_sees_whole_enlarged_images(betons: Betons) -> None:
+def test_a_vision_transformer_sees_whole_enlarged_images(tmp_path: Path) -> None:
     """It takes 224 x 224 only; these are 40 x 40."""
+    target = written(Images([3, 2], "t"), tmp_path / "target.beton", image_size=40, encoding="raw")
     backbone = load_backbone("vit_b_32", "none")
     assert (backbone.size, backbone.one_size) == (224, True)
-    made = class_centroids(betons.target_raw, backbone, batch_size=9)
+    made = class_centroids(target, backbone, batch_size=2)
     assert made.provenance["transform"].startswith("RandomResizedCrop")
     resize = RandomResizedCrop(224, scale=(1, 1), ratio=(1, 1))
-    images, labels = next(iter(ImageLoader(betons.target_raw, batch_size=99, crop=resize)))
+    images, labels = next(iter(ImageLoader(target, batch_size=29, crop=resize)))
     features = penultimate_features(backbone.network, images).double()
     assert np.abs(made.values[0] - features[labels == 0].mean(0).numpy()).max() < 1e-4
-    whole = class_centroids(betons.target_raw, Small())
+    whole = class_centroids(target, Small())
     assert whole.provenance["transform"] == repr(CenterCrop(40))
 
 

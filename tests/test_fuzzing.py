@@ -13,14 +13,17 @@ import struct
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fuzzing
 import numpy as np
 import pytest
 import torch
 from conftest import Betons
+from fuzz.memory import guarded_bytes
+from fuzz.sound import features, put, sound
+from pictures import encoded
 from PIL import Image
 
 from xmix_data import Beton, Pairing, decode
@@ -30,23 +33,10 @@ from xmix_data.errors import BetonError
 from xmix_data.jpeg import DAMAGED, Decoder, jpeg_problem, library
 from xmix_data.pairing import Centroids, CentroidSum
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SEED = 3
 
 
-@pytest.fixture(scope="module")
-def fuzzing() -> Iterator[Any]:
-    threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        import fuzzing
-
-        torch.set_num_threads(1)
-        yield fuzzing
-    torch.set_num_threads(threads)
-
-
-def findings(fuzzing: Any, kind: str, numbers: range) -> list[str]:
+def findings(kind: str, numbers: range) -> list[str]:
     """What a process of its own finds among cases of a kind."""
     cases = [fuzzing.Case(kind, number) for number in numbers]
     verdicts = list(fuzzing.run(cases, SEED))
@@ -69,9 +59,7 @@ def findings(fuzzing: Any, kind: str, numbers: range) -> list[str]:
         ("jpeg", 100),
     ],
 )
-def test_mutated_files_are_errors_or_right(
-    fuzzing: Any, tmp_path: Path, kind: str, count: int
-) -> None:
+def test_mutated_files_are_errors_or_right(tmp_path: Path, kind: str, count: int) -> None:
     outcomes: Counter[str] = Counter()
     for number in range(1, count + 1):
         verdict = fuzzing.judge(fuzzing.Case(kind, number), SEED, tmp_path, None)
@@ -80,7 +68,7 @@ def test_mutated_files_are_errors_or_right(
     assert min(outcomes["right"], outcomes["error"]) > count // 20, outcomes
 
 
-def test_a_case_is_a_function_of_seed_kind_and_number(fuzzing: Any, tmp_path: Path) -> None:
+def test_a_case_is_a_function_of_seed_kind_and_number(tmp_path: Path) -> None:
     def files(seed: int, number: int) -> dict[str, bytes]:
         fuzzing.judge(fuzzing.Case("index", number), seed, tmp_path, None)
         return {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -90,9 +78,7 @@ def test_a_case_is_a_function_of_seed_kind_and_number(fuzzing: Any, tmp_path: Pa
     assert files(0, 1) == first
 
 
-def test_a_size_that_reaches_beyond_the_file_is_a_signal(
-    fuzzing: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_size_that_reaches_beyond_the_file_is_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:
     image_table = decode.image_table
 
     def longer(addresses: Any, sizes: Any, *rest: Any) -> Any:
@@ -100,21 +86,19 @@ def test_a_size_that_reaches_beyond_the_file_is_a_signal(
 
     monkeypatch.setattr(decode, "image_table", longer)
     monkeypatch.setattr(fuzzing, "warm_up", lambda folder: None)
-    found = findings(fuzzing, "jpeg", range(0, 4))
+    found = findings("jpeg", range(0, 4))
     assert any("killed by SIGSEGV" in text and "in of_window" in text for text in found), found
 
 
 def test_an_error_that_names_no_file_is_found(
-    fuzzing: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(Beton, "_fail", lambda self, problem, remedy="": BetonError(problem))
     verdicts = [fuzzing.judge(fuzzing.Case("index", n), SEED, tmp_path, None) for n in range(1, 30)]
     assert any("BetonError: damaged: " in v.detail for v in verdicts), verdicts
 
 
-def test_a_pixel_that_is_wrong_is_found(
-    fuzzing: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_pixel_that_is_wrong_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     deliver = HostBackend.deliver
 
     def wrong(self: HostBackend, job: Any) -> tuple[torch.Tensor, ...]:
@@ -127,18 +111,16 @@ def test_a_pixel_that_is_wrong_is_found(
     assert verdict.detail.startswith("differs from the reference by 1"), verdict
 
 
-def test_a_hang_is_found(fuzzing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fuzzing, "HANG_S", 1.5)
+def test_a_hang_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fuzzing, "HANG_S", 2.5)
     monkeypatch.setattr(Pairing, "draws", lambda self, *_: time.sleep(60))
     monkeypatch.setattr(fuzzing, "warm_up", lambda folder: None)
-    (found,) = findings(fuzzing, "pairing", range(0, 1))
+    (found,) = findings("pairing", range(0, 1))
     assert "hangs for" in found and "in <lambda>" in found
 
 
 @pytest.mark.parametrize("kind", ["memory", "warning", "dies"])
-def test_what_goes_beyond_its_bounds_is_found(
-    fuzzing: Any, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
+def test_what_goes_beyond_its_bounds_is_found(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     def misbehave(self: Beton, **_: Any) -> None:
         if kind == "memory":
             np.ones(100 << 20, np.uint8)
@@ -150,14 +132,12 @@ def test_what_goes_beyond_its_bounds_is_found(
     monkeypatch.setattr(Beton, "verify", misbehave)
     monkeypatch.setattr(fuzzing, "warm_up", lambda folder: None)
     told = {"memory": "took 1", "warning": "a warning: RuntimeWarning", "dies": "SIGABRT"}
-    (found,) = findings(fuzzing, "index", range(0, 1))
+    (found,) = findings("index", range(0, 1))
     assert told[kind] in found
 
 
 @pytest.mark.parametrize("front", [False, True])
-def test_guarded_memory_ends_where_it_says(fuzzing: Any, front: bool) -> None:
-    from fuzz.memory import guarded_bytes
-
+def test_guarded_memory_ends_where_it_says(front: bool) -> None:
     page, size = os.sysconf("SC_PAGE_SIZE"), 5000
     array = guarded_bytes(bytes(range(256)) * 20, front=front)[:size]
     process = os.fork()
@@ -175,9 +155,7 @@ def test_guarded_memory_ends_where_it_says(fuzzing: Any, front: bool) -> None:
 
 def jpeg(size: tuple[int, int], **options: Any) -> bytes:
     pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "JPEG", **options)
-    return stream.getvalue()
+    return encoded(pixels, **options)
 
 
 def without(data: bytes, marker: bytes) -> bytes:
@@ -339,7 +317,7 @@ def test_a_label_that_asks_for_a_million_class_names_is_damage(
 def test_as_many_classes_as_samples_need_no_names(
     betons: Betons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reader, "_MOST_UNNAMED", 8)
+    monkeypatch.setattr(reader, "_MAX_UNNAMED_CLASSES", 8)
     path, start = tmp_path / "a.beton", betons.target_jpg._index_start
     changed = bytearray(betons.target_jpg.path.read_bytes())
     assert len(betons.target_jpg) == 27
@@ -459,9 +437,7 @@ def test_sums_with_counts_of_another_shape_are_damaged(tmp_path: Path) -> None:
         CentroidSum(2).load(path, "key")
 
 
-def test_a_cache_at_a_place_that_does_not_exist_is_named(fuzzing: Any, tmp_path: Path) -> None:
-    from fuzz.sound import features, put, sound
-
+def test_a_cache_at_a_place_that_does_not_exist_is_named(tmp_path: Path) -> None:
     name, data = sound().cached["unfinished"]
     target = put(tmp_path / "target.beton", sound().targets["raw"])
     (tmp_path / "cache").mkdir()
@@ -474,9 +450,7 @@ def test_a_cache_at_a_place_that_does_not_exist_is_named(fuzzing: Any, tmp_path:
         features(target, tmp_path / "cache")
 
 
-def test_finished_features_of_other_counts_are_refused(fuzzing: Any, tmp_path: Path) -> None:
-    from fuzz.sound import features, put, sound
-
+def test_finished_features_of_other_counts_are_refused(tmp_path: Path) -> None:
     name, data = sound().cached["finished"]
     target = put(tmp_path / "target.beton", sound().targets["raw"])
     (tmp_path / "cache").mkdir()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,17 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import Server
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 MEASURED = ("kernel", "steps", "feeding", "pairing", "smoke")
 
 
-def run(part: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    given = {"OUT": str(folder / "out"), "DATA": str(folder / "data"), **variables}
-    kept = {name: value for name, value in os.environ.items() if name != "KIT_DATA"}
-    command = [sys.executable, str(BENCHMARKS / "gpu.py"), part, "--device", "cpu", "--tiny"]
-    return subprocess.run(command, env=kept | given, capture_output=True, text=True, timeout=300)
+OPTIONS = ("--device", "cpu", "--tiny")
 
 
 def results() -> dict[str, int]:
@@ -32,12 +28,18 @@ def results() -> dict[str, int]:
 
 
 @pytest.fixture(scope="module")
-def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+def documents(
+    tmp_path_factory: pytest.TempPathFactory, forked: Server
+) -> dict[str, dict[str, Any]]:
     """What each part leaves."""
     folder, before = tmp_path_factory.mktemp("gpu"), results()
-    for part in ("data", *MEASURED):
-        done = run(part, folder)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OUT", str(folder / "out"))
+        patch.setenv("DATA", str(folder / "data"))
+        patch.delenv("KIT_DATA", raising=False)
+        for part in ("data", *MEASURED):
+            done = forked.run(str(BENCHMARKS / "gpu.py"), part, *OPTIONS, timeout=300)
+            assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert results() == before  # a CPU's figures are no result
     assert sorted(p.name for p in (folder / "out").iterdir()) == sorted(
         f"{part}.json" for part in MEASURED
@@ -135,14 +137,22 @@ def test_smoke(documents: dict[str, dict[str, Any]]) -> None:
     assert document["backend auto"][1] == 8
 
 
-def test_parts_for_which_there_is_no_time_are_left_out(tmp_path: Path) -> None:
-    done = run("all", tmp_path, LIMIT="17")
+@pytest.mark.slow
+def test_parts_for_which_there_is_no_time_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("OUT", tmp_path / "out"), ("DATA", tmp_path / "data"), ("LIMIT", 17)):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.delenv("KIT_DATA", raising=False)
+    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "all", *OPTIONS]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     for part in ("feeding", "pairing", "kernel", "smoke", "doctor"):
         assert f"== {part}: left out" in done.stdout, done.stdout
     assert "== versions: at most 12 s, begun after 0 s" in done.stdout
     assert json.loads((tmp_path / "out" / "versions.json").read_text())["packages"]["torch"]
 
 
+@pytest.mark.usefixtures("heeds_interrupts")
 def test_a_part_that_takes_too_long_is_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

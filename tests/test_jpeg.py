@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pictures import encoded
 from PIL import Image
 
 from xmix_data.jpeg import DAMAGED, OK, WRONG_SIZE, Decoder, jpeg_problem, library
@@ -44,12 +45,6 @@ def picture(height: int, width: int, seed: int = 0) -> Pixels:
     return np.where(random.random((height, width, 1)) < 0.3, noise, smooth)
 
 
-def saved(pixels: Pixels, **options: Any) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "JPEG", **options)
-    return stream.getvalue()
-
-
 def with_header(data: bytes, sampling: int, height: int, width: int) -> bytes:
     """The same blocks under another sampling of the first component, and another size."""
     place = max(data.find(marker) for marker in FRAME_HEADERS)
@@ -65,13 +60,13 @@ def jpeg(kind: str, height: int, width: int, seed: int = 0, **options: Any) -> b
     of one, read as the other, are another picture, as valid.
     """
     if kind.startswith("grey"):
-        data = saved(picture(height, width, seed)[..., 0], **options)
+        data = encoded(picture(height, width, seed)[..., 0], **options)
         return data if kind == "grey" else with_header(data, 0x22, height, width)
     if kind == "rgb":
-        return saved(picture(height, width, seed), keep_rgb=True, **options)
+        return encoded(picture(height, width, seed), keep_rgb=True, **options)
     if kind in ("4:4:4", "4:2:2", "4:2:0"):
         subsampling = ["4:4:4", "4:2:2", "4:2:0"].index(kind)
-        return saved(picture(height, width, seed), subsampling=subsampling, **options)
+        return encoded(picture(height, width, seed), subsampling=subsampling, **options)
     # (written as, its MCU, sampling factors, MCU)
     subsampling, (from_h, from_w), sampling, (to_h, to_w) = {
         "4:4:0": (1, (8, 16), 0x12, (16, 8)),
@@ -80,7 +75,7 @@ def jpeg(kind: str, height: int, width: int, seed: int = 0, **options: Any) -> b
     }[kind]
     rows, columns = -(-height // to_h), -(-width // to_w)
     pixels = picture(rows * from_h, columns * from_w, seed)
-    data = saved(pixels, **{**options, "subsampling": subsampling, "progressive": False})
+    data = encoded(pixels, **{**options, "subsampling": subsampling, "progressive": False})
     return with_header(data, sampling, height, width)
 
 

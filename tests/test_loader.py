@@ -18,18 +18,19 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import lifetimes
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from conftest import Betons, Numbered, NumberedBetons
+from conftest import Betons, NumberedBetons
+from pictures import Numbered, written
 from PIL import Image
+from processes import Server
 from torch.utils.data import DataLoader, Dataset
 
-from xmix_data import CenterCrop, ImageLoader, RandomCrop, XMixLoader, write_beton
+from xmix_data import CenterCrop, ImageLoader, RandomCrop, XMixLoader
 from xmix_data.beton import layout
-
-ROOT = Path(__file__).parents[1]
 
 
 def make(numbered: NumberedBetons, **options: Any) -> XMixLoader:
@@ -136,10 +137,9 @@ def test_many_passes_leave_nothing_behind(numbered: NumberedBetons) -> None:
 
 
 def test_many_lives_leave_nothing_behind(tmp_path: Path) -> None:
-    """Those of the benchmark, 100 of each kind: no thread, no file, no mapping stays."""
+    """Those of `lifetimes.py`, 100 of each kind: no thread, no file, no mapping stays."""
     result = tmp_path / "lifetimes.json"
-    script = ROOT / "benchmarks" / "lifetimes.py"
-    command = [sys.executable, str(script), "--cycles", "100", "--json", str(result)]
+    command = [sys.executable, lifetimes.__file__, "--cycles", "100", "--json", str(result)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     ways = json.loads(result.read_text())["ways"]
@@ -155,7 +155,9 @@ def test_many_lives_leave_nothing_behind(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["pass", "sys.exit(3)", "raise KeyboardInterrupt", "del loader"])
-def test_the_interpreter_ends_with_a_pass_open(numbered: NumberedBetons, ending: str) -> None:
+def test_the_interpreter_ends_with_a_pass_open(
+    numbered: NumberedBetons, forked: Server, ending: str
+) -> None:
     code = (
         "import sys\n"
         "from xmix_data import ImageLoader, CenterCrop\n"
@@ -163,13 +165,13 @@ def test_the_interpreter_ends_with_a_pass_open(numbered: NumberedBetons, ending:
         "iterator = iter(loader)\n"
         "next(iterator)\n" + ending
     )
-    done = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True)
+    done = forked.run("-c", code, timeout=60)
     expected = {"sys.exit(3)": 3, "raise KeyboardInterrupt": -2}.get(ending, 0)
     assert done.returncode == expected, done.stderr
     assert "Exception ignored" not in done.stderr
 
 
-def test_fork_in_the_middle_of_a_pass(numbered: NumberedBetons) -> None:
+def test_fork_in_the_middle_of_a_pass(numbered: NumberedBetons, forked: Server) -> None:
     code = (
         "import os, sys\n"
         "from xmix_data import ImageLoader, CenterCrop\n"
@@ -184,13 +186,13 @@ def test_fork_in_the_middle_of_a_pass(numbered: NumberedBetons) -> None:
         "assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0\n"
         "assert len(list(iterator)) == len(loader) - 1\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True)
+    done = forked.run("-c", code, timeout=60)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("daemon", [True, False])
 def test_the_interpreter_ends_with_a_pass_open_in_a_thread(
-    numbered: NumberedBetons, daemon: bool
+    numbered: NumberedBetons, forked: Server, daemon: bool
 ) -> None:
     """A daemon's endless loop is left behind; a thread that is none comes to its end first."""
     code = (
@@ -207,18 +209,13 @@ def test_the_interpreter_ends_with_a_pass_open_in_a_thread(
         "threading.Thread(target=passes, daemon=daemon).start()\n"
         "begun.wait()\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(numbered.target.path), str(daemon)],
-        timeout=60,
-        capture_output=True,
-        text=True,
-    )
+    done = forked.run("-c", code, str(numbered.target.path), str(daemon), timeout=60)
     assert (done.returncode, done.stdout) == (0, "" if daemon else "19\n"), done.stderr
     assert "Fatal" not in done.stderr and "Exception ignored" not in done.stderr
 
 
 @pytest.mark.parametrize("place", ["pass", "time.sleep(60)"], ids=["waiting", "working"])
-def test_ctrl_c_ends_the_process(betons: Betons, place: str) -> None:
+def test_ctrl_c_ends_the_process(betons: Betons, forked: Server, place: str) -> None:
     """Once while it waits for batches that take long, once while the user's code is busy."""
     code = (
         "import sys, time\n"
@@ -230,24 +227,24 @@ def test_ctrl_c_ends_the_process(betons: Betons, place: str) -> None:
         "    for _ in loader:\n"
         f"        print('a batch', flush=True); {place}\n"
     )
-    child = subprocess.Popen(
-        [sys.executable, "-c", code, str(betons.target_jpg.path)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    child = forked.start("-c", code, str(betons.target_jpg.path))
     try:
-        assert child.stdout is not None and child.stdout.readline() == "a batch\n"
+        deadline = time.monotonic() + 60
+        while "a batch\n" not in child.stdout and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert child.stdout.startswith("a batch\n"), child.stderr
         time.sleep(0.05)
         child.send_signal(signal.SIGINT)
-        _, err = child.communicate(timeout=60)
+        child.wait(60)
     finally:
         child.kill()
+    err = child.stderr
     assert child.returncode == -signal.SIGINT, err
     assert err.count("Traceback") == err.count("KeyboardInterrupt") == 1, err
     assert "xmix-" not in err and "Exception ignored" not in err, err
 
 
+@pytest.mark.usefixtures("heeds_interrupts")
 def test_after_ctrl_c_the_epoch_goes_on(numbered: NumberedBetons) -> None:
     loader, expected = make(numbered), [batch.images for batch in make(numbered)]
     received = []
@@ -371,6 +368,7 @@ def test_stats_count_what_was_received(numbered: NumberedBetons, backend: str) -
     assert stats["consumer_waited_s"] > 0
 
 
+@pytest.mark.usefixtures("several_threads")
 def test_global_thread_settings_are_left_alone(betons: Betons) -> None:
     import numba
 
@@ -420,7 +418,7 @@ def test_memory_is_reused_only_when_nobody_holds_the_batch(betons: Betons) -> No
 
 
 def test_a_pass_in_a_reference_cycle_ends_wherever_the_garbage_collector_runs(
-    betons: Betons,
+    betons: Betons, forked: Server
 ) -> None:
     """Also in one of the pass's own threads, which cannot wait for itself."""
     code = (
@@ -439,26 +437,19 @@ def test_a_pass_in_a_reference_cycle_ends_wherever_the_garbage_collector_runs(
         "    time.sleep(0.02); gc.collect()\n"
         "print(left, len(list(loader)))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(betons.target_jpg.path)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = forked.run("-c", code, str(betons.target_jpg.path), timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "[] 14\n" and "Exception ignored" not in done.stderr
 
 
-def test_a_thread_without_memory_is_heard_of(tmp_path: Path) -> None:
+def test_a_thread_without_memory_is_heard_of(tmp_path: Path, forked: Server) -> None:
     """The index says 65,535 x 65,535 pixels, and the process may not have so much memory."""
     stream = io.BytesIO()
     Image.new("RGB", (32, 32)).save(stream, "JPEG")
     # So many pixels need so many bytes to be believed.
     pictures = [(stream.getvalue() + bytes(5 << 20), 0)] * 4
     path = tmp_path / "huge.beton"
-    write_beton(
-        pictures, path, encoding="keep", image_size=None, crop="none", num_workers=0, progress=False
-    )
+    written(pictures, path, encoding="keep", image_size=None, crop="none")
     (tmp_path / "huge.beton.json").unlink()
     start = layout.HEADER.itemsize + 2 * layout.FIELD.itemsize
     samples = np.memmap(path, layout.SAMPLE, "r+", offset=start, shape=(1,))
@@ -475,7 +466,5 @@ def test_a_thread_without_memory_is_heard_of(tmp_path: Path) -> None:
         "except MemoryError as error:\n"
         "    print('heard')\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=120
-    )
+    done = forked.run("-c", code, str(path), timeout=120)
     assert done.stdout == "heard\n", done.stderr

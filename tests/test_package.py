@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import NumberedBetons
+from processes import Server
 
 import xmix_data
 from xmix_data.cli import main
@@ -57,7 +58,7 @@ def test_version_stands_in_one_place() -> None:
     assert f'VERSION = "{xmix_data.__version__}"' in (ROOT / "setup.py").read_text()
 
 
-def test_the_readme_example_runs(numbered: NumberedBetons, tmp_path: Path) -> None:
+def test_the_readme_example_runs(numbered: NumberedBetons, tmp_path: Path, forked: Server) -> None:
     """The ten lines that turn fine-tuning into XMixup, exactly as printed."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     (example,) = [b for b in re.findall(r"```python\n(.*?)```", readme, re.S) if "xmixup_loss" in b]
@@ -75,9 +76,7 @@ def test_the_readme_example_runs(numbered: NumberedBetons, tmp_path: Path) -> No
     example = example.replace("batch_size=48", "batch_size=8, crop=xmix_data.RandomCrop(16)")
     script = tmp_path / "example.py"
     script.write_text(setting + example + "\nprint('loss', float(loss))\n")
-    done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=120
-    )
+    done = forked.run(str(script), timeout=120)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout.split()[-1]) > 0
 

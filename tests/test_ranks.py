@@ -12,11 +12,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import torch
-from conftest import Numbered, NumberedBetons
+from conftest import NumberedBetons
+from pictures import Numbered
+from processes import ended
 from test_determinism import samples, together
-from test_distributed import finish, start
+from test_distributed import SECONDS
 
 from xmix_data import CenterCrop, ImageLoader, RandomCrop, XMixLoader
 
@@ -90,18 +93,20 @@ def folder(numbered: NumberedBetons) -> Path:
 
 
 @pytest.fixture(scope="module")
-def jobs(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
+def jobs(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, forked: processes.Server
+) -> dict[int, list[dict[str, Any]]]:
     """What each process of each job tells; every job goes on from the state of the one before."""
     alone = make(folder, "all pairs")
     next(iter(alone))
     state, told = alone.state_dict(), {}
-    for processes in PROCESSES:
+    for count in PROCESSES:
         store = tmp_path_factory.mktemp("store") / "store"
-        job = start(processes, __file__, str(folder), str(store), json.dumps(state))
-        results = finish(job)
-        assert [status for status, *_ in results] == [0] * processes, results
-        told[processes] = [json.loads(out) for _, out, _ in results]
-        state = told[processes][0]["state"]
+        job = forked.job(count, __file__, str(folder), str(store), json.dumps(state))
+        results = ended(job, SECONDS)
+        assert [status for status, *_ in results] == [0] * count, results
+        told[count] = [json.loads(out) for _, out, _ in results]
+        state = told[count][0]["state"]
     return told
 
 
@@ -158,9 +163,9 @@ def test_a_state_goes_from_job_to_job(jobs: dict[int, Any], folder: Path, world_
     """One process, then two, then four, and the rest by three or by one."""
     whole = samples(make(folder, "all pairs"))
     received = whole[:4]
-    for processes, told in jobs.items():
+    for count, told in jobs.items():
         received += in_order([rank["resumed"] for rank in told], "samples")
-        assert len(received) == 4 * (1 + (2 if processes == 2 else 6))
+        assert len(received) == 4 * (1 + (2 if count == 2 else 6))
         assert all(rank["state"] == told[0]["state"] for rank in told)
         assert told[0]["state"]["position"] == len(received)
     ranks = [

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from conftest import Images
+from pictures import Images, written
 from PIL import Image
 
 from xmix_data import (
@@ -26,7 +26,6 @@ from xmix_data import (
     RandomCrop,
     RandomResizedCrop,
     XMixLoader,
-    write_beton,
 )
 
 TARGETS = 300
@@ -58,12 +57,10 @@ def spoiled(beton: Beton, indices: Sequence[int], path: Path) -> Beton:
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     folder = tmp_path_factory.mktemp("pair")
     target, source = (
-        write_beton(
+        written(
             Images(counts, name, (24, 24), seed=len(name)),
             folder / f"{name}.beton",
             image_size=None,
-            num_workers=0,
-            progress=False,
         )
         for name, counts in (("target", [100, 80, 120]), ("source", [120, 150, 130, 60]))
     )
@@ -249,13 +246,7 @@ def test_much_damage_stops_the_epoch(pair: Pair, backend: str, tmp_path: Path) -
 
 
 def test_a_class_without_a_sound_image_is_named(backend: str, tmp_path: Path) -> None:
-    sound = write_beton(
-        Images([300, 3], "c", (24, 24)),
-        tmp_path / "sound.beton",
-        image_size=None,
-        num_workers=0,
-        progress=False,
-    )
+    sound = written(Images([300, 3], "c", (24, 24)), tmp_path / "sound.beton", image_size=None)
     options: dict[str, Any] = {"batch_size": 101, "crop": CenterCrop(16), "backend": backend}
     one_left = spoiled(sound, (300, 302), tmp_path / "one-left.beton")
     loader = ImageLoader(one_left, on_error="replace", **options)

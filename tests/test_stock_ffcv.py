@@ -6,20 +6,18 @@ FFCV runs in processes of its own: importing it takes seconds and changes torch'
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from PIL import Image
+from pictures import encoded, picture, pixels_of
+from processes import Server
 
 from xmix_data import Beton, CenterCrop, ImageLoader, write_beton
 from xmix_data.beton.layout import JPG, RAW
@@ -36,26 +34,10 @@ JPEG_LOSS = 24
 """Grey levels that OpenCV's JPEG of quality 95 may cost a smooth picture."""
 
 
-def picture(side: int, seed: int) -> Pixels:
-    """Smooth random pixels of moderate colours: JPEG costs them little."""
-    coarse = np.random.default_rng(seed).integers(64, 192, (4, 4, 3), dtype=np.uint8)
-    return np.asarray(Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC))
-
-
-PICTURES = np.stack([picture(SIZE, seed) for seed in range(COUNT)])
+MODERATE = (64, 192)
+"""Shades that JPEG costs little."""
+PICTURES = np.stack([picture(SIZE, SIZE, seed, shades=MODERATE) for seed in range(COUNT)])
 LABELS = np.array([(7 * i + 2) % 5 for i in range(COUNT)])
-
-
-def encoded(pixels: Pixels, kind: str, **options: Any) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, kind, **options)
-    return stream.getvalue()
-
-
-def pixels_of(beton: Beton, index: int) -> Pixels:
-    if beton.modes[index] == JPG:
-        return np.asarray(Image.open(io.BytesIO(beton.data(index).tobytes())).convert("RGB"))
-    return np.array(beton.data(index)).reshape(beton.heights[index], beton.widths[index], 3)
 
 
 def assert_close(one: Pixels, other: Pixels, tolerance: int) -> None:
@@ -63,21 +45,6 @@ def assert_close(one: Pixels, other: Pixels, tolerance: int) -> None:
     difference = np.abs(one.astype(int) - other)
     assert difference.max() <= tolerance
     assert difference.mean() <= tolerance / 5
-
-
-def run_python(script: str, *arguments: Any) -> None:
-    running = subprocess.Popen(
-        [sys.executable, "-c", script, *map(str, arguments)],
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        _, printed = running.communicate(timeout=TIMEOUT_S)
-    finally:  # FFCV's writer waits for ever where one of its workers fails
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(running.pid, signal.SIGKILL)
-    assert running.returncode == 0, printed
 
 
 # Ours, read by stock FFCV
@@ -93,32 +60,31 @@ KEPT = (
 """JPEGs whose bytes `keep` keeps, and, from the fifth on, images that it encodes."""
 
 READER = """
-import sys
-import numpy as np
 from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
 from ffcv.loader import Loader, OrderOption
 
-folder, *names = sys.argv[1:]
-for name in names:
+for name in ("jpg", "raw", "keep", "large"):
     for os_cache in (True, False):
         loader = Loader(
-            f"{folder}/{name}.beton", batch_size=5, num_workers=1, os_cache=os_cache,
+            f"{ours}/{name}.beton", batch_size=5, num_workers=1, os_cache=os_cache,
             order=OrderOption.SEQUENTIAL, drop_last=False,
             pipelines={"image": [SimpleRGBImageDecoder()], "label": [IntDecoder()]},
         )
         batches = [(image.copy(), label.copy()) for image, label in loader]
         images, labels = (np.concatenate(parts) for parts in zip(*batches))
-        np.savez(f"{folder}/{name}-{os_cache}.npz", images=images, labels=labels[:, 0])
+        np.savez(f"{ours}/{name}-{os_cache}.npz", images=images, labels=labels[:, 0])
 """
 
 
-@pytest.fixture(scope="module")
-def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of our betons with what stock FFCV's Loader made of each."""
-    folder = tmp_path_factory.mktemp("ours")
+def write_ours(folder: Path) -> None:
     plain = list(zip(PICTURES, LABELS.tolist(), strict=True))
     kept = [(KEPT[i % len(KEPT)](image), label) for i, (image, label) in enumerate(plain)]
-    large = [(image, label) for label, image in enumerate([picture(LARGE, 1), picture(LARGE, 2)])]
+    large = [
+        (image, label)
+        for label, image in enumerate(
+            [picture(LARGE, LARGE, seed, shades=MODERATE) for seed in (1, 2)]
+        )
+    ]
     for name, dataset, encoding in (
         ("jpg", plain, "jpg"),
         ("raw", plain, "raw"),
@@ -133,8 +99,12 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
             num_workers=2,
             progress=False,
         )
-    run_python(READER, folder, "jpg", "raw", "keep", "large")
-    return folder
+
+
+@pytest.fixture(scope="module")
+def ours(folders: tuple[Path, Path]) -> Path:
+    """A folder of our betons with what stock FFCV's Loader made of each."""
+    return folders[0]
 
 
 @pytest.mark.parametrize("os_cache", [True, False])
@@ -166,13 +136,10 @@ def test_the_betons_that_stock_ffcv_read_are_what_their_names_say(ours: Path) ->
 # Stock FFCV's, read by us
 
 WRITER = """
-import sys
-import numpy as np
 from ffcv.fields import BytesField, FloatField, IntField, NDArrayField, RGBImageField
 from ffcv.writer import DatasetWriter
 
-source, folder = sys.argv[1:]
-data = np.load(source)
+data = np.load(f"{theirs}/data.npz")
 images, labels = data["images"], data["labels"]  # read here: workers would share one file offset
 
 class Rows:
@@ -196,7 +163,7 @@ class Rows:
         return tuple(values[name] for name in self.columns)
 
 def write(name, **fields):
-    writer = DatasetWriter(f"{folder}/{name}.beton", fields, page_size=1 << 21, num_workers=2)
+    writer = DatasetWriter(f"{theirs}/{name}.beton", fields, page_size=1 << 21, num_workers=2)
     writer.from_indexed_dataset(Rows(*fields), chunksize=3)
 
 def image(mode):
@@ -238,12 +205,37 @@ foreign_betons = pytest.mark.parametrize("foreign", FOREIGN, ids=lambda foreign:
 
 
 @pytest.fixture(scope="module")
-def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def theirs(folders: tuple[Path, Path]) -> Path:
     """A folder of betons that stock FFCV's DatasetWriter wrote."""
-    folder = tmp_path_factory.mktemp("theirs")
-    np.savez(folder / "data.npz", images=PICTURES, labels=LABELS)
-    run_python(WRITER, folder / "data.npz", folder)
-    return folder
+    return folders[1]
+
+
+BOTH = f"""
+import os, sys
+import numpy as np
+
+os.setsid()  # what it leaves running ends with it
+ours, theirs = sys.argv[1:]
+{WRITER}
+{READER}
+"""
+"""In one process: importing FFCV takes as long as either."""
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory, forked: Server) -> tuple[Path, Path]:
+    """Ours and theirs."""
+    ours, theirs = (tmp_path_factory.mktemp(name) for name in ("ours", "theirs"))
+    write_ours(ours)
+    np.savez(theirs / "data.npz", images=PICTURES, labels=LABELS)
+    running = forked.start("-c", BOTH, str(ours), str(theirs))
+    try:
+        running.wait(TIMEOUT_S)
+    finally:  # FFCV's writer waits for ever where one of its workers fails
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)
+    assert running.returncode == 0, running.stderr
+    return ours, theirs
 
 
 @foreign_betons

@@ -8,16 +8,17 @@ import logging
 import math
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import processes
 import pytest
 import torch
-from conftest import Betons, Images
+from conftest import Betons
+from pictures import Images, written
 from torch import distributed, nn
 from torch.nn.functional import cross_entropy
 
@@ -29,7 +30,6 @@ from xmix_data import (
     Pairing,
     RandomCrop,
     XMixError,
-    write_beton,
 )
 from xmix_data.backbones import Backbone, state_hash
 from xmix_data.cli import _parser, main
@@ -54,13 +54,8 @@ CROP = 36
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small only wait for each other's threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def no_fuse() -> None:
     Fuse.steps = -1
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)
@@ -128,8 +123,7 @@ def data(betons: Betons, method: Method, *, unlabelled: bool = False) -> dict[st
 
 
 def small_beton(images: Images, path: Path) -> Beton:
-    size = len(images.pixels[0])
-    return write_beton(images, path, image_size=size, encoding="raw", num_workers=0, progress=False)
+    return written(images, path, image_size=len(images.pixels[0]), encoding="raw")
 
 
 def metrics(output: Path) -> list[dict[str, Any]]:
@@ -355,12 +349,34 @@ def test_mixed_precision_stays_close(betons: Betons, tmp_path: Path) -> None:
             torch.testing.assert_close(other[name], one[name], rtol=0.05, atol=0.05)
 
 
-@pytest.mark.skipif(
-    not any(map(shutil.which, ("c++", "g++", "clang++"))),
-    reason="torch.compile needs a C++ compiler for the CPU",
+@pytest.mark.parametrize(
+    "compiler",
+    [
+        "aot_eager",  # traces and differentiates as the usual one, and writes no C++
+        pytest.param(
+            "inductor",
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(
+                    not any(map(shutil.which, ("c++", "g++", "clang++"))),
+                    reason="torch.compile needs a C++ compiler for the CPU",
+                ),
+            ],
+        ),
+    ],
 )
-def test_a_compiled_network_learns_the_same(betons: Betons) -> None:
-    """A network as small as one can be: compiling it takes seconds."""
+def test_a_compiled_network_learns_the_same(
+    betons: Betons, monkeypatch: pytest.MonkeyPatch, compiler: str
+) -> None:
+    """A network as small as one can be: inductor takes seconds for it."""
+    compiled_by = []
+
+    def compile_with(network: nn.Module) -> Any:
+        compiled_by.append(compiler)
+        return torch_compile(network, backend=compiler)
+
+    torch_compile = torch.compile
+    monkeypatch.setattr(torch, "compile", compile_with)
     numbers, given = recipe(iterations=3), data(betons, FineTune())
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * CROP * CROP, 10))
@@ -368,6 +384,7 @@ def test_a_compiled_network_learns_the_same(betons: Betons) -> None:
         fit(FineTune(), model, recipe=dataclasses.replace(numbers, compile=on), **given)
         for on in (False, True)
     )
+    assert compiled_by == [compiler]
     assert list(compiled.network.state_dict()) == list(plain.network.state_dict())
     for one, other in zip(plain.network.parameters(), compiled.network.parameters(), strict=True):
         torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5)
@@ -559,9 +576,8 @@ SHARED = recipe(batch_size=4, save_every=3, test_every=4)
 
 def job(folder: Path, given: Betons) -> None:
     """One process of several: trains every case and writes down what it has."""
-    torch.set_num_threads(1)
     assert main(train_command(given, folder / "command", "finetune", "--json")) == 0
-    # The command has had torchrun's own meeting place, which serves once.
+    # The command has had the launcher's meeting place, which serves once.
     rank, meeting = int(os.environ["RANK"]), (folder / "meeting").as_uri()
     distributed.init_process_group("gloo", meeting, rank=rank, world_size=2)
 
@@ -597,22 +613,18 @@ def job(folder: Path, given: Betons) -> None:
 
 
 @pytest.fixture(scope="module")
-def shared(betons: Betons, tmp_path_factory: pytest.TempPathFactory) -> Shared:
-    """What two processes that torchrun started have done."""
+def shared(
+    betons: Betons, tmp_path_factory: pytest.TempPathFactory, forked: processes.Server
+) -> Shared:
+    """What two processes of a job have done."""
     folder = tmp_path_factory.mktemp("shared")
     betons.pairing.save(folder / "pairing.json")
     files = [str(beton.path) for beton in betons[:4]]
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    done = subprocess.run(
-        [sys.executable, *torchrun, __file__, str(folder), *files],
-        text=True,
-        capture_output=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
+    results = processes.ended(forked.job(2, __file__, str(folder), *files), 120)
+    assert [status for status, *_ in results] == [0, 0], results
     one, other = (torch.load(folder / f"{rank}.pt") for rank in (0, 1))
-    return Shared(folder, one, other, done.stdout, done.stderr)
+    _, out, err = ("".join(map(str, texts)) for texts in zip(*results, strict=True))
+    return Shared(folder, one, other, out, err)
 
 
 @pytest.mark.parametrize("name", list(CASES))

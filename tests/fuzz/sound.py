@@ -219,7 +219,7 @@ class Sound(NamedTuple):
 @cache
 def sound() -> Sound:
     """The sound files; the same in every process."""
-    with tempfile.TemporaryDirectory() as scratch, mock.patch.object(pages, "SMALLEST_PAGE", 4096):
+    with tempfile.TemporaryDirectory() as scratch, mock.patch.object(pages, "MIN_PAGE_SIZE", 4096):
         folder = Path(scratch)
         targets, sources = domains(folder, [3, 2, 3], "t"), domains(folder, [2, 3, 2, 2], "s")
         shards = [

@@ -1,6 +1,6 @@
 """What loaders leave behind that end in every way: threads, open files, mappings, memory.
 
-    python benchmarks/lifetimes.py [--cycles 1000] [--json FILE]
+    python tests/lifetimes.py [--cycles 1000] [--json FILE]
 
 A cycle opens two betons, makes a loader, takes some batches and lets go of it. It needs no data:
 the betons are tiny, so that what stays behind is not hidden by what batches take.
@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from growth import Tiny, anonymous_mb
+from fuzz.memory import status_mb
+from pictures import Numbered, written
 from scipy.stats import theilslopes
 
-from xmix_data import PairedClass, Pairing, RandomResizedCrop, XMixLoader, write_beton
+from xmix_data import PairedClass, Pairing, RandomResizedCrop, XMixLoader
 from xmix_data.bench import machine
 
 SAMPLES = 40
@@ -80,11 +81,14 @@ def main() -> None:
     parser.add_argument("--cycles", type=int, default=1000)
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/lifetimes.json"))
     options = parser.parse_args()
+    idle = len(os.listdir("/proc/self/task"))
     with tempfile.TemporaryDirectory() as scratch:
         make = loaders_of(Path(scratch))
         for end in WAYS.values():  # the first of each loads libraries and fills caches
             end(make())
-        ways = {name: measure(make, end, options.cycles) for name, end in WAYS.items()}
+        gc.collect()
+        gc.freeze()  # every reading would look for garbage among what libraries loaded
+        ways = {name: measure(make, end, options.cycles, idle) for name, end in WAYS.items()}
     result = {
         "benchmark": "lifetimes",
         "machine": machine.describe(),
@@ -106,14 +110,12 @@ def main() -> None:
 
 def loaders_of(folder: Path) -> Callable[[], XMixLoader]:
     """Make a loader of tiny JPEGs, by the paths of its files."""
+    images = Numbered([SAMPLES // 2] * 2, "class ", size=8)
     domains = [
-        write_beton(
-            Tiny(SAMPLES), folder / f"{name}.beton", image_size=8, num_workers=0, progress=False
-        )
-        for name in ("target", "source")
+        written(images, folder / f"{name}.beton", image_size=8) for name in ("target", "source")
     ]
     pairing = folder / "pairing.json"
-    Pairing({name: [PairedClass(name, 1.0, SAMPLES // 2)] for name in Tiny.classes}).save(pairing)
+    Pairing({name: [PairedClass(name, 1.0, SAMPLES // 2)] for name in images.classes}).save(pairing)
     target, source = (beton.path for beton in domains)
     return lambda: XMixLoader(
         target, source, pairing, batch_size=4, crop=RandomResizedCrop(8), num_workers=2
@@ -121,35 +123,38 @@ def loaders_of(folder: Path) -> Callable[[], XMixLoader]:
 
 
 def measure(
-    make: Callable[[], XMixLoader], end: Callable[[XMixLoader], None], cycles: int
+    make: Callable[[], XMixLoader], end: Callable[[XMixLoader], None], cycles: int, idle: int
 ) -> dict[str, Any]:
     """Readings along the cycles, and how memory grew over the last half of them."""
-    readings = [reading(0)]
+    readings = [reading(idle)]
     for cycle in range(1, cycles + 1):
         end(make())
         if cycle % EVERY == 0:
-            readings.append(reading(readings[0]["threads"]))
+            readings.append(reading(idle))
     late = [taken["memory_mb"] * 1024 for taken in readings[len(readings) // 2 :]]
     # Of all pairs of readings, so that one step of the allocator is no slope.
     slope = theilslopes(late, EVERY * np.arange(len(late))).slope
     return {"readings": readings, "kb_a_cycle": float(slope)}
 
 
-def reading(threads: float) -> dict[str, float]:
+def reading(idle: int) -> dict[str, float]:
     """What this process holds, once the garbage is collected.
 
-    A thread that was joined is listed a moment longer; that is waited for.
+    A thread that was joined is listed a moment longer, and nothing is collected while another
+    thread is about it: that is waited for, until there are as few threads as in the ``idle``
+    process.
     """
     gc.collect()
     until = time.monotonic() + ENDING_S
-    while time.monotonic() < until and len(os.listdir("/proc/self/task")) > threads > 0:
+    while time.monotonic() < until and len(os.listdir("/proc/self/task")) > idle:
         time.sleep(0.001)
+        gc.collect()
     return {
         "threads": len(os.listdir("/proc/self/task")),
         "python_threads": threading.active_count(),
         "files": len(os.listdir("/proc/self/fd")),
         "mappings": len(Path("/proc/self/maps").read_text().splitlines()),
-        "memory_mb": anonymous_mb(),
+        "memory_mb": status_mb("RssAnon"),
     }
 
 

@@ -1,6 +1,6 @@
 """The loaders under load for long: every batch compared with the reference backend's.
 
-    python benchmarks/soak.py [--minutes 60] [--seed 0] [--first SCENARIO] [--json FILE]
+    python tests/soak.py [--minutes 60 | --scenarios N] [--seed 0] [--first SCENARIO] [--json FILE]
 
 One scenario after the other, each drawn from the seed: domains (JPEG, raw, several, with damaged
 images), options, and what happens to them: pauses of the consumer and of the threads, batches that
@@ -15,6 +15,7 @@ import argparse
 import gc
 import json
 import logging
+import math
 import os
 import random
 import shutil
@@ -29,7 +30,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from growth import anonymous_mb
+from fuzz.memory import status_mb
+from pictures import written
 from PIL import Image
 
 from xmix_data import (
@@ -41,14 +43,14 @@ from xmix_data import (
     RandomCrop,
     RandomResizedCrop,
     XMixLoader,
-    write_beton,
 )
 from xmix_data.bench import machine
 
 TARGETS, SOURCES = (90, 70, 110, 80), (120, 60, 150, 90, 100)
 DAMAGED = 2
 """Images of a damaged beton that are no JPEGs: less than 1 %."""
-LONGEST_PAUSE_S = 0.02
+LONGEST_PAUSE_S = 0.005
+"""Many times what a batch takes."""
 WARM_UP = 20
 """Scenarios before memory is first looked at: kernels are loaded, pools are filled."""
 MOST_GROWTH_MB = 64
@@ -74,32 +76,46 @@ class Pictures:
 
 
 def main() -> None:
-    """Run scenarios until the time is over, and write the JSON."""
+    """Run scenarios until the time is over, or so many, and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=60)
+    until = parser.add_mutually_exclusive_group()
+    until.add_argument("--minutes", type=float, default=60)
+    until.add_argument("--scenarios", type=int, help="how many, however long they take")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="scenario to begin with")
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
     torch.set_num_threads(1)  # the reference's arithmetic is small
     logging.getLogger("xmix_data").setLevel(logging.ERROR)  # damaged images are meant here
+    if options.scenarios:
+        end = {"scenarios": options.scenarios}
+    else:
+        end = {"seconds": 60 * options.minutes}
+    gc.freeze()  # looking for garbage among what libraries loaded would take longer than a scenario
     with tempfile.TemporaryDirectory() as scratch:
-        result = soak(Path(scratch), options.minutes * 60, options.seed, options.first)
+        result = soak(Path(scratch), options.seed, options.first, **end)
     print(json.dumps({k: v for k, v in result.items() if k != "machine"}, indent=1))
     if options.json is not None:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
     sys.exit(bool(result["problems"]))
 
 
-def soak(folder: Path, seconds: float, seed: int, first: int = 0) -> dict[str, Any]:
-    """All scenarios that begin within so many seconds, up to the first problem."""
+def soak(
+    folder: Path,
+    seed: int,
+    first: int = 0,
+    *,
+    scenarios: float = math.inf,
+    seconds: float = math.inf,
+) -> dict[str, Any]:
+    """So many scenarios, of those that begin within so many seconds, up to the first problem."""
     betons = make_betons(folder)
     counts: Counter[str] = Counter()
     problems: list[str] = []
     memory: list[float] = []
     threads, files = threading.active_count(), open_files()
     started, number = time.monotonic(), first
-    while time.monotonic() - started < seconds and not problems:
+    while number - first < scenarios and time.monotonic() - started < seconds and not problems:
         scenario = Scenario(betons, random.Random(f"{seed} {number}"), counts)
         try:
             scenario.run()
@@ -111,7 +127,7 @@ def soak(folder: Path, seconds: float, seed: int, first: int = 0) -> dict[str, A
         if open_files() > files:
             problems.append(f"{open_files() - files} files left open")
         if number - first >= WARM_UP:
-            memory.append(anonymous_mb())
+            memory.append(status_mb("RssAnon"))
             if memory[-1] > memory[0] + MOST_GROWTH_MB:
                 problems.append(f"memory grew from {memory[0]:.0f} to {memory[-1]:.0f} MB")
         if problems:
@@ -139,14 +155,12 @@ def make_betons(folder: Path) -> dict[str, list[Beton]]:
     for name, counts, seed in (("t", TARGETS, 1), ("s", SOURCES, 2)):
         pictures = Pictures(counts, name, seed)
         jpg, raw = (
-            write_beton(
+            written(
                 pictures,
                 folder / f"{name}-{encoding}.beton",
                 image_size=48,
                 crop=crop,
                 encoding=encoding,
-                num_workers=0,
-                progress=False,
             )
             for encoding, crop in (("jpg", "none"), ("raw", "square"))
         )

@@ -1,6 +1,6 @@
 """What mutated files do: betons, manifests, pairings, centroids, feature caches and JPEG streams.
 
-    python benchmarks/fuzzing.py [--cases 30000] [--seed 0] [--only KIND ...] [--workers 2]
+    python tests/fuzzing.py [--cases 30000] [--seed 0] [--only KIND ...] [--workers 2]
                                  [--case KIND:NUMBER] [--sanitize] [--json FILE]
 
 Each case goes the way of a user's file: open, verify, load an epoch. It must end in one clear
@@ -131,7 +131,7 @@ def serve(pipe: Connection, seed: int, folder: Path, log: Path, growth_mb: float
     with contextlib.suppress(EOFError):
         while True:
             case = pipe.recv()
-            faulthandler.dump_traceback_later(HANG_S - 1, file=2)
+            faulthandler.dump_traceback_later(0.9 * HANG_S, file=2)
             verdict = judge(case, seed, folder, growth_mb)
             faulthandler.cancel_dump_traceback_later()
             pipe.send(verdict)

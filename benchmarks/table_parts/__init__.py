@@ -1,0 +1,1 @@
+"""The tables of `benchmarks/tables.py`, by what they are about; each function draws one."""
