@@ -164,11 +164,10 @@ def test_every_sample_is_asked_for_once_until_the_disk_was_waited_for(betons: Be
     )
     backend, plan = loader._backend, loader._plan.epoch(0)
     batches = [plan.rows(start, start + 9) for start in (0, 9, 18)]
-    ahead = ReadAhead(iter(batches), backend.domains, backend.asked)
-    assert [next(ahead), next(ahead), next(ahead)] == batches
-    ahead._wanted.put(None)
-    ahead.run()
-    target, source = backend.asked
+    ahead = ReadAhead(backend.domains)
+    for batch in batches:
+        ahead(batch)
+    target, source = ahead._asked
     assert target.all()
     assert np.flatnonzero(source).tolist() == sorted({i for b in batches for i in b.source})
     ahead.disk_was_waited_for()

@@ -600,8 +600,15 @@ def test_stats_count_the_bytes_of_both_domains(noise: Noise, backend: str, mix: 
     list(loader)
     rows = loader._plan.epoch(0).rows(0, 8)  # the last image fills no batch
     stored = noise.jpg.sizes[rows.target].sum() + noise.raw.sizes[rows.source].sum()
+    loader.close()
     stats = loader.stats()
-    assert stats["bytes_read"] == int(stored)
+    more = 0
+    for epoch in (1, 2):  # three batches, at most, have been prefetched
+        ahead = loader._plan.epoch(epoch).rows(0, 8)
+        more += noise.jpg.sizes[ahead.target].sum() + noise.raw.sizes[ahead.source].sum()
+    if backend == "reference":
+        assert stats["bytes_read"] == int(stored)
+    assert int(stored) <= stats["bytes_read"] <= int(stored + more)
     assert stats["decode_s"] > 0
 
 

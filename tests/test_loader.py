@@ -349,7 +349,7 @@ def test_an_error_in_a_loader_thread_reaches_the_consumer(numbered: NumberedBeto
     """With the frames where it arose; what was received before it counts, and no more."""
     loader = make(numbered, crop=Refusing(8), rank=1, world_size=2, seed=1)
     received = 0
-    with pytest.raises(ArithmeticError, match="no box in xmix-decode") as raised:
+    with pytest.raises(ArithmeticError, match="no box in xmix-plan") as raised:
         for _ in loader:
             received += 1
     assert "boxes" in [frame.name for frame in traceback.extract_tb(raised.tb)]

@@ -92,13 +92,16 @@ def test_rows_do_not_depend_on_how_they_are_cut(
 def test_any_ranks_partition_the_same_plan(
     case: tuple[Plan, list[int], list[list[int]]], world_size: int, batch_size: int
 ) -> None:
-    from xmix_data.loader.spans import batch_spans
+    from xmix_data.loader.spans import Share
 
     count = len(case[0].samples)
-    shared = {"batch_size": batch_size, "world_size": world_size, "drop_last": False}
-    spans = [list(batch_spans(count, 0, rank=rank, **shared)) for rank in range(world_size)]
+    shares = [Share(count, batch_size, rank, world_size, False) for rank in range(world_size)]
+    spans = [list(share.spans(0)) for share in shares]
+    for share, own in zip(shares, spans, strict=True):
+        assert len(own) == len(share)
+        assert sum(span.stop - span.start for span in own) == share.own_samples
     assert len({len(s) for s in spans}) == 1
-    positions = [p for step in zip(*spans, strict=True) for a, b, _ in step for p in range(a, b)]
+    positions = [p for step in zip(*spans, strict=True) for _, a, b, _ in step for p in range(a, b)]
     assert sorted(set(positions)) == list(range(max(positions) + 1))
     assert len(positions) == len(set(positions))
     assert 0 <= len(positions) - count < world_size

@@ -15,7 +15,8 @@ import pytest
 import soak
 import torch
 
-from xmix_data.backends.host import HostBackend, HostStream
+from xmix_data.backends.host import HostBackend
+from xmix_data.backends.stream import HostStream
 
 SCENARIOS = 30
 
@@ -66,4 +67,4 @@ def test_a_thread_that_is_left_is_found(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.undo()
     for stream in kept:
         stream.close()
-    assert "threads left: [" in found[0] and "xmix-read-ahead" in found[0]
+    assert "threads left: [" in found[0] and "xmix-plan" in found[0]

@@ -28,7 +28,7 @@ from xmix_data.loader import ImageLoader
 from xmix_data.pairing import Centroids, CentroidSum
 from xmix_data.plan import CenterCrop, Crop, RandomResizedCrop
 from xmix_data.progress import Progress
-from xmix_data.ranks import from_first_process, sum_in_place
+from xmix_data.ranks import from_first_process, require_group, sum_in_place
 
 __all__ = ["class_centroids"]
 
@@ -172,6 +172,7 @@ class _Extraction:
             mean=backbone.mean,
             std=backbone.std,
         )
+        require_group(self._loader.world_size)
         self._name = ", ".join(beton.path.name for beton in domain.betons)
         self._key = json.dumps(
             [

@@ -18,34 +18,86 @@ import torch
 from torch import distributed, nn
 
 from xmix_data.errors import XMixError
+from xmix_data.options import whole_number
 
 __all__ = [
+    "Ranks",
     "average_in_place",
     "default_device",
-    "find_rank",
     "from_first_process",
     "get_rank",
     "get_world_size",
     "in_a_job",
     "job",
+    "require_group",
     "share_buffers",
     "sum_in_place",
 ]
 
 
-def find_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """Find a loader's rank and world size: those given, else the process group's, else (0, 1).
+class Ranks:
+    """A loader's rank and world size: given, or found when they are first needed.
+
+    Found are those of torch.distributed's process group; without one those of the environment's
+    RANK and WORLD_SIZE, which torchrun sets; without these there is one process.
+
+    Args:
+        rank, world_size: As given, both or neither.
 
     Raises:
         ValueError: Only one of them is given, or there is no such rank.
     """
-    if (rank is None) != (world_size is None):
-        raise ValueError("rank and world_size belong together; give both or neither")
-    if rank is None or world_size is None:
-        return get_rank(), get_world_size()
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank {rank} of {world_size} does not exist; counting starts at 0")
-    return rank, world_size
+
+    def __init__(self, rank: int | None = None, world_size: int | None = None) -> None:
+        if (rank is None) != (world_size is None):
+            raise ValueError("rank and world_size belong together; give both or neither")
+        self._given: tuple[int, int] | None = None
+        self._found: tuple[int, int] | None = None
+        self._asker = ""
+        if rank is not None and world_size is not None:
+            count = whole_number("world_size", world_size, 1)
+            self._given = whole_number("rank", rank, 0), count
+            if self._given[0] >= count:
+                raise ValueError(f"rank {rank} of {count} does not exist; counting starts at 0")
+
+    @property
+    def given(self) -> tuple[int, int] | None:
+        """Rank and world size as they were given."""
+        return self._given
+
+    def find(self, asker: str) -> tuple[int, int]:
+        """Rank and world size.
+
+        Args:
+            asker: What needs them, for the message of an error.
+
+        Raises:
+            ValueError: The environment names no rank, or a process group that was made since they
+                were first needed says otherwise.
+        """
+        if self._given is not None:
+            return self._given
+        group = (get_rank(), get_world_size()) if in_a_job() else None
+        if self._found is None:
+            self._found, self._asker = group or _rank_of_environment(), asker
+        elif group is not None and group != self._found:
+            raise ValueError(
+                f"torch.distributed says rank {group[0]} of {group[1]}, and {self._asker} needed "
+                f"them before there was a process group, and found rank {self._found[0]} of "
+                f"{self._found[1]}; call init_process_group first, or give rank and world_size"
+            )
+        return self._found
+
+
+def _rank_of_environment() -> tuple[int, int]:
+    size = os.environ.get("WORLD_SIZE", "1")
+    rank = os.environ.get("RANK", "0" if size == "1" else None)
+    if not size.isdecimal() or rank is None or not rank.isdecimal() or int(rank) >= int(size):
+        raise ValueError(
+            f"WORLD_SIZE is {size!r}, RANK {rank!r}: this is no job; start it with torchrun, unset "
+            "WORLD_SIZE, or give rank and world_size"
+        )
+    return (int(rank), int(size)) if int(size) > 1 else (0, 1)
 
 
 def in_a_job() -> bool:
@@ -61,6 +113,22 @@ def get_rank() -> int:
 def get_world_size() -> int:
     """Return the number of processes that share the work; 1 without a process group."""
     return distributed.get_world_size() if in_a_job() else 1
+
+
+def require_group(world_size: int) -> None:
+    """Refuse work whose results could not be brought together over all processes.
+
+    Args:
+        world_size: How many processes share the data.
+
+    Raises:
+        ValueError: torch.distributed has no group of so many.
+    """
+    if world_size > 1 and get_world_size() != world_size:
+        raise ValueError(
+            f"the data are shared by {world_size} processes, and torch.distributed has no group of "
+            "them; call torch.distributed.init_process_group first"
+        )
 
 
 @contextlib.contextmanager

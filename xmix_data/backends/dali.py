@@ -8,10 +8,12 @@ DALI refuses: which image is at fault, and what then happens, is decided there.
 
 from __future__ import annotations
 
+import itertools
 import logging
-import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
+from queue import Empty
 from resource import RUSAGE_THREAD, getrusage
 
 import numpy as np
@@ -20,9 +22,10 @@ import torch
 from xmix_data import decode
 from xmix_data.backends.dali_pipeline import BATCHES, DaliDecoder, SharedBatch, load, open_passes
 from xmix_data.backends.device import Made
-from xmix_data.backends.host import HostBackend, HostStream
+from xmix_data.backends.host import HostBackend
 from xmix_data.backends.protocol import Spec
-from xmix_data.backends.queue import StripeQueue, Times
+from xmix_data.backends.queue import BatchQueue, Times
+from xmix_data.backends.stream import HostStream
 from xmix_data.backends.work import Job
 from xmix_data.plan import PlanRows, Replace
 
@@ -45,11 +48,76 @@ class DaliBackend(HostBackend):
         open_passes.add(stream)
         return stream
 
-    def threads(self, queue: StripeQueue, replace: Replace | None) -> list[threading.Thread]:
-        run = threading.Thread(
-            target=_run, args=(queue, self, replace), name="xmix-dali", daemon=True
-        )
-        return [run]
+    thread_name = "xmix-dali"
+
+    @property
+    def workers(self) -> int:
+        return 1
+
+    def run(self, queue: BatchQueue, times: Times, replace: Replace | None) -> None:
+        """Feed DALI and finish what it gives back; the only thread."""
+        begun: deque[Job] = deque()  # and not made yet
+        try:
+            self._run(queue, times, replace, begun)
+        except BaseException as caught:  # the consumer hears of it with the next batch
+            queue.failure = caught
+            rest = iter(queue.stripes.get, None)
+            for job in itertools.chain(begun, (job for job, _, _ in rest)):
+                job.made.set()
+
+    def _run(
+        self, queue: BatchQueue, times: Times, replace: Replace | None, begun: deque[Job]
+    ) -> None:
+        workspace = self.workspace()
+        decoder = DaliDecoder(self.spec, self.dali, self.note_refusal)
+        ended = False
+        while not ended or len(decoder):
+            while not ended and len(decoder) < BATCHES:
+                asked = time.perf_counter()
+                try:
+                    stripe = queue.stripes.get(block=len(decoder) == 0)
+                except Empty:
+                    break
+                times.waiting += time.perf_counter() - asked
+                if stripe is None:
+                    ended = True
+                elif queue.closed:
+                    stripe[0].made.set()
+                else:
+                    begun.append(stripe[0])
+                    decoder.begin(self.shared_out(stripe[0]))
+            if len(decoder):
+                self._finish_oldest(decoder, workspace, times, replace)
+                begun.popleft().made.set()
+
+    def _finish_oldest(
+        self,
+        decoder: DaliDecoder,
+        workspace: decode.Workspace,
+        times: Times,
+        replace: Replace | None,
+    ) -> None:
+        """Take the oldest batch out of DALI, and do the host's part of it."""
+        asked, on_host = time.perf_counter(), workspace.decoding_s
+        batch, crops = decoder.finish()
+        decoded = started = time.perf_counter()
+        job = batch.job
+        try:
+            if job.slot is not None:
+                job.slot.copied.synchronize()  # what the slot held before has left it
+            started = time.perf_counter()
+            self.make(batch, crops, workspace, replace)
+        except BaseException as caught:
+            job.error = caught
+        faults = getrusage(RUSAGE_THREAD).ru_majflt
+        times.working += decoded - asked + time.perf_counter() - started
+        times.waiting += started - decoded
+        times.decoding += workspace.decoding_s - on_host + (decoded - asked if batch.jpegs else 0)
+        times.bytes_read += batch.bytes_read
+        if faults > decoder.faults:
+            times.major_faults += faults - decoder.faults
+            decoder.faults = faults
+            self.read_ahead.disk_was_waited_for()
 
     def note_refusal(self, error: Exception) -> None:
         """Count a batch that the host has to decode; the log gets fewer and fewer lines."""
@@ -112,57 +180,3 @@ class DaliBackend(HostBackend):
                 for side, part in zip(job.sides, parts, strict=False)
             ]
             self.device_stage.copy(job.slot, job.rows, made)
-
-
-def _run(queue: StripeQueue, backend: DaliBackend, replace: Replace | None) -> None:
-    """Feed DALI and finish its batches until there are no more; run by the thread."""
-    try:
-        workspace, decoder = (
-            backend.workspace(),
-            DaliDecoder(backend.spec, backend.dali, backend.note_refusal),
-        )
-        while True:
-            while len(decoder) < BATCHES:
-                stripe = queue.take(wait=len(decoder) == 0)
-                if stripe is None:
-                    break
-                decoder.begin(backend.shared_out(stripe[0]))
-            if len(decoder) == 0:
-                return
-            _complete(queue, backend, workspace, decoder, replace)
-    except BaseException as caught:
-        queue.fail(caught)
-
-
-def _complete(
-    queue: StripeQueue,
-    backend: DaliBackend,
-    workspace: decode.Workspace,
-    decoder: DaliDecoder,
-    replace: Replace | None,
-) -> None:
-    """Finish the oldest batch."""
-    error: BaseException | None = None
-    asked, on_host = time.perf_counter(), workspace.decoding_s
-    batch, crops = decoder.finish()
-    decoded = started = time.perf_counter()
-    by_dali = decoded - asked if batch.jpegs else 0.0
-    try:
-        if batch.job.slot is not None:
-            batch.job.slot.copied.synchronize()  # what the slot held before has left it
-        started = time.perf_counter()
-        backend.make(batch, crops, workspace, replace)
-    except BaseException as caught:
-        error = caught
-    finished = time.perf_counter()
-    faults = getrusage(RUSAGE_THREAD).ru_majflt
-    times = Times(
-        working=decoded - asked + finished - started,
-        waiting=started - decoded,
-        decoding=by_dali + workspace.decoding_s - on_host,
-        major_faults=faults - decoder.faults,
-        bytes_read=batch.bytes_read,
-    )
-    decoder.faults = faults
-    queue.stripe_done(batch.job, times, error)
-    queue.job_done(batch.job, error)

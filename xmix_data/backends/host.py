@@ -9,11 +9,9 @@ arithmetic on the device.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
-import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from resource import RUSAGE_THREAD, getrusage
 
@@ -25,15 +23,15 @@ from xmix_data import decode
 from xmix_data.backends.device import DeviceStage, Slot
 from xmix_data.backends.memory import MemoryPool
 from xmix_data.backends.protocol import Spec, replacement
-from xmix_data.backends.queue import StripeQueue, Times
+from xmix_data.backends.queue import BatchQueue, Times
 from xmix_data.backends.read_ahead import ReadAhead, read_ahead
+from xmix_data.backends.stream import HostStream
 from xmix_data.backends.work import Job, Side
 from xmix_data.beton.layout import RAW
-from xmix_data.errors import BetonError
 from xmix_data.normalise import scale_and_shift
 from xmix_data.plan import Crops, PlanRows, Replace
 
-__all__ = ["HostBackend", "HostStream"]
+__all__ = ["HostBackend"]
 
 
 _log = logging.getLogger("xmix_data")
@@ -60,7 +58,7 @@ class HostBackend:
         self.spec = spec
         self.domains = [spec.target] if spec.source is None else [spec.target, spec.source]
         self._scale, self._shift = scale_and_shift(spec.mean, spec.std)
-        self.asked = [np.zeros(len(domain), bool) for domain in self.domains]
+        self.read_ahead = ReadAhead(self.domains)
         raw = all(bool((domain.modes == RAW).all()) for domain in self.domains)
         self._largest_stripe = _STRIPE_OF_RAW if raw else _STRIPE
         self._outs_needed = 1 if spec.mix else len(self.domains)
@@ -71,14 +69,76 @@ class HostBackend:
     def stream(self, rows: Iterator[PlanRows], replace: Replace | None = None) -> HostStream:
         return HostStream(self, rows, replace)
 
-    def threads(self, queue: StripeQueue, replace: Replace | None) -> list[threading.Thread]:
-        """Return the threads, not started, that make the batches of a pass."""
-        return [
-            threading.Thread(
-                target=_run, args=(queue, self, replace), name=f"xmix-decode-{i}", daemon=True
-            )
-            for i in range(self.spec.num_workers)
-        ]
+    thread_name = "xmix-decode"
+
+    @property
+    def workers(self) -> int:
+        """How many threads make the batches of a stream."""
+        return self.spec.num_workers
+
+    def run(self, queue: BatchQueue, times: Times, replace: Replace | None) -> None:
+        """Make stripes until there are no more; a thread.
+
+        Args:
+            queue: Has the stripes.
+            times: The thread's own.
+            replace: As in `stream`.
+        """
+        workspace = None
+        try:
+            workspace = self.workspace()
+        except BaseException as caught:  # the consumer hears of it with the next batch
+            queue.failure = caught
+        while True:
+            asked = time.perf_counter()
+            stripe = queue.stripes.get()
+            started = time.perf_counter()
+            times.waiting += started - asked
+            if stripe is None:
+                return
+            job, start, stop = stripe
+            error = None
+            if workspace is not None and not queue.closed:
+                error = self._timed_work(job, workspace, start, stop, times)
+            if job.stripe_made(error):
+                self._complete(job, workspace, None if queue.closed else replace)
+
+    def _timed_work(
+        self, job: Job, workspace: decode.Workspace, start: int, stop: int, times: Times
+    ) -> BaseException | None:
+        """Make a stripe; returns what went wrong."""
+        decoding, faults = workspace.decoding_s, getrusage(RUSAGE_THREAD).ru_majflt
+        asked = started = time.perf_counter()
+        try:
+            if job.slot is not None:
+                job.slot.copied.synchronize()  # what the slot held before has left it
+            started = time.perf_counter()
+            self.work(job, workspace, start, stop)
+        except BaseException as caught:
+            return caught
+        finally:
+            times.waiting += started - asked
+            times.working += time.perf_counter() - started
+            times.decoding += workspace.decoding_s - decoding
+            times.bytes_read += sum(side.bytes_between(start, stop) for side in job.sides)
+            waited = getrusage(RUSAGE_THREAD).ru_majflt - faults
+            if waited:
+                times.major_faults += waited
+                self.read_ahead.disk_was_waited_for()
+        return None
+
+    def _complete(
+        self, job: Job, workspace: decode.Workspace | None, replace: Replace | None
+    ) -> None:
+        """All stripes are made: replace damaged images, and let the consumer have the batch."""
+        try:
+            if job.error is None and workspace is not None:
+                if replace is not None:
+                    self.repair(job, workspace, replace)
+                self.finish(job)
+        except BaseException as caught:
+            job.error = caught
+        job.made.set()
 
     def workspace(self) -> decode.Workspace:
         """Make the buffers of one thread."""
@@ -121,7 +181,7 @@ class HostBackend:
     def _job(self, rows: PlanRows, outs: list[torch.Tensor], slot: Slot | None) -> Job:
         sides = [self._side(number, rows) for number in range(len(self.domains))]
         stripe = self._stripe(len(rows))
-        return Job(rows, sides, outs, slot, stripe, -(-len(rows) // stripe), done=False)
+        return Job(rows, sides, outs, slot, stripe, -(-len(rows) // stripe))
 
     def _stripe(self, count: int) -> int:
         """Return how many images of a batch of ``count`` a thread takes at a time."""
@@ -216,108 +276,3 @@ def _said_if_slow() -> Iterator[None]:
         yield
     finally:
         timer.cancel()
-
-
-def _run(queue: StripeQueue, backend: HostBackend, replace: Replace | None) -> None:
-    """Make stripes of batches until there are no more; run by each decoding thread."""
-    try:
-        workspace = backend.workspace()
-    except BaseException as caught:
-        queue.fail(caught)
-        return
-    while (stripe := queue.take()) is not None:
-        job, start, stop = stripe
-        error: BaseException | None = None
-        decoding, faults = workspace.decoding_s, getrusage(RUSAGE_THREAD).ru_majflt
-        asked = started = time.perf_counter()
-        try:
-            if job.slot is not None:
-                job.slot.copied.synchronize()  # what the slot held before has left it
-            started = time.perf_counter()
-            backend.work(job, workspace, start, stop)
-        except BaseException as caught:
-            error = caught
-        times = Times(
-            working=time.perf_counter() - started,
-            waiting=started - asked,
-            decoding=workspace.decoding_s - decoding,
-            major_faults=getrusage(RUSAGE_THREAD).ru_majflt - faults,
-            bytes_read=sum(side.bytes_between(start, stop) for side in job.sides),
-        )
-        if queue.stripe_done(job, times, error):
-            try:
-                if replace is not None and job.error is None:
-                    backend.repair(job, workspace, replace)
-                backend.finish(job)
-            except BaseException as caught:
-                error = caught
-            queue.job_done(job, error)
-
-
-def _end(
-    queue: StripeQueue,
-    threads: Sequence[threading.Thread],
-    device_stage: DeviceStage | None,
-    process: int,
-) -> None:
-    if os.getpid() != process:
-        return  # a forked child has none of the threads, and perhaps a lock that stays held
-    if threading.current_thread() in threads:
-        # The garbage collector runs anywhere, also where one of these threads is about to wait: it
-        # can neither wake itself nor wait for its own end.
-        rest = (queue, threads, device_stage, process)
-        threading.Thread(target=_end, args=rest, name="xmix-end", daemon=True).start()
-        return
-    queue.stop()
-    for thread in threads:
-        if thread.ident is not None:  # it may not have started
-            thread.join()
-    if device_stage is not None:
-        device_stage.recover()
-
-
-class HostStream:
-    """Pass whose threads end with it, at the latest when it is garbage or the process exits."""
-
-    def __init__(
-        self, backend: HostBackend, rows: Iterator[PlanRows], replace: Replace | None
-    ) -> None:
-        self._backend = backend
-        ahead = ReadAhead(rows, backend.domains, backend.asked)
-        self._queue = StripeQueue(ahead, backend.open, backend.spec.prefetch)
-        self._threads = [
-            threading.Thread(target=ahead.run, name="xmix-read-ahead", daemon=True),
-            *backend.threads(self._queue, replace),
-        ]
-        self._process = os.getpid()
-        self._end = weakref.finalize(
-            self, _end, self._queue, self._threads, backend.device_stage, self._process
-        )
-        for thread in self._threads:
-            thread.start()
-
-    def __next__(self) -> tuple[PlanRows, tuple[torch.Tensor, ...]]:
-        if os.getpid() != self._process:
-            raise RuntimeError("this pass belongs to the process that forked; begin a new one")
-        job = self._queue.next_job()
-        if isinstance(job.error, BetonError):
-            raise job.error
-        if job.error is not None:
-            raise RuntimeError("a decoding thread failed") from job.error
-        for side in job.sides:
-            side.raise_if_damaged()
-        return job.rows, self._backend.deliver(job)
-
-    def close(self) -> None:
-        self._end()
-
-    def stats(self) -> dict[str, float]:
-        times = self._queue.times
-        return {
-            "consumer_waited_s": self._queue.consumer_waited,
-            "loader_waited_s": times.waiting / (len(self._threads) - 1),
-            "decode_s": times.decoding,
-            "copy_s": times.working - times.decoding,
-            "bytes_read": times.bytes_read,
-            "disk_waits": times.major_faults,
-        }

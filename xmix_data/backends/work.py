@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -101,8 +102,15 @@ class Job:
     stripe: int
     """Number of images (pairs) that a thread takes at a time."""
     stripes_left: int
-    """Number of stripes that are not made yet."""
-    done: bool
-    """Whether the batch may be delivered."""
+    """Stripes that are not made yet."""
     error: BaseException | None = None
-    """Error that a thread met, if any."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    made: threading.Event = field(default_factory=threading.Event)
+    """Set when it may be delivered, or has failed."""
+
+    def stripe_made(self, error: BaseException | None) -> bool:
+        """Note that a stripe is made, or has failed; whether it was the last one."""
+        with self.lock:
+            self.error = self.error or error
+            self.stripes_left -= 1
+            return self.stripes_left == 0

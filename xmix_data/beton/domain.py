@@ -93,6 +93,14 @@ class Domain:
             for part in self._parts
         ]
 
+    @property
+    def shards(self) -> Sequence[Sequence[Beton]]:
+        """For each domain of the list its betons."""
+        return self._parts
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._parts,)  # addresses are taken anew, from betons opened anew
+
     def __len__(self) -> int:
         return len(self.labels)
 

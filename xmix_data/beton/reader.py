@@ -80,6 +80,8 @@ class Beton:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        self.absolute_path = Path(os.path.abspath(path))
+        """For copies, which may be opened from another working folder."""
         if not self.path.is_file():
             raise FileNotFoundError(f"{self.path}: no such beton; write one with `xmix convert`")
         self._read_index()
@@ -283,6 +285,30 @@ class Beton:
             stop = min(offset + MIN_PAGE_SIZE, self._table_start)
             digest.update(self._bytes[offset:stop].data)
         return digest
+
+    @classmethod
+    def reopen(cls, path: str | os.PathLike[str], fingerprint: str) -> Beton:
+        """Open a beton that was open before, perhaps in another process or on another machine.
+
+        Args:
+            path: Where it was.
+            fingerprint: Its own, then.
+
+        Raises:
+            FileNotFoundError: It is not there.
+            BetonError: It is damaged, or another one.
+        """
+        beton = cls(path)
+        if beton.fingerprint != fingerprint:
+            raise BetonError(
+                f"{path}: was replaced by another beton since what uses it was saved or copied; "
+                "put the earlier one back, or make that anew"
+            )
+        return beton
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Copies map the file themselves: an address in this mapping would outlive it.
+        return type(self).reopen, (str(self.absolute_path), self.fingerprint)
 
     def __len__(self) -> int:
         return self.num_samples

@@ -1,110 +1,121 @@
-"""What both loaders share: epochs, positions, ranks and lifetimes; and one pass over an epoch.
+"""What both loaders share: epochs, positions, ranks, lifetimes and copies; one pass over an epoch.
 
 Comes in: a plan, domains and options. Goes out: batches on the device. A loader keeps where it is
-(epoch, position); the plan says what comes, the backend makes it.
+(`Position`); the plan says what comes, a backend makes it, a `Feed` keeps what is made ahead.
 """
 
 from __future__ import annotations
 
-import operator
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 
-from xmix_data.backends import STREAM_STATS, ImageStream, Spec, make_backend
+from xmix_data.backends import STREAM_STATS, Backend, Spec, make_backend
 from xmix_data.beton import Domain
+from xmix_data.loader.copies import Parcel, pack, unpack
 from xmix_data.loader.damage import Replacements
-from xmix_data.loader.options import at_least_one, default_workers, three_channels, usable_device
-from xmix_data.loader.spans import Span, batch_spans, planned_rows
-from xmix_data.plan import EpochPlan, Plan, PlanRows
-from xmix_data.ranks import find_rank
+from xmix_data.loader.feed import Feed
+from xmix_data.loader.options import default_workers, one_of, three_channels, usable_device
+from xmix_data.loader.position import Position
+from xmix_data.loader.spans import Share, Span
+from xmix_data.loader.views import DatasetView, SamplerView
+from xmix_data.options import MAX_SEED, whole_number
+from xmix_data.plan import Crop, Plan, PlanRows, with_crop
+from xmix_data.ranks import Ranks
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["Loader"]
-
+__all__ = ["Loader", "Option"]
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.uint8)
 _STATE_VERSION = 1
+_CHANGED_BY = {
+    "epoch": "set_epoch()",
+    "crop": "set_crop()",
+    "alpha": "set_mix()",
+    "beta": "set_mix()",
+    "mix": "set_mix()",
+}
+"""What changes an option that can be changed."""
 
 B = TypeVar("B")
 
 
+class Option:
+    """An option of a loader, to be read."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, loader: Any, owner: type | None = None) -> Any:
+        return self if loader is None else loader._options[self._name]
+
+
 class Loader(Generic[B]):
-    """Base class of both loaders: epochs, positions, ranks, lifetimes."""
+    """What both loaders share."""
+
+    batch_size = Option()
+    crop = Option()
+    device = Option()
+    drop_last = Option()
+    dtype = Option()
+    flip = Option()
+    mean = Option()
+    num_workers = Option()
+    on_error = Option()
+    prefetch = Option()
+    seed = Option()
+    std = Option()
+    backend = Option()
 
     def __init__(
-        self,
-        plan: Plan,
-        target: Domain,
-        source: Domain | None,
-        *,
-        mix: bool,
-        batch_size: int,
-        drop_last: bool,
-        device: str | torch.device,
-        dtype: torch.dtype,
-        mean: Sequence[float],
-        std: Sequence[float],
-        num_workers: int | None,
-        prefetch: int,
-        on_error: str,
-        rank: int | None,
-        world_size: int | None,
-        backend: str,
+        self, plan: Plan, target: Domain, source: Domain | None, options: Mapping[str, Any]
     ) -> None:
-        self.batch_size = at_least_one("batch_size", batch_size)
-        """Number of images of a batch, in each process."""
-        self.drop_last = drop_last
-        """Whether an incomplete last batch is left out."""
-        self.rank, self.world_size = find_rank(rank, world_size)
-        """Rank of this process, and number of processes that share the epoch."""
-        self.device = usable_device(device)
-        """Device that batches arrive on."""
-        if dtype not in _DTYPES:
-            known = ", ".join(str(d).removeprefix("torch.") for d in _DTYPES)
-            raise ValueError(f"dtype is {dtype}; it must be one of torch's {known}")
-        if on_error not in ("raise", "replace"):
-            raise ValueError(f"on_error is {on_error!r}; it must be 'raise' or 'replace'")
-        self._replaces = on_error == "replace"
-        step = self.batch_size * self.world_size
-        if drop_last and len(plan.samples) < step:
-            raise ValueError(
-                f"batch_size {batch_size} x {self.world_size} processes is larger than the "
-                f"{len(plan.samples)} images of an epoch, which would have no batch; "
-                "lower batch_size or set drop_last=False"
-            )
-        self._plan = plan
+        """Check what both loaders take, and make the backend.
+
+        Args:
+            plan: Of the epochs.
+            target, source: The domains.
+            options: What the loader was called with, by name.
+        """
+        self._given = dict(options)
+        """For copies: as it was given."""
+        self._ranks = Ranks(options["rank"], options["world_size"])
+        workers = options["num_workers"]
+        self._options = {
+            **options,
+            "batch_size": whole_number("batch_size", options["batch_size"], 1),
+            "prefetch": whole_number("prefetch", options["prefetch"], 1),
+            "num_workers": default_workers()
+            if workers is None
+            else whole_number("num_workers", workers, 1),
+            "device": usable_device(options["device"]),
+            "mean": three_channels("mean", options["mean"]),
+            "std": three_channels("std", options["std"], positive=True),
+            "seed": plan.seed,
+            "dtype": one_of("dtype", options["dtype"], _DTYPES),
+            "on_error": one_of("on_error", options["on_error"], ("raise", "replace")),
+        }
         self._target, self._source = target, source
-        self._spec = Spec(
-            target=target,
-            source=source,
-            crop=plan.crop,
-            mix=mix,
-            device=self.device,
-            dtype=dtype,
-            mean=three_channels("mean", mean),
-            std=three_channels("std", std, positive=True),
-            num_workers=default_workers()
-            if num_workers is None
-            else at_least_one("num_workers", num_workers),
-            prefetch=at_least_one("prefetch", prefetch),
-        )
-        self._backend = make_backend(backend, self._spec)
-        self._epoch = self._position = 0
-        self._received = False
-        """Whether the caller got a batch since the position was last set."""
+        self._plan = plan
+        self._found_share: Share | None = None
+        self._require_a_batch(self._share_of(*(self._ranks.given or (0, 1))))
+        self._backend = self._made_backend()
+        self._position = Position()
         self._last: PlanRows | None = None
         """Rows of the batch that the caller got last."""
         self._padding = 0
         self._closed = False
         self._digest: str | None = None
+        self._feed: Feed | None = None
         self._pass: weakref.ref[_Pass[B]] | None = None
+        self._passes = 0
+        """How many were begun; the latest one is the only one that is open."""
         self._stats: dict[str, float] = dict.fromkeys(
             ("batches", "samples", "replaced", *STREAM_STATS), 0
         )
@@ -114,56 +125,125 @@ class Loader(Generic[B]):
     def _batch(self, rows: PlanRows, images: tuple[torch.Tensor, ...]) -> B:
         raise NotImplementedError
 
+    def _spec(self) -> Spec:
+        """Say what a backend has to make."""
+        raise NotImplementedError
+
+    def _shared_spec(self) -> dict[str, Any]:
+        names = ("device", "dtype", "mean", "std", "num_workers", "prefetch")
+        return {name: self._options[name] for name in names}
+
+    def _made_backend(self) -> Backend:
+        return make_backend(self.backend, self._spec())
+
     def _on_device(self, tensor: torch.Tensor) -> torch.Tensor:
         if self.device.type == "cpu":
             return tensor
         # From memory that is not pinned the copy would wait for all that the device has to do.
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
+    # Ranks
+
+    def _share(self, asker: str) -> Share:
+        """How an epoch is cut for this rank, which is found now if it was not before."""
+        found = self._ranks.find(asker)
+        if self._found_share is None:
+            share = self._share_of(*found)
+            self._require_a_batch(share)
+            self._found_share = share
+        return self._found_share
+
+    def _share_of(self, rank: int, world_size: int) -> Share:
+        return Share(len(self._plan.samples), self.batch_size, rank, world_size, self.drop_last)
+
+    def _require_a_batch(self, share: Share) -> None:
+        if not len(share):
+            raise ValueError(
+                f"batch_size {share.batch_size} x {share.world_size} processes is larger than the "
+                f"{share.samples} images of an epoch, which would have no batch; "
+                "lower batch_size or set drop_last=False"
+            )
+
+    @property
+    def rank(self) -> int:
+        """Rank of this process, found when it is first needed unless it was given."""
+        return self._share("loader.rank").rank
+
+    @property
+    def world_size(self) -> int:
+        """How many processes share an epoch."""
+        return self._share("loader.world_size").world_size
+
     def __len__(self) -> int:
-        """Return the number of batches that each process gets in an epoch."""
-        step = self.batch_size * self.world_size
-        samples = len(self._plan.samples)
-        return samples // step if self.drop_last else -(-samples // step)
+        """Batches that each process gets in an epoch."""
+        return len(self._share("len(loader)"))
+
+    @property
+    def own_samples(self) -> int:
+        """Samples that this process gets in an epoch, padding included."""
+        return self._share("len(loader.sampler)").own_samples
+
+    # Epochs and positions
 
     def __iter__(self) -> Iterator[B]:
         """Begin a pass: the rest of the epoch after `load_state_dict`, else a whole epoch.
 
-        After a pass that was left early, this is the next epoch. An older iterator is closed.
+        After a pass that was left early, this is the next epoch. An older iterator is closed. What
+        was prefetched goes on into this pass where it begins there.
         """
         self._require_open()
-        self._close_pass()
-        if self._received:
-            self._move_to(self._epoch + 1, 0)
-        iterator = _Pass(self, self._plan.epoch(self._epoch), self._position)
+        share = self._share("a pass")
+        self._passes += 1
+        self._position.begin()
+        iterator = _Pass(self, self._passes)
         self._pass = weakref.ref(iterator)
+        epoch, position = self._position.next(share)
+        if share.has_batch(position):
+            self._feed_from(share, epoch, position)
         return iterator
+
+    def _feed_from(self, share: Share, epoch: int, position: int) -> Feed:
+        """Return the feed whose next batch is the one there: the open one, or else a new one."""
+        feed = self._feed
+        if feed is None or not feed.begins_at(self._plan, share, epoch, position):
+            self._drop_feed()
+            feed = self._feed = Feed(
+                self._backend,
+                self._plan,
+                share,
+                epoch,
+                position,
+                replaces=self.on_error == "replace",
+            )
+        return feed
+
+    def _drop_feed(self) -> None:
+        """End the threads, and throw away what they made ahead."""
+        feed, self._feed = self._feed, None  # another thread may do so as well
+        if feed is not None:
+            feed.close()
+            for key, value in feed.stats().items():
+                self._stats[key] += value
 
     @property
     def epoch(self) -> int:
         """The current epoch, counted from 0; grows by one when a pass is exhausted."""
-        return self._epoch
+        return self._position.epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Make ``epoch`` the next to be iterated, from its start."""
-        epoch = operator.index(epoch)
-        if not 0 <= epoch < 1 << 64:
-            raise ValueError(f"epoch is {epoch}; it must not be negative")
-        self._close_pass()
-        self._move_to(epoch, 0)
+        """Make ``epoch`` the next to be iterated, from its start.
 
-    def _spans(self, samples: int, position: int) -> Iterator[Span]:
-        return batch_spans(
-            samples,
-            position,
-            batch_size=self.batch_size,
-            rank=self.rank,
-            world_size=self.world_size,
-            drop_last=self.drop_last,
-        )
+        After `load_state_dict` naming the state's epoch keeps the position in it, however often it
+        is named: frameworks name the epoch before they begin it. An iterator that has given no
+        batch yet follows; another one is closed.
 
-    def _move_to(self, epoch: int, position: int) -> None:
-        self._epoch, self._position, self._received = epoch, position, False
+        Raises:
+            ValueError: ``epoch`` is no whole number in 0 .. 2**64 - 1.
+        """
+        epoch = whole_number("epoch", epoch, 0, MAX_SEED)
+        if self._position.moving:
+            self._end_pass()
+        self._position.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the caller is: samples received over all ranks, never prefetched ones.
@@ -174,15 +254,16 @@ class Loader(Generic[B]):
         return {
             "version": _STATE_VERSION,
             "seed": self._plan.seed,
-            "epoch": self._epoch,
-            "position": self._position,
+            "epoch": self._position.epoch,
+            "position": self._position.position,
             "samples": self._sample_digest(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken: the next iteration is the rest of that epoch.
 
-        Batch size, world size, workers and backend may differ: the sample sequence goes on.
+        Batch size, world size, workers and backend may differ: the sample sequence goes on. Where
+        this loader has no batch left in that epoch, the next iteration is the next epoch.
 
         Raises:
             ValueError: The state is of another seed, pairing or data, or no state at all.
@@ -204,16 +285,63 @@ class Loader(Generic[B]):
                 "the state was saved with other data or another pairing; "
                 "give the loader the same betons and pairing"
             )
-        epoch, position = operator.index(state["epoch"]), operator.index(state["position"])
-        if not 0 <= position <= len(self._plan.samples) or epoch < 0:
-            raise ValueError(f"the state's epoch {epoch}, position {position} does not exist")
-        self._close_pass()
-        self._move_to(epoch, position)
+        epoch = whole_number("the state's epoch", state["epoch"], 0, MAX_SEED)
+        samples = len(self._plan.samples)
+        position = whole_number("the state's position", state["position"], 0, samples)
+        self._end_pass()
+        self._drop_feed()
+        self._position.load(epoch, position)
 
     def _sample_digest(self) -> str:
         if self._digest is None:
             self._digest = self._plan.digest()
         return self._digest
+
+    def peek(self) -> B:
+        """Return the batch that the next step of iteration gives; position and epoch stay.
+
+        Returns:
+            A copy, in the form that iteration gives.
+        """
+        self._require_open()
+        share = self._share("loader.peek()")
+        now = self._position
+        epoch, position = (now.epoch, now.position) if self._is_in_a_pass() else now.next(share)
+        if not share.has_batch(position):
+            epoch, position = epoch + 1, 0
+        feed = self._feed_from(share, epoch, position)
+        waited = feed.stats()["consumer_waited_s"]
+        rows, images = feed.peek()
+        self._stats["consumer_waited_s"] -= feed.stats()["consumer_waited_s"] - waited
+        return self._batch(rows, tuple(image.clone() for image in images))
+
+    def _is_in_a_pass(self) -> bool:
+        current = None if self._pass is None else self._pass()
+        return current is not None and self._position.moving
+
+    def set_crop(self, crop: Crop) -> None:
+        """Crop otherwise from the next pass on: progressive resizing, for one.
+
+        States and copies: a state does not hold the crop, so that a schedule sets it again after
+        `load_state_dict`; a copy of the loader has it.
+
+        Raises:
+            ValueError: An image is smaller than the crop.
+        """
+        plan = with_crop(self._plan, crop, self._target, self._source)
+        self._change({"crop": crop}, plan)
+
+    def _change(self, options: Mapping[str, Any], plan: Plan) -> None:
+        """Take other options from the next pass on."""
+        before = self._options, self._plan
+        self._options = {**self._options, **options}
+        self._plan = plan
+        try:
+            self._backend = self._made_backend()
+        except BaseException:
+            self._options, self._plan = before
+            raise
+        self._given |= options
 
     @property
     def last_rows(self) -> PlanRows | None:
@@ -257,22 +385,30 @@ class Loader(Generic[B]):
                 how often a decoding thread waited for a page that was not in memory.
         """
         totals = dict(self._stats)
-        current = None if self._pass is None else self._pass()
-        if current is not None:
-            for key, value in current.stats().items():
+        if self._feed is not None:
+            for key, value in self._feed.stats().items():
                 totals[key] += value
         return totals
 
-    def close(self) -> None:
-        """End the current pass and its threads; the loader cannot be iterated again."""
-        self._closed = True
-        self._close_pass()
+    # Lifetimes
 
-    def _close_pass(self) -> None:
-        current = None if self._pass is None else self._pass()
-        if current is not None:
-            current.close()
+    def close(self) -> None:
+        """End the current pass and all threads; the loader cannot be iterated again."""
+        self._closed = True
+        self._end_pass()
+        self._drop_feed()
+
+    def _end_pass(self) -> None:
+        """Close the open iterator."""
+        self._passes += 1
         self._pass = None
+
+    def _leave(self, number: int) -> None:
+        """Note that an iterator is garbage: nothing goes on from the middle of an epoch."""
+        feed = self._feed
+        goes_on = self._plan.shuffle and feed is not None and feed.is_at_an_epochs_start
+        if number == self._passes and not goes_on:
+            self._drop_feed()
 
     def _require_open(self) -> None:
         if self._closed:
@@ -288,6 +424,59 @@ class Loader(Generic[B]):
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    # Copies
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As paths and numbers; see `xmix_data.loader.copies`."""
+        parcel = self.__dict__.get("_parcel")
+        if parcel is None:
+            parcel = pack(self._packed_options(), self._packed_state())
+        return _delivered, (type(self), parcel)
+
+    def _packed_options(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _packed_state(self) -> dict[str, Any]:
+        return {"position": replace(self._position), "closed": self._closed}
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self._position, self._closed = replace(state["position"]), state["closed"]
+
+    def __getattr__(self, name: str) -> Any:
+        """Open a copy when it is first used; otherwise there is no such attribute."""
+        if "_parcel" in self.__dict__ and not name.startswith("__"):
+            parcel: Parcel = self.__dict__.pop("_parcel")
+            try:
+                self.__init__(**unpack(parcel))  # type: ignore[misc]
+            except BaseException:
+                self.__dict__.clear()
+                self.__dict__["_parcel"] = parcel
+                raise
+            self._restore(parcel.state)
+            return getattr(self, name)
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse what is no setting: it would be without effect. Underscores are a framework's."""
+        if not name.startswith("_"):
+            how = _CHANGED_BY.get(name, "make a new loader")
+            raise AttributeError(f"{name} of a loader cannot be assigned; {how}")
+        object.__setattr__(self, name, value)
+
+    # What it loads
+
+    @property
+    def dataset(self) -> DatasetView:
+        """The samples of an epoch: their number, classes and labels."""
+        return DatasetView(
+            list(self._target.class_names), self._plan.target_labels[self._plan.samples]
+        )
+
+    @property
+    def sampler(self) -> SamplerView:
+        """What frameworks tell the epoch."""
+        return SamplerView(self)
 
     @property
     def _domains(self) -> list[Domain]:
@@ -314,8 +503,12 @@ class Loader(Generic[B]):
         return 0 if self._source is None else len(self._source.class_names)
 
     def __repr__(self) -> str:
+        if "_parcel" in self.__dict__:
+            return f"{type(self).__name__}(a copy that is not open yet)"
+        # Without finding a rank: that is not what somebody who prints a loader asks for.
+        share = self._found_share or self._share_of(*(self._ranks.given or (0, 1)))
         return (
-            f"{type(self).__name__}({len(self)} batches of {self.batch_size}, epoch {self._epoch}, "
+            f"{type(self).__name__}({len(share)} batches of {self.batch_size}, epoch {self.epoch}, "
             f"{self.num_target_classes} target classes, {self.num_source_classes} source classes, "
             f"{self.device})"
         )
@@ -334,70 +527,82 @@ class Loader(Generic[B]):
         from xmix_data.loader.preview import preview
 
         self._require_open()
-        spec = replace(self._spec, mix=False, dtype=torch.uint8, device=torch.device("cpu"))
-        return preview(self._plan.epoch(self._epoch), spec, n, replaces=self._replaces)
+        spec = replace(
+            self._spec(),
+            source=self._source,
+            mix=False,
+            dtype=torch.uint8,
+            device=torch.device("cpu"),
+        )
+        return preview(self._plan.epoch(self.epoch), spec, n, replaces=self.on_error == "replace")
+
+
+def _delivered(kind: type[Loader[Any]], parcel: Parcel) -> Loader[Any]:
+    """Make a copy that opens its betons when it is first used."""
+    loader = object.__new__(kind)
+    loader.__dict__["_parcel"] = parcel
+    return loader
 
 
 class _Pass(Iterator[B]):
     """Pass over (the rest of) an epoch, which counts what the caller received."""
 
-    def __init__(self, loader: Loader[B], plan: EpochPlan, position: int) -> None:
-        self._loader = loader
-        self._samples = len(plan)
-        self._spans = loader._spans(self._samples, position)
-        self._stream: ImageStream | None = loader._backend.stream(
-            planned_rows(
-                plan,
-                loader._spans(self._samples, position),
-                contiguous=loader.world_size == 1,
-            ),
-            plan.replaced if loader._replaces else None,
-        )
-        self._replacements = Replacements(
-            loader._domains, -(-self._samples // loader.world_size), loader._damaged
-        )
+    def __init__(self, loader: Loader[B], number: int) -> None:
+        self._loader, self._number = loader, number
+        self._epoch: int | None = None
+        """Known with the first batch: until then it may be set."""
         self._exhausted = False
 
     def __next__(self) -> B:
+        loader = self._loader
         if self._exhausted:
             raise StopIteration
-        if self._stream is None:
+        if self._number != loader._passes:
             raise RuntimeError(
                 "this iterator is closed: its loader was iterated anew, moved or closed"
             )
+        share = loader._share("a pass")
+        if self._epoch is None:
+            self._epoch, position = loader._position.enter(share)
+            if share.has_batch(position):
+                loader._feed_from(share, self._epoch, position)
+            self._replacements = Replacements(
+                loader._domains, -(-share.samples // share.world_size), loader._damaged
+            )
+        if not share.has_batch(loader._position.position):
+            self._end(share)
+        feed = loader._feed
+        assert feed is not None
         try:
-            rows, images = next(self._stream)
+            span, rows, images = feed.take()
             for domain, index in rows.damaged:
-                self._loader._stats["replaced"] += 1
+                loader._stats["replaced"] += 1
                 self._replacements.add(domain, index)
-        except StopIteration:
-            self.close()
-            self._exhausted = True
-            self._loader._move_to(self._loader._epoch + 1, 0)
-            raise
         except BaseException:
-            self.close()
+            loader._end_pass()
+            loader._drop_feed()
             raise
-        batch = self._loader._batch(rows, images)
-        span = next(self._spans)
-        self._loader._position = span.end
-        self._loader._padding = min(len(rows), max(0, span.stop - self._samples))
-        self._loader._received = True
-        self._loader._last = rows
-        self._loader._stats["batches"] += 1
-        self._loader._stats["samples"] += len(rows)
+        batch = loader._batch(rows, images)
+        self._note(span, rows, share)
         return batch
 
-    def stats(self) -> dict[str, float]:
-        return {} if self._stream is None else self._stream.stats()
+    def _note(self, span: Span, rows: PlanRows, share: Share) -> None:
+        loader = self._loader
+        loader._position.receive(span.end)
+        loader._padding = min(len(rows), max(0, span.stop - share.samples))
+        loader._last = rows
+        loader._stats["batches"] += 1
+        loader._stats["samples"] += len(rows)
 
-    def close(self) -> None:
-        stream, self._stream = self._stream, None  # another thread may close it as well
-        if stream is not None:
-            stream.close()
-            for key, value in stream.stats().items():
-                self._loader._stats[key] += value
+    def _end(self, share: Share) -> None:
+        self._exhausted = True
+        loader = self._loader
+        loader._position.end()
+        if loader._feed is not None and loader._feed.is_over:
+            loader._drop_feed()
+        raise StopIteration
 
     def __del__(self) -> None:
-        if hasattr(self, "_stream"):
-            self.close()
+        loader = getattr(self, "_loader", None)
+        if loader is not None:
+            loader._leave(self._number)

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from xmix_data.backends import Spec
 from xmix_data.batch import MixedBatch, PairedBatch
 from xmix_data.beton import DomainLike, open_domain
-from xmix_data.loader.base import Loader
+from xmix_data.loader.base import Loader, Option
+from xmix_data.loader.options import one_of
 from xmix_data.normalise import IMAGENET_MEAN, IMAGENET_STD
 from xmix_data.pairing import Pairing, log_provenance
-from xmix_data.plan import CenterCrop, Crop, PlanRows, RandomCrop, image_plan, paired_plan
+from xmix_data.plan import CenterCrop, Crop, PlanRows, RandomCrop, image_plan, paired_plan, with_mix
 
 __all__ = ["ImageLoader", "XMixLoader"]
 
@@ -77,6 +80,11 @@ class XMixLoader(Loader[Any]):
         (3, 1, 4, 6)
     """
 
+    alpha = Option()
+    beta = Option()
+    labels = Option()
+    mix = Option()
+
     def __init__(
         self,
         target: DomainLike,
@@ -103,37 +111,97 @@ class XMixLoader(Loader[Any]):
         world_size: int | None = None,
         backend: str = "host",
     ) -> None:
-        if labels not in ("pair", "soft"):
-            raise ValueError(f"labels is {labels!r}; it must be 'pair' or 'soft'")
+        one_of("labels", labels, ("pair", "soft"))
         if labels == "soft" and not mix:
             raise ValueError("soft labels belong to mixed images; set mix=True or labels='pair'")
         if dtype == torch.uint8 and mix:
             raise ValueError("mixed images are no uint8; choose a float dtype, or set mix=False")
-        self._soft, self._mix = labels == "soft", mix
         targets, sources = open_domain(target), open_domain(source)
         pairing = pairing if isinstance(pairing, Pairing) else Pairing.load(pairing)
         plan = paired_plan(
             targets, sources, pairing, crop=crop, flip=flip, alpha=alpha, beta=beta, seed=seed
         )
         log_provenance(pairing, targets, sources)
-        super().__init__(
-            plan,
-            targets,
-            sources,
-            mix=mix,
-            batch_size=batch_size,
-            drop_last=drop_last,
-            device=device,
-            dtype=dtype,
-            mean=mean,
-            std=std,
-            num_workers=num_workers,
-            prefetch=prefetch,
-            on_error=on_error,
-            rank=rank,
-            world_size=world_size,
-            backend=backend,
+        self._pairing = pairing
+        options = {
+            "batch_size": batch_size,
+            "crop": crop,
+            "flip": flip,
+            "alpha": alpha,
+            "beta": beta,
+            "labels": labels,
+            "mix": mix,
+            "device": device,
+            "dtype": dtype,
+            "mean": mean,
+            "std": std,
+            "seed": seed,
+            "num_workers": num_workers,
+            "prefetch": prefetch,
+            "drop_last": drop_last,
+            "on_error": on_error,
+            "rank": rank,
+            "world_size": world_size,
+            "backend": backend,
+        }
+        super().__init__(plan, targets, sources, options)
+
+    @property
+    def pairing(self) -> Pairing:
+        """Which source classes each target class is mixed with."""
+        return self._pairing
+
+    def set_mix(
+        self,
+        alpha: float | None = None,
+        beta: float | None = None,
+        enabled: bool | None = None,
+    ) -> None:
+        """Mix otherwise from the next pass on.
+
+        Without mixing images are those of `ImageLoader`, λ is 1, labels keep their form, and no
+        byte of a source image is read. As with `set_crop`, a state does not hold it, a copy does.
+
+        Args:
+            alpha, beta: λ ~ Beta(alpha, beta); ``None`` leaves it as it is.
+            enabled: Whether images are mixed; ``None`` leaves it as it is.
+
+        Raises:
+            ValueError: The loader gives images unmixed, or alpha or beta is not above 0.
+        """
+        if not self.mix:
+            raise ValueError(
+                "set_mix is about mixed images, and this loader was made with mix=False; "
+                "make a new loader"
+            )
+        alpha = self.alpha if alpha is None else alpha
+        beta = self.beta if beta is None else beta
+        mixes = self._plan.mixes if enabled is None else bool(enabled)
+        plan = with_mix(self._plan, alpha, beta, mixes=mixes)
+        self._change({"alpha": alpha, "beta": beta}, plan)
+
+    def _spec(self) -> Spec:
+        reads_source = self._plan.mixes or not self.mix
+        return Spec(
+            target=self._target,
+            source=self._source if reads_source else None,
+            crop=self.crop,
+            mix=self.mix and self._plan.mixes,
+            **self._shared_spec(),
         )
+
+    def _packed_options(self) -> dict[str, Any]:
+        pairing = replace(self._pairing, similarity=None)  # a matrix to look at
+        domains = {"target": self._target, "source": self._source}
+        return {**domains, "pairing": pairing, **self._given}
+
+    def _packed_state(self) -> dict[str, Any]:
+        return {**super()._packed_state(), "mixes": self._plan.mixes}
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        super()._restore(state)
+        if not state["mixes"]:
+            self.set_mix(enabled=False)
 
     def _batch(self, rows: PlanRows, images: tuple[torch.Tensor, ...]) -> Any:
         assert self._source is not None and rows.source is not None
@@ -141,12 +209,12 @@ class XMixLoader(Loader[Any]):
         numbers = [
             torch.from_numpy(x) for x in (self._target.labels[rows.target], source_ids, rows.lam)
         ]
-        if self._soft:
+        if self.labels == "soft":
             batch = MixedBatch(images[0], *numbers)
             labels = batch.soft_labels(self.num_target_classes, self.num_source_classes)
             return images[0], self._on_device(labels)
         target_labels, source_labels, lam = map(self._on_device, numbers)
-        if self._mix:
+        if self.mix:
             return MixedBatch(images[0], target_labels, source_labels, lam)
         domains = self._on_device(torch.from_numpy(self._source.domain_of_class(source_ids)))
         return PairedBatch(images[0], images[1], target_labels, source_labels, domains, lam)
@@ -185,6 +253,9 @@ class ImageLoader(Loader[tuple[torch.Tensor, torch.Tensor]]):
         torch.Size([3, 3, 32, 32]) torch.Size([3])
     """
 
+    classes = Option()
+    shuffle = Option()
+
     def __init__(
         self,
         beton: DomainLike,
@@ -220,24 +291,41 @@ class ImageLoader(Loader[tuple[torch.Tensor, torch.Tensor]]):
             pairing=pairing,
             seed=seed,
         )
-        super().__init__(
-            plan,
-            domain,
-            None,
-            mix=False,
-            batch_size=batch_size,
-            drop_last=drop_last,
-            device=device,
-            dtype=dtype,
-            mean=mean,
-            std=std,
-            num_workers=num_workers,
-            prefetch=prefetch,
-            on_error=on_error,
-            rank=rank,
-            world_size=world_size,
-            backend=backend,
+        self._pairing = pairing
+        options = {
+            "batch_size": batch_size,
+            "crop": crop,
+            "flip": flip,
+            "shuffle": shuffle,
+            "classes": classes,
+            "drop_last": drop_last,
+            "device": device,
+            "dtype": dtype,
+            "mean": mean,
+            "std": std,
+            "seed": seed,
+            "num_workers": num_workers,
+            "prefetch": prefetch,
+            "on_error": on_error,
+            "rank": rank,
+            "world_size": world_size,
+            "backend": backend,
+        }
+        super().__init__(plan, domain, None, options)
+
+    @property
+    def pairing(self) -> Pairing | None:
+        """The pairing whose source images are loaded; ``None``: all of them, or some classes."""
+        return self._pairing
+
+    def _spec(self) -> Spec:
+        return Spec(
+            target=self._target, source=None, crop=self.crop, mix=False, **self._shared_spec()
         )
+
+    def _packed_options(self) -> dict[str, Any]:
+        pairing = None if self._pairing is None else replace(self._pairing, similarity=None)
+        return {"beton": self._target, "pairing": pairing, **self._given}
 
     def _batch(
         self, rows: PlanRows, images: tuple[torch.Tensor, ...]

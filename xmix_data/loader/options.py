@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import operator
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
-__all__ = ["at_least_one", "default_workers", "three_channels", "usable_device"]
+__all__ = ["default_workers", "one_of", "three_channels", "usable_device"]
 
 
-def at_least_one(name: str, value: int) -> int:
-    """Check that an option is a whole number of at least 1, and return it.
-
-    Raises:
-        ValueError: It is not; names the option.
-    """
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise ValueError(f"{name} is {value!r}; it must be a whole number") from None
-    if number < 1:
-        raise ValueError(f"{name} is {number}; it must be at least 1")
-    return number
+def one_of(name: str, value: Any, allowed: Sequence[Any]) -> Any:
+    """Check an option that is a choice."""
+    if value not in allowed:
+        known = ", ".join(
+            str(one).removeprefix("torch.") if isinstance(one, torch.dtype) else repr(one)
+            for one in allowed
+        )
+        raise ValueError(f"{name} is {value!r}; it must be one of {known}")
+    return value
 
 
 def three_channels(

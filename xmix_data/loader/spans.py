@@ -1,25 +1,21 @@
 """From an epoch's length to the positions of each batch, for one rank of many.
 
-Comes in: how many samples an epoch has, and where to begin. Goes out: spans of positions, and the
-plan's rows for them.
+Comes in: how many samples an epoch has, and where to begin. Goes out: spans of positions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from xmix_data.plan import EpochPlan, PlanRows
-
-__all__ = ["Span", "batch_spans", "planned_rows"]
-
-_PLANNED_AT_ONCE = 512
-"""Number of positions that are planned at once; the last batch may reach beyond."""
+__all__ = ["Share", "Span"]
 
 
 class Span(NamedTuple):
     """Positions ``start .. stop - 1`` of an epoch: one rank's batch."""
 
+    epoch: int
     start: int
     """First position of the batch."""
     stop: int
@@ -28,50 +24,50 @@ class Span(NamedTuple):
     """Position in the epoch of all ranks together after this batch."""
 
 
-def batch_spans(
-    samples: int, position: int, *, batch_size: int, rank: int, world_size: int, drop_last: bool
-) -> Iterator[Span]:
-    """Yield the batches of a rank from a position on.
+@dataclass(frozen=True)
+class Share:
+    """How an epoch is cut into batches, and which part of each is this rank's.
 
     Args:
-        samples: Number of samples of the epoch.
-        position: Number of samples that all ranks together have had.
-        batch_size: Samples of a batch of each rank.
-        rank, world_size: The rank, and how many there are.
+        samples: Of an epoch.
+        batch_size: Samples of a batch, in each process.
+        rank, world_size: Which process of how many.
         drop_last: Leave out an incomplete last batch; otherwise it is padded, so that no rank
             waits for another.
     """
-    step = batch_size * world_size
-    while position < samples:
-        count = min(step, samples - position)
-        if count < step and drop_last:
-            return
-        share = -(-count // world_size)
-        start = position + rank * share
-        position += count
-        yield Span(start, start + share, position)
 
+    samples: int
+    batch_size: int
+    rank: int
+    world_size: int
+    drop_last: bool
 
-def planned_rows(plan: EpochPlan, spans: Iterator[Span], *, contiguous: bool) -> Iterator[PlanRows]:
-    """Yield the rows of each batch; plan several at once, as a call costs more than its rows.
+    @property
+    def step(self) -> int:
+        """Samples of a step, over all ranks."""
+        return self.batch_size * self.world_size
 
-    Args:
-        plan: Plan of the epoch.
-        spans: Positions of the batches, in order.
-        contiguous: Whether each span begins where the one before stops. Between the batches of one
-            of many ranks lie those of the others, and each is planned alone.
-    """
-    at_once = _PLANNED_AT_ONCE if contiguous else 1
-    ahead: list[Span] = []
-    while True:
-        for span in spans:
-            ahead.append(span)
-            if span.stop - ahead[0].start >= at_once:
-                break
-        if not ahead:
-            return
-        first = ahead[0].start
-        rows = plan.rows(first, ahead[-1].stop)
-        for span in ahead:
-            yield rows.part(span.start - first, span.stop - first)
-        ahead.clear()
+    def __len__(self) -> int:
+        """Batches that each process gets in an epoch."""
+        return self.samples // self.step if self.drop_last else -(-self.samples // self.step)
+
+    @property
+    def own_samples(self) -> int:
+        """Samples that each process gets in an epoch, padding included."""
+        full, rest = divmod(self.samples, self.step)
+        tail = 0 if self.drop_last else -(-rest // self.world_size)
+        return full * self.batch_size + tail
+
+    def has_batch(self, position: int) -> bool:
+        """Whether an epoch has a batch from a position on."""
+        left = self.samples - position
+        return left >= self.step if self.drop_last else left > 0
+
+    def spans(self, epoch: int, position: int = 0) -> Iterator[Span]:
+        """Yield the batches of an epoch from a position on, at which all ranks together are."""
+        while self.has_batch(position):
+            count = min(self.step, self.samples - position)
+            share = -(-count // self.world_size)
+            start = position + self.rank * share
+            position += count
+            yield Span(epoch, start, start + share, position)

@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xmix_data.files import whole_file
+from xmix_data.options import MAX_SEED, whole_number
 from xmix_data.pairing.paired import MATRIX_DECIMALS, PairedClass, Similarity, shown_classes
 
-__all__ = ["Contents", "check_seed", "read", "write"]
+__all__ = ["Contents", "read", "write"]
 
 
 _FORMAT, _VERSION = "xmix_data.pairing", 1
@@ -86,7 +87,7 @@ def _parse(document: Any) -> Contents:
     options, target, source = (
         _parse_mapping(key, document[key]) for key in ("options", "target", "source")
     )
-    check_seed(options.get("seed", 0))
+    whole_number("seed", options.get("seed", 0), 0, MAX_SEED)
     shared = options.get("strict", False)
     if not isinstance(shared, bool):
         raise ValueError(f"strict is {shared!r}, neither true nor false")
@@ -97,12 +98,6 @@ def _parse(document: Any) -> Contents:
     similarity = document.get("similarity")
     parsed = None if similarity is None else _parse_similarity(similarity, len(pairs))
     return Contents(pairs, options, target, source, parsed)
-
-
-def check_seed(seed: int) -> None:
-    """Raise `ValueError` for a seed that the random order of a class's images cannot have."""
-    if not 0 <= operator.index(seed) < 1 << 64:
-        raise ValueError(f"seed is {seed}; it must lie in 0 .. 2**64 - 1")
 
 
 def _entry(paired: PairedClass) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from xmix_data.options import MAX_SEED, whole_number
 from xmix_data.pairing.centroids import Centroids
-from xmix_data.pairing.file import check_seed
 from xmix_data.pairing.matching import (
     COSINE_DECIMALS,
     METHODS,
@@ -149,7 +149,7 @@ def check_options(
     if method not in METHODS and method != RANDOM_IMAGES:
         known = ", ".join([*METHODS, RANDOM_IMAGES])
         raise ValueError(f"method is {method!r}; it must be one of {known}")
-    check_seed(seed)
+    whole_number("seed", seed, 0, MAX_SEED)
     if rounds is not None and min_images is not None:
         raise ValueError("rounds and min_images exclude each other; give one")
     for name, value in (("rounds", rounds), ("min_images", min_images), ("num_images", num_images)):

@@ -4,9 +4,9 @@ Comes in: (seed, epoch) and positions in the epoch. Goes out: `PlanRows`, the sa
 size, thread count, prefetch, rank or backend.
 """
 
-from xmix_data.plan.build import image_plan, paired_plan
+from xmix_data.plan.build import image_plan, paired_plan, with_crop, with_mix
 from xmix_data.plan.crops import CenterCrop, Crop, RandomCrop, RandomResizedCrop
-from xmix_data.plan.epoch import EpochPlan, Plan
+from xmix_data.plan.epoch import EpochPlan, Epochs, Plan
 from xmix_data.plan.pool import SourcePool
 from xmix_data.plan.rows import SOURCE, TARGET, Crops, ImageSizes, PlanRows, Replace
 
@@ -17,6 +17,7 @@ __all__ = [
     "Crop",
     "Crops",
     "EpochPlan",
+    "Epochs",
     "ImageSizes",
     "Plan",
     "PlanRows",
@@ -26,4 +27,6 @@ __all__ = [
     "SourcePool",
     "image_plan",
     "paired_plan",
+    "with_crop",
+    "with_mix",
 ]

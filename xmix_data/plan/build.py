@@ -7,18 +7,20 @@ Comes in: opened domains, a pairing, a crop. Goes out: a `Plan`; what does not f
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from xmix_data.beton import Domain
+from xmix_data.options import MAX_SEED, whole_number
 from xmix_data.pairing import Pairing
 from xmix_data.plan.crops import Crop
-from xmix_data.plan.epoch import Plan, checked_seed
+from xmix_data.plan.epoch import Plan
 from xmix_data.plan.pool import SourcePool
 from xmix_data.plan.rows import ImageSizes
 
-__all__ = ["image_plan", "paired_plan"]
+__all__ = ["image_plan", "paired_plan", "with_crop", "with_mix"]
 
 
 def paired_plan(
@@ -42,9 +44,7 @@ def paired_plan(
     Raises:
         ValueError: They do not fit together; says what to change.
     """
-    for name, value in (("alpha", alpha), ("beta", beta)):
-        if not 0 < value < float("inf"):
-            raise ValueError(f"{name} is {value}; Beta(alpha, beta) needs a number above 0")
+    _check_beta(alpha, beta)
     pool = _pool(pairing, target, source)
     for label, count in enumerate(pool.counts):
         if count == 0 and np.any(target.labels == label):
@@ -56,7 +56,7 @@ def paired_plan(
     _check_crop(crop, target, samples)
     _check_crop(crop, source, pool.images)
     return Plan(
-        seed=checked_seed(seed),
+        seed=whole_number("seed", seed, 0, MAX_SEED),
         samples=samples,
         target_labels=target.labels,
         target_sizes=_sizes(target),
@@ -97,7 +97,7 @@ def image_plan(
         samples = np.unique(_pool(pairing, None, domain).images)
     _check_crop(crop, domain, samples)
     return Plan(
-        seed=checked_seed(seed),
+        seed=whole_number("seed", seed, 0, MAX_SEED),
         samples=samples,
         target_labels=domain.labels,
         target_sizes=_sizes(domain),
@@ -105,6 +105,34 @@ def image_plan(
         flip=flip,
         shuffle=shuffle,
     )
+
+
+def with_crop(plan: Plan, crop: Crop, target: Domain, source: Domain | None) -> Plan:
+    """Give a plan another crop; all that is drawn but the boxes stays.
+
+    Raises:
+        ValueError: An image is smaller than the crop.
+    """
+    _check_crop(crop, target, plan.samples)
+    if plan.pool is not None and source is not None:
+        _check_crop(crop, source, plan.pool.images)
+    return replace(plan, crop=crop)
+
+
+def with_mix(plan: Plan, alpha: float, beta: float, *, mixes: bool) -> Plan:
+    """Give a plan λ of another distribution, or λ = 1.
+
+    Raises:
+        ValueError: ``alpha`` or ``beta`` is not above 0.
+    """
+    _check_beta(alpha, beta)
+    return replace(plan, alpha=alpha, beta=beta, mixes=mixes)
+
+
+def _check_beta(alpha: float, beta: float) -> None:
+    for name, value in (("alpha", alpha), ("beta", beta)):
+        if not 0 < value < float("inf"):
+            raise ValueError(f"{name} is {value}; Beta(alpha, beta) needs a number above 0")
 
 
 def _pool(pairing: Pairing, target: Domain | None, source: Domain) -> SourcePool:

@@ -11,7 +11,6 @@ batch's numbers are one contiguous draw. Only the epoch's permutation is materia
 from __future__ import annotations
 
 import hashlib
-import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,19 +21,7 @@ from xmix_data.plan.crops import Crop
 from xmix_data.plan.pool import SourcePool
 from xmix_data.plan.rows import TARGET, Crops, ImageSizes, PlanRows
 
-__all__ = ["EpochPlan", "Plan", "checked_seed"]
-
-
-def checked_seed(seed: int) -> int:
-    """Check that a plan can have a seed, and return it as an int.
-
-    Raises:
-        ValueError: The seed lies outside 0 .. 2**64 - 1.
-    """
-    number = operator.index(seed)
-    if not 0 <= number < 1 << 64:
-        raise ValueError(f"seed is {seed}; it must lie in 0 .. 2**64 - 1")
-    return number
+__all__ = ["EpochPlan", "Epochs", "Plan"]
 
 
 _WORDS_PER_COUNTER = 4
@@ -71,6 +58,8 @@ class Plan:
     pool: SourcePool | None = None
     alpha: float = 1.0
     beta: float = 1.0
+    mixes: bool = True
+    """Whether λ is drawn; otherwise it is 1, and all other numbers stay as they are."""
 
     def epoch(self, epoch: int) -> EpochPlan:
         """Return the plan of one epoch, counted from 0."""
@@ -91,7 +80,7 @@ class EpochPlan:
     """Plan of one epoch: positions 0 .. N - 1 pass over the target once; later ones start over."""
 
     def __init__(self, plan: Plan, epoch: int) -> None:
-        self._plan = plan
+        self._plan, self._epoch = plan, epoch
         self._key = np.array([plan.seed, epoch], np.uint64)
         self.order = plan.samples
         """(N,) target sample indices in the epoch's order."""
@@ -115,14 +104,16 @@ class EpochPlan:
         target_crops = self._crops(
             _TARGET_CROP, start, target, plan.target_sizes, uniforms[:, _TARGET_FLIP]
         )
-        lam = _beta_quantile(uniforms[:, _LAM], plan.alpha, plan.beta).astype(np.float32)
+        lam = np.ones(count, np.float32)
+        if plan.mixes:
+            lam = _beta_quantile(uniforms[:, _LAM], plan.alpha, plan.beta).astype(np.float32)
         if plan.pool is None:
-            return PlanRows(target, target_crops, lam, start=start)
+            return PlanRows(target, target_crops, lam, start=start, epoch=self._epoch)
         source = plan.pool.pick(plan.target_labels[target], uniforms[:, _PICK])
         source_crops = self._crops(
             _SOURCE_CROP, start, source, plan.pool.sizes, uniforms[:, _SOURCE_FLIP]
         )
-        return PlanRows(target, target_crops, lam, source, source_crops, start)
+        return PlanRows(target, target_crops, lam, source, source_crops, start, self._epoch)
 
     def replaced(self, rows: PlanRows, domain: int, item: int, attempt: int) -> PlanRows:
         """Return rows with another image of the same class in one place.
@@ -195,6 +186,32 @@ class EpochPlan:
             count * counters * _WORDS_PER_COUNTER
         )
         return bits.reshape(count, counters * _WORDS_PER_COUNTER)[:, :words]
+
+
+class Epochs:
+    """The plans of a plan's epochs; the latest ones are kept, as an order costs a sort.
+
+    Args:
+        plan: What stays the same over epochs.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self._kept: dict[int, EpochPlan] = {}
+
+    def of(self, epoch: int) -> EpochPlan:
+        """Return the plan of an epoch."""
+        made = self._kept.get(epoch)
+        if made is None:
+            made = self.plan.epoch(epoch)
+            # While one epoch ends the next is begun: two are enough. Replaced whole, as several
+            # threads may ask at once.
+            self._kept = {**dict(list(self._kept.items())[-1:]), epoch: made}
+        return made
+
+    def replaced(self, rows: PlanRows, domain: int, item: int, attempt: int) -> PlanRows:
+        """As `EpochPlan.replaced`, for rows of any epoch."""
+        return self.of(rows.epoch).replaced(rows, domain, item, attempt)
 
 
 def _beta_quantile(

@@ -55,7 +55,9 @@ class PlanRows:
     source_crops: Crops | None = None
     """Crops of the source images; ``None`` where there is only one domain."""
     start: int = 0
-    """Position of the first row in the epoch."""
+    """Position in the epoch of the first row."""
+    epoch: int = 0
+    """The epoch that the rows are of."""
     damaged: tuple[tuple[int, int], ...] = ()
     """Images that were drawn and replaced: (`TARGET` or `SOURCE`, sample index) of each."""
 
@@ -71,6 +73,7 @@ class PlanRows:
             None if self.source is None else self.source[start:stop],
             None if self.source_crops is None else self.source_crops.part(start, stop),
             self.start + start,
+            self.epoch,
         )
 
     def of(self, domain: int) -> tuple[npt.NDArray[np.int64], Crops]:

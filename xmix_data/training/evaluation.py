@@ -7,7 +7,7 @@ from torch import distributed, nn
 
 from xmix_data.beton import Domain
 from xmix_data.loader import ImageLoader
-from xmix_data.ranks import get_world_size
+from xmix_data.ranks import get_world_size, require_group
 
 __all__ = ["evaluate", "test_ids"]
 
@@ -33,6 +33,7 @@ def evaluate(network: nn.Module, loader: ImageLoader, ids: torch.Tensor | None =
         >>> round(accuracy, 4)  # 9 of 27 images
         0.3333
     """
+    require_group(loader.world_size)
     training = network.training
     network.eval()
     counts = torch.zeros(2, dtype=torch.float64, device=loader.device)

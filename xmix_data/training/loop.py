@@ -29,7 +29,7 @@ from xmix_data.methods import Method, Phase, TransferNetwork, source_head, split
 from xmix_data.pairing import Pairing
 from xmix_data.plan import CenterCrop
 from xmix_data.progress import Progress
-from xmix_data.ranks import average_in_place, get_rank, get_world_size, share_buffers
+from xmix_data.ranks import average_in_place, get_rank, get_world_size, require_group, share_buffers
 from xmix_data.training.checkpoint import (
     FORMAT,
     copied,
@@ -197,6 +197,7 @@ class _Run:
             for phase in method.phases
         ]
         self.device = self.loaders[0][0].device
+        require_group(self.loaders[0][0].world_size)
         self.tests = self.test_ids = None
         if self.test is not None:
             self.test_ids = test_ids(self.test, self.target)

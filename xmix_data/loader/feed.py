@@ -1,0 +1,139 @@
+"""Batches made ahead, from one epoch into the next.
+
+Comes in: a backend, a plan, and where to begin. Goes out: batch after batch with its place in the
+epochs. What is prefetched at an epoch's end is the next epoch's beginning, so that nobody waits
+there.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+
+import torch
+
+from xmix_data.backends import Backend
+from xmix_data.loader.spans import Share, Span
+from xmix_data.plan import Epochs, Plan, PlanRows
+
+__all__ = ["Feed"]
+
+_PLANNED_AT_ONCE = 512
+"""Positions of an epoch; the last batch may reach beyond."""
+
+Made = tuple[PlanRows, tuple[torch.Tensor, ...]]
+
+
+class Feed:
+    """An open stream of a backend, and where it is.
+
+    Args:
+        backend: Makes the batches.
+        plan: Which they are.
+        share: How an epoch is cut.
+        epoch, position: Where the first batch begins.
+        replaces: Whether another image takes the place of a damaged one.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        plan: Plan,
+        share: Share,
+        epoch: int,
+        position: int,
+        *,
+        replaces: bool,
+    ) -> None:
+        self.plan, self.share = plan, share
+        self.process = os.getpid()
+        epochs = Epochs(plan)
+        # Without a new order each epoch is a reading of its own: an evaluation, features.
+        last = None if plan.shuffle else epoch
+        self._spans = _spans(share, epoch, position, last)
+        self._next = next(self._spans, None)
+        rows = _planned(epochs, _spans(share, epoch, position, last), share.world_size == 1)
+        self._stream = backend.stream(rows, epochs.replaced if replaces else None)
+        self._peeked: Made | None = None
+
+    def begins_at(self, plan: Plan, share: Share, epoch: int, position: int) -> bool:
+        """Whether its next batch is the one there, as that plan has it, and in this process."""
+        if plan is not self.plan or share != self.share or self.process != os.getpid():
+            return False
+        if self._next is None:
+            return False
+        first = next(share.spans(epoch, position), None)
+        return first is not None and first == self._next
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has no further batch."""
+        return self._next is None
+
+    @property
+    def is_at_an_epochs_start(self) -> bool:
+        """Whether its next batch is an epoch's first one."""
+        return self._next is not None and self._next.end <= self.share.step
+
+    def peek(self) -> Made:
+        """Return the next batch, which stays the next one."""
+        if self._peeked is None:
+            self._peeked = next(self._stream)
+        return self._peeked
+
+    def take(self) -> tuple[Span, PlanRows, tuple[torch.Tensor, ...]]:
+        """Return the next batch; what went wrong with it is raised now, and not before."""
+        rows, images = self.peek()
+        self._peeked = None
+        span, self._next = self._next, next(self._spans, None)
+        assert span is not None
+        return span, rows, images
+
+    def close(self) -> None:
+        """End its threads, and throw away what they made ahead."""
+        if self.process == os.getpid():
+            self._stream.close()
+
+    def stats(self) -> dict[str, float]:
+        """`STREAM_STATS` so far."""
+        return self._stream.stats()
+
+
+def _spans(share: Share, epoch: int, position: int, last: int | None) -> Iterator[Span]:
+    """Yield the batches from a position on, epoch after epoch."""
+    if not len(share):
+        return
+    for number in itertools.count(epoch):
+        yield from share.spans(number, position)
+        position = 0
+        if number == last:
+            return
+
+
+def _planned(epochs: Epochs, spans: Iterator[Span], contiguous: bool) -> Iterator[PlanRows]:
+    """Yield the rows of each batch; plan several at once, as a call costs more than its rows.
+
+    Args:
+        epochs: The plans.
+        spans: The batches, in order.
+        contiguous: Whether a span begins where the one before stops. Between the batches of one of
+            many ranks lie those of the others, and each is planned alone.
+    """
+    at_once = _PLANNED_AT_ONCE if contiguous else 1
+    for epoch, of_epoch in itertools.groupby(spans, lambda span: span.epoch):
+        plan = epochs.of(epoch)
+        ahead: list[Span] = []
+        for span in of_epoch:
+            ahead.append(span)
+            if span.stop - ahead[0].start >= at_once:
+                yield from _cut(plan.rows(ahead[0].start, span.stop), ahead)
+                ahead = []
+        if ahead:
+            yield from _cut(plan.rows(ahead[0].start, ahead[-1].stop), ahead)
+
+
+def _cut(rows: PlanRows, spans: list[Span]) -> Iterator[PlanRows]:
+    first = spans[0].start
+    for span in spans:
+        yield rows.part(span.start - first, span.stop - first)
