@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -18,6 +19,12 @@ from xmix_data import Beton, PairedClass, Pairing
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 torch.set_num_threads(1)
 # Threads of networks as small as the tests' wait for each other, where a core is taken for long.
+
+
+def pytest_collection_finish() -> None:
+    """So that no test looks for garbage among what the libraries loaded."""
+    gc.collect()
+    gc.freeze()
 
 
 class Betons(NamedTuple):

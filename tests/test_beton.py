@@ -402,6 +402,8 @@ def layout(sizes: Sequence[int]) -> tuple[int, list[int]]:
         [8 * MiB, 1000],
         [8 * MiB + 1, 1000],
         [8 * MiB, 8 * MiB],
+        [8 * MiB - 1000, 1000, 1000],
+        [8 * MiB - 999, 1000, 1000],
         [1000] * 20 + [9 * MiB, 1000],
         [4 * MiB, 5 * MiB, 1000, 9 * MiB, 1000, 8 * MiB, 17 * MiB],
     ],
