@@ -12,6 +12,7 @@ the scenario.
 from __future__ import annotations
 
 import argparse
+import copy
 import gc
 import json
 import logging
@@ -45,6 +46,7 @@ from xmix_data import (
     XMixLoader,
 )
 from xmix_data.bench import machine
+from xmix_data.plan import Crop
 
 TARGETS, SOURCES = (90, 70, 110, 80), (120, 60, 150, 90, 100)
 DAMAGED = 2
@@ -195,8 +197,7 @@ class Scenario:
         self._mixes, self._paired = chance.random() < 0.5, chance.random() < 0.75
         self._target = chance.choice(betons["t"])
         self._source = chance.choice(betons["s"])
-        side = chance.choice((16, 24, (20, 31), 40))
-        crop = chance.choice((RandomCrop, CenterCrop, RandomResizedCrop))(side)
+        crop = self._crop()
         dtypes = [torch.float32, torch.float16, torch.bfloat16]
         if not self._mixes or not self._paired:
             dtypes.append(torch.uint8)
@@ -238,7 +239,9 @@ class Scenario:
                     ours.load_state_dict(state)
                     reference.load_state_dict(state)
                     self._counts["resumes"] += 1
-                for _ in range(chance.randint(1, 2)):
+                for number in range(chance.randint(1, 3)):
+                    if number:
+                        self._between(ours, reference)
                     self._pass(ours, reference)
                 state = ours.state_dict()
                 if state != reference.state_dict():
@@ -247,6 +250,12 @@ class Scenario:
                 if ours.stats()["replaced"] != reference.stats()["replaced"]:
                     raise AssertionError("another number of images was replaced")
             self._counts["loaders"] += 1
+
+    def _crop(self) -> Crop:
+        chance = self._chance
+        side = chance.choice((16, 24, (20, 31), 40))
+        made: Crop = chance.choice((RandomCrop, CenterCrop, RandomResizedCrop))(side)
+        return made
 
     @property
     def _reference_dtype(self) -> torch.dtype:
@@ -303,6 +312,39 @@ class Scenario:
         for batch, other in kept:  # nothing was written into them since
             self._compare(batch, other)
         self._counts["passes"] += 1
+
+    def _between(self, ours: Any, reference: Any) -> None:
+        """What a user may do to a loader that has the next epoch's batches ready."""
+        chance, before = self._chance, (ours.state_dict(), reference.state_dict())
+        kinds = ("nothing", "epoch", "crop", "state", "peek", "copy", "begin a pass", "mix")
+        kind = chance.choice(kinds if self._paired and self._mixes else kinds[:-1])
+        if kind == "epoch":
+            epoch = chance.choice((0, before[0]["epoch"], chance.randrange(2**64)))
+            ours.set_epoch(epoch)
+            reference.set_epoch(epoch)
+        elif kind == "crop":
+            crop = self._crop()
+            ours.set_crop(crop)
+            reference.set_crop(crop)
+            self._pause_threads(ours)
+        elif kind == "mix":
+            mix = {"alpha": chance.choice((0.5, 2.0)), "enabled": chance.random() < 0.5}
+            ours.set_mix(**mix)
+            reference.set_mix(**mix)
+            self._pause_threads(ours)
+        elif kind == "state":
+            self._pass(ours, reference)
+            ours.load_state_dict(before[0])
+            reference.load_state_dict(before[1])
+        elif kind == "peek":
+            self._compare(ours.peek(), reference.peek())
+        elif kind == "copy":
+            with copy.deepcopy(ours) as other:
+                self._compare(other.peek(), reference.peek())
+        elif kind == "begin a pass":
+            for loader in (ours, reference):
+                next(iter(loader), None)
+        self._counts[f"between passes: {kind}"] += 1
 
     def _compare(self, batch: Any, other: Any) -> None:
         for mine, theirs in zip(batch, other, strict=True):

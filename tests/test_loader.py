@@ -30,6 +30,7 @@ from processes import Server
 from torch.utils.data import DataLoader, Dataset
 
 from xmix_data import CenterCrop, ImageLoader, RandomCrop, XMixLoader
+from xmix_data.backends.memory import MemoryPool
 from xmix_data.beton import layout
 
 
@@ -44,6 +45,7 @@ def decoding_threads() -> int:
 
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> Any:
+    gc.collect()  # other tests leave their passes to it
     assert decoding_threads() == 0
     yield
     gc.collect()
@@ -415,6 +417,13 @@ def test_memory_is_reused_only_when_nobody_holds_the_batch(betons: Betons) -> No
     assert len(reused) < batches / 2
     kept, batches = addresses(hold=True)
     assert len(kept) == batches
+
+
+def test_memory_comes_back_with_what_was_in_it() -> None:
+    """The system gives so much memory from fresh pages, which are zero."""
+    pool, shape = MemoryPool(1), (64 << 20,)
+    pool.array(shape, np.uint8)[::4096] = 7
+    assert (pool.array(shape, np.uint8)[::4096] == 7).all()
 
 
 def test_a_pass_in_a_reference_cycle_ends_wherever_the_garbage_collector_runs(

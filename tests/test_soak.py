@@ -30,6 +30,8 @@ def test_thirty_scenarios(tmp_path: Path) -> None:
     assert result["problems"] == []
     assert result["configuration"]["rounds"] == SCENARIOS
     assert all(result["counts"][key] for key in ("images", "breaks", "resumes", "replaced"))
+    changes = {key for key in result["counts"] if key.startswith("between passes")}
+    assert len(changes) == 8  # each kind came up
     assert result["memory_mb"]["last"] > 0  # it was looked at
 
 
