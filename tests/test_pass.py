@@ -182,17 +182,20 @@ def test_threads_and_prefetch_go_on_into_the_next_epoch(numbered: NumberedBetons
     assert threads() == []
 
 
-@pytest.mark.parametrize("how", ["set_epoch", "load_state_dict", "break", "set_crop"])
+@pytest.mark.parametrize("how", ["set_epoch", "load_state_dict", "peek", "break", "set_crop"])
 def test_what_was_prefetched_is_thrown_away_elsewhere(
     numbered: NumberedBetons, backend: str, how: str
 ) -> None:
     loader = crops(numbered, backend=backend, prefetch=5)
     shown(loader)
-    epoch, options = 1, dict[str, Any]()
+    epoch, position, options = 1, 0, dict[str, Any]()
     if how == "set_epoch":
         loader.set_epoch(epoch := 7)
     elif how == "load_state_dict":
         loader.load_state_dict({**loader.state_dict(), "epoch": (epoch := 4), "position": 0})
+    elif how == "peek":  # the first batch of the epoch in whose middle it goes on
+        loader.peek()
+        loader.load_state_dict({**loader.state_dict(), "position": (position := 8)})
     elif how == "break":
         next(iter(loader))
         epoch = 2
@@ -200,7 +203,7 @@ def test_what_was_prefetched_is_thrown_away_elsewhere(
         loader.set_crop(RandomCrop(12))
         options = {"crop": RandomCrop(12)}
     with crops(numbered, **options) as new:
-        new.set_epoch(epoch)
+        new.load_state_dict({**new.state_dict(), "epoch": epoch, "position": position})
         for ours, expected in zip(loader, new, strict=True):
             for one, other in zip(ours, expected, strict=True):
                 assert torch.equal(one, other)
