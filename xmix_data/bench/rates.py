@@ -103,6 +103,7 @@ def _rate(work: Callable[[int], int], threads: int, seconds: float) -> float:
 
     def run(number: int) -> None:
         try:
+            counts[number] += work(number)  # once at least, on a machine however busy
             while time.perf_counter() - started < seconds and not errors:
                 counts[number] += work(number)
         except BaseException as error:
