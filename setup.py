@@ -9,7 +9,8 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 
-VERSION = "0.1.0"
+_HERE = Path(__file__).parent
+VERSION = (_HERE / "xmix_data" / "version.py").read_text().split('"')[-2]
 
 REQUIRES = [
     "torch>=2.4",  # what torchvision and current drivers ship; older ones do not run with NumPy 2

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import logging
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,7 @@ from xmix_data import (
     decode,
 )
 from xmix_data.backends import PIXELS_PER_THREAD, choose
-from xmix_data.backends.dali_pipeline import load
+from xmix_data.backends.dali_pipeline import DaliDecoder, load
 from xmix_data.backends.device import Made
 from xmix_data.beton.layout import JPG
 from xmix_data.errors import MissingDependencyError
@@ -392,6 +394,63 @@ def test_fork_in_the_middle_of_a_pass(sound: Beton, forked: Server) -> None:
     )
     done = forked.run("-c", OPEN_PASS + code, str(sound.path), timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_fork_between_passes(sound: Beton, forked: Server) -> None:
+    """What the parent keeps for its next pass has no threads in the child, and waits for them."""
+    code = (
+        "assert len(list(iterator)) == len(loader) - 1\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    assert len(list(loader)) == len(loader)\n"
+        "    loader.close(); del loader, iterator; gc.collect()\n"
+        "    sys.exit(0)\n"
+        "assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0\n"
+        "assert len(list(loader)) == len(loader)\n"
+    )
+    done = forked.run("-c", OPEN_PASS + code, str(sound.path), timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_passes_share_a_pipeline_which_ends_with_the_loader(
+    sound: Beton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Building one takes longer than a short epoch."""
+    built = []
+    build = DaliDecoder._built
+
+    def counted(decoder: DaliDecoder) -> Any:
+        pipeline = build(decoder)
+        built.append(weakref.ref(pipeline))
+        return pipeline
+
+    monkeypatch.setattr(DaliDecoder, "_built", counted)
+    loader = loaded(sound)
+    first = images_of(loader)
+    loader.set_epoch(0)
+    assert torch.equal(images_of(loader), first)
+    next(iter(loader))
+    loader.set_epoch(0)
+    assert torch.equal(images_of(loader), first)
+    assert len(built) == 1
+    loader.close()
+    gc.collect()
+    assert built[0]() is None
+
+
+def test_a_pass_of_larger_batches_has_a_larger_pipeline(sound: Beton) -> None:
+    """A pass that goes on in an epoch's tail begins with a small one."""
+    loader, whole = loaded(sound), loaded(sound)
+    iterator = iter(whole)
+    for _ in range(len(whole) - 1):
+        next(iterator)
+    loader.load_state_dict(whole.state_dict())
+    tail = images_of(loader)
+    assert 0 < len(tail) < loader.batch_size
+    loader.set_epoch(0)
+    whole.set_epoch(0)
+    assert torch.equal(images_of(loader), images_of(whole))
+    assert loader._backend.refused == 0
 
 
 def test_a_pass_in_a_reference_cycle_ends_wherever_the_garbage_collector_runs(

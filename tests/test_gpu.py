@@ -92,7 +92,7 @@ def test_a_pass_left_early_gives_its_slots_back(betons: Betons) -> None:
         next(iter(ours))
     stage = ours._backend.device_stage
     ours.close()
-    assert len(stage._free) == len(stage._slots) <= ours._spec.prefetch + 3
+    assert len(stage._free) == len(stage._slots) <= ours.prefetch + 3
 
 
 def test_the_mixing_kernel_is_tritons() -> None:

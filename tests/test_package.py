@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
 from conftest import NumberedBetons
+from PIL import Image
 from processes import Server
 
 import xmix_data
@@ -55,7 +58,29 @@ def test_version_stands_in_one_place() -> None:
     from importlib.metadata import version
 
     assert xmix_data.__version__ == version("xmix_data")
-    assert f'VERSION = "{xmix_data.__version__}"' in (ROOT / "setup.py").read_text()
+
+
+def test_a_checkout_that_is_not_installed_writes_betons(tmp_path: Path) -> None:
+    """A copied folder on ``PYTHONPATH`` has no metadata, and betons name the version."""
+    site, code = tmp_path / "site", tmp_path / "code"
+    for folder in (site, code, tmp_path / "images" / "a"):
+        folder.mkdir(parents=True)
+    (code / "xmix_data").symlink_to(ROOT / "xmix_data")
+    for entry in Path(numpy.__file__).parents[1].iterdir():
+        if "xmix_data" not in entry.name:
+            (site / entry.name).symlink_to(entry)
+    Image.new("RGB", (40, 40), "green").save(tmp_path / "images" / "a" / "1.png")
+    command = [sys.executable, "-S", "-m", "xmix_data", "convert"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "images"), str(tmp_path / "a.beton"), "--workers", "0"],
+        env={**os.environ, "PYTHONPATH": f"{code}:{site}"},
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((tmp_path / "a.beton.json").read_text())
+    assert manifest["versions"]["xmix_data"] == xmix_data.__version__
 
 
 def test_the_readme_example_runs(numbered: NumberedBetons, tmp_path: Path, forked: Server) -> None:

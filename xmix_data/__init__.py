@@ -78,9 +78,7 @@ def __getattr__(name: str) -> Any:
     elif name == "methods":
         value = importlib.import_module("xmix_data.methods")
     elif name == "__version__":
-        from importlib.metadata import version
-
-        value = version("xmix_data")
+        value = importlib.import_module("xmix_data.version").VERSION
     else:
         raise AttributeError(f"module 'xmix_data' has no attribute {name!r}")
     globals()[name] = value

@@ -46,7 +46,8 @@ class MixedBatch(NamedTuple):
             (B, n + m) float32, the target block first; every row sums to 1.
 
         Raises:
-            ValueError: A label lies outside its block.
+            ValueError: A label lies outside its block. On a GPU, where looking makes the host wait,
+                its weight is NaN instead, and so is the loss.
 
         Examples:
             >>> images, lam = torch.zeros(2, 3, 32, 32), torch.tensor([0.75, 0.5])
@@ -55,18 +56,22 @@ class MixedBatch(NamedTuple):
             tensor([[0.7500, 0.0000, 0.0000, 0.0000, 0.2500],
                     [0.0000, 0.5000, 0.5000, 0.0000, 0.0000]])
         """
-        for name, labels, limit in (
-            ("target", self.target_labels, num_target),
-            ("source", self.source_labels, num_source),
-        ):
-            if labels.numel() and int(labels.max()) >= limit:
-                raise ValueError(
-                    f"{name} label {int(labels.max())} does not fit into {limit} {name} classes; "
-                    f"pass the loader's num_{name}_classes"
-                )
         rows = self.lam.new_zeros(len(self.lam), num_target + num_source)
-        rows.scatter_(1, self.target_labels[:, None], self.lam[:, None])
-        rows.scatter_(1, num_target + self.source_labels[:, None], 1 - self.lam[:, None])
+        for name, labels, weights, first, count in (
+            ("target", self.target_labels, self.lam, 0, num_target),
+            ("source", self.source_labels, 1 - self.lam, num_target, num_source),
+        ):
+            fits = (labels >= 0) & (labels < count)
+            if labels.device.type == "cpu":
+                if not bool(fits.all()):
+                    raise ValueError(
+                        f"{name} label {int(labels[~fits][0])} does not fit into {count} {name} "
+                        f"classes; pass the loader's num_{name}_classes"
+                    )
+            else:  # a look would make the host wait for all that the device has to do
+                weights = weights.masked_fill(~fits, torch.nan)
+                labels = labels.clamp(0, count - 1)
+            rows.scatter_(1, first + labels[:, None], weights[:, None])
         return rows
 
 

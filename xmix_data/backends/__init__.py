@@ -5,6 +5,7 @@ it is what the others are held against. All follow one protocol and one plan.
 """
 
 from xmix_data.backends.choice import AUTO, BACKENDS, PIXELS_PER_THREAD, choose, make_backend
+from xmix_data.backends.device import in_one_copy
 from xmix_data.backends.protocol import STREAM_STATS, Backend, ImageStream, Spec, replacement
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "ImageStream",
     "Spec",
     "choose",
+    "in_one_copy",
     "make_backend",
     "replacement",
 ]

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from queue import Empty
 from resource import RUSAGE_THREAD, getrusage
 
@@ -41,6 +43,8 @@ class DaliBackend(HostBackend):
         self.dali = load(spec.device)
         self.refused = 0
         """Number of batches that DALI could not decode."""
+        self._idle: deque[DaliDecoder] = deque(maxlen=1)
+        """What the last pass decoded with, for the next one."""
         super().__init__(spec)
 
     def stream(self, rows: Iterator[PlanRows], replace: Replace | None = None) -> HostStream:
@@ -69,7 +73,7 @@ class DaliBackend(HostBackend):
         self, queue: BatchQueue, times: Times, replace: Replace | None, begun: deque[Job]
     ) -> None:
         workspace = self.workspace()
-        decoder = DaliDecoder(self.spec, self.dali, self.note_refusal)
+        decoder = self._decoder()
         ended = False
         while not ended or len(decoder):
             while not ended and len(decoder) < BATCHES:
@@ -89,6 +93,16 @@ class DaliBackend(HostBackend):
             if len(decoder):
                 self._finish_oldest(decoder, workspace, times, replace)
                 begun.popleft().made.set()
+        self._idle.append(decoder)
+
+    def _decoder(self) -> DaliDecoder:
+        """Take up what an earlier pass in this process decoded with, or begin anew."""
+        with suppress(IndexError):
+            decoder = self._idle.pop()
+            if decoder.process == os.getpid():
+                decoder.faults = getrusage(RUSAGE_THREAD).ru_majflt
+                return decoder
+        return DaliDecoder(self.spec, self.dali, self.note_refusal)
 
     def _finish_oldest(
         self,

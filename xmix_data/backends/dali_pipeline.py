@@ -6,6 +6,7 @@ Comes in: JPEG bytes and boxes of a batch. Goes out: its crops (K, H, W, 3) uint
 from __future__ import annotations
 
 import atexit
+import ctypes
 import importlib
 import os
 import weakref
@@ -69,7 +70,15 @@ def _take_care_of_ends(dali: Any) -> None:
     A forked child has none of their threads, and must not try.
     """
     atexit.register(_end_passes)  # the last one registered is the first to run
-    os.register_at_fork(after_in_child=getattr(dali.Pipeline, "_pipes", set()).clear)
+    pipelines: set[weakref.ref[Any]] = getattr(dali.Pipeline, "_pipes", set())
+
+    def let_go() -> None:
+        for one in list(pipelines):  # nor as garbage: it would wait for its threads
+            if (pipeline := one()) is not None:
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(pipeline))
+        pipelines.clear()
+
+    os.register_at_fork(after_in_child=let_go)
 
 
 def _end_passes() -> None:
@@ -96,7 +105,8 @@ class SharedBatch:
 class DaliDecoder:
     """A DALI pipeline, and after a failure another one; batches come out in order.
 
-    It belongs to one thread.
+    One thread uses it at a time. Building a pipeline takes a second or more on a GPU, so that it is
+    kept from pass to pass.
 
     Args:
         spec: Options of the backend.
@@ -108,6 +118,8 @@ class DaliDecoder:
         self._spec, self._dali, self._refused = spec, dali, refused
         self._pipeline: Any = None
         self._largest = 0
+        self.process = os.getpid()
+        """In which its threads are."""
         self._inside: deque[SharedBatch] = deque()
         self._error: Exception | None = None
         self.faults = getrusage(RUSAGE_THREAD).ru_majflt
@@ -119,9 +131,13 @@ class DaliDecoder:
 
     def begin(self, batch: SharedBatch) -> None:
         """Let DALI decode a batch while the caller does something else."""
+        # DALI wants to know the largest; the first of a pass is a whole one, but for the last pass.
+        images = len(batch.job.rows) * len(batch.job.sides)
+        if images > self._largest:
+            self._largest = images
+            if not self._inside:
+                self._pipeline = None
         self._inside.append(batch)
-        # The first batch of a pass is a whole one, and DALI wants to know the largest.
-        self._largest = max(self._largest, len(batch.job.rows) * len(batch.job.sides))
         self._feed(batch)
 
     def finish(self) -> tuple[SharedBatch, torch.Tensor | None]:
@@ -187,18 +203,20 @@ class DaliDecoder:
                 fn.external_source(name=name, dtype=types.INT32, ndim=1)
                 for name in ("starts", "shapes")
             )
-            crops = fn.decoders.image_slice(
-                jpegs,
-                starts,
-                shapes,
-                device="mixed" if gpu else "cpu",
-                axes=[0, 1],
-                normalized_anchor=False,
-                normalized_shape=False,
-                adjust_orientation=False,
-                jpeg_fancy_upsampling=True,
-                affine=False,  # other processes of this machine would use the same cores
-            )
+            window = {"axes": [0, 1], "normalized_anchor": False, "normalized_shape": False}
+            decoding = {
+                "device": "mixed" if gpu else "cpu",
+                "adjust_orientation": False,
+                "jpeg_fancy_upsampling": True,
+                "affine": False,  # other processes of this machine would use the same cores
+            }
+            if gpu:
+                # Of a window nvJPEG makes wrong chroma at the edges, so that DALI would have the
+                # CPU decode it, with two lines of warning for each image.
+                images = fn.decoders.image(jpegs, **decoding)
+                crops = fn.slice(images, starts, shapes, **window)
+            else:
+                crops = fn.decoders.image_slice(jpegs, starts, shapes, **window, **decoding)
             if spec.crop.resizes:
                 crops = fn.resize(
                     crops, size=spec.crop.shape, interp_type=types.INTERP_LINEAR, antialias=True

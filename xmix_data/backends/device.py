@@ -6,9 +6,13 @@ fresh memory that belongs to the caller. Backends that decode on the host share 
 
 from __future__ import annotations
 
+import math
+import mmap
 import threading
+import weakref
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +24,72 @@ from xmix_data.backends.protocol import Spec
 from xmix_data.normalise import scale_and_shift
 from xmix_data.plan import PlanRows
 
-__all__ = ["DeviceStage", "Made", "Slot"]
+__all__ = ["DeviceStage", "Made", "Slot", "in_one_copy", "packed", "unpacked"]
+
+_ALIGNMENT = 8
+"""Bytes; a tensor of any type may begin there."""
+
+
+def in_one_copy(tensors: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+    """Send small tensors to a GPU together, without waiting for what it has to do.
+
+    From memory that is not pinned the host would wait; and each copy costs as much as its launch.
+
+    Args:
+        tensors: Contiguous, on the CPU.
+        device: A CUDA device.
+
+    Returns:
+        The same on the device, in memory of their own.
+    """
+    there = packed(tensors).pin_memory().to(device, non_blocking=True)
+    return unpacked(there, tensors)
+
+
+def packed(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Lay tensors one behind the other, as bytes."""
+    parts = []
+    for tensor in tensors:
+        parts.append(tensor.reshape(-1).view(torch.uint8))
+        parts.append(parts[-1].new_zeros(-parts[-1].numel() % _ALIGNMENT))
+    return torch.cat(parts)
+
+
+def unpacked(block: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return the tensors that `packed` laid into a block, wherever the block is now."""
+    tensors, start = [], 0
+    for tensor in like:
+        size = tensor.numel() * tensor.element_size()
+        part = block[start : start + size]
+        tensors.append(part.view(tensor.dtype).reshape(tensor.shape))
+        start += size + -size % _ALIGNMENT
+    return tensors
+
+
+def _pinned(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Return uint8 host memory that a GPU copies from at full speed.
+
+    torch's own allocator takes the next power of two: up to twice as much of what the whole machine
+    cannot swap out. This takes whole pages, and gives them back with the last view of them.
+    """
+    size = math.prod(shape)
+    if size == 0:
+        return torch.empty(shape, dtype=torch.uint8)
+    # Shared: a fork would leave the pages that the GPU knows to the child, on older kernels.
+    memory = np.frombuffer(mmap.mmap(-1, size), np.uint8)
+    address, runtime = memory.ctypes.data, torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    if int(runtime.cudaHostRegister(address, size, 0)):
+        with suppress(RuntimeError):  # or the next kernel would be told of it
+            torch.ones(1, device=device)
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+    end = weakref.finalize(memory, _unpin, address, device)
+    end.atexit = False  # the process gives all of it back
+    return torch.from_numpy(memory).view(shape)
+
+
+def _unpin(address: int, device: torch.device) -> None:
+    with torch.cuda.device(device):
+        torch.cuda.cudart().cudaHostUnregister(address)  # type: ignore[no-untyped-call]
 
 
 class Made(NamedTuple):
@@ -59,7 +128,7 @@ class Slot:
         self, count: int, shape: tuple[int, int], sides: int, device: torch.device
     ) -> None:
         crops = (sides, count, *shape, 3)
-        self.host_crops = torch.empty(crops, dtype=torch.uint8, pin_memory=True)
+        self.host_crops = _pinned(crops, device)
         self.crops = torch.empty(crops, dtype=torch.uint8, device=device)
         # Mirror the target, mirror the source, λ.
         self.host_numbers = torch.empty((3, count), dtype=torch.float32, pin_memory=True)

@@ -19,6 +19,7 @@ import numpy as np
 
 from xmix_data.errors import BetonError
 from xmix_data.images import ImageSource
+from xmix_data.version import VERSION
 
 __all__ = ["manifest_bytes", "manifest_path", "read_manifest", "shard_entry"]
 
@@ -119,7 +120,7 @@ def _versions() -> dict[str, str]:
     from PIL import features
 
     return {
-        "xmix_data": version("xmix_data"),
+        "xmix_data": VERSION,
         "python": ".".join(map(str, sys.version_info[:3])),
         "numpy": np.__version__,
         "pillow": version("pillow"),

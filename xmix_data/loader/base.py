@@ -12,9 +12,11 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from xmix_data.backends import STREAM_STATS, Backend, Spec, make_backend
+from xmix_data.backends import STREAM_STATS, Backend, Spec, in_one_copy, make_backend
 from xmix_data.beton import Domain
 from xmix_data.loader.copies import Parcel, pack, unpack
 from xmix_data.loader.damage import Replacements
@@ -136,11 +138,10 @@ class Loader(Generic[B]):
     def _made_backend(self) -> Backend:
         return make_backend(self.backend, self._spec())
 
-    def _on_device(self, tensor: torch.Tensor) -> torch.Tensor:
-        if self.device.type == "cpu":
-            return tensor
-        # From memory that is not pinned the copy would wait for all that the device has to do.
-        return tensor.pin_memory().to(self.device, non_blocking=True)
+    def _on_device(self, *arrays: npt.NDArray[Any]) -> list[torch.Tensor]:
+        """Send what a batch has beside its images."""
+        tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
+        return tensors if self.device.type == "cpu" else in_one_copy(tensors, self.device)
 
     # Ranks
 
@@ -397,6 +398,7 @@ class Loader(Generic[B]):
         self._closed = True
         self._end_pass()
         self._drop_feed()
+        self.__dict__.pop("_backend", None)  # with buffers, and DALI's pipeline and its threads
 
     def _end_pass(self) -> None:
         """Close the open iterator."""

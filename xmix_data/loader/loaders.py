@@ -206,18 +206,15 @@ class XMixLoader(Loader[Any]):
     def _batch(self, rows: PlanRows, images: tuple[torch.Tensor, ...]) -> Any:
         assert self._source is not None and rows.source is not None
         source_ids = self._source.labels[rows.source]
-        numbers = [
-            torch.from_numpy(x) for x in (self._target.labels[rows.target], source_ids, rows.lam)
-        ]
-        if self.labels == "soft":
-            batch = MixedBatch(images[0], *numbers)
-            labels = batch.soft_labels(self.num_target_classes, self.num_source_classes)
-            return images[0], self._on_device(labels)
-        target_labels, source_labels, lam = map(self._on_device, numbers)
-        if self.mix:
-            return MixedBatch(images[0], target_labels, source_labels, lam)
-        domains = self._on_device(torch.from_numpy(self._source.domain_of_class(source_ids)))
-        return PairedBatch(images[0], images[1], target_labels, source_labels, domains, lam)
+        labels = self._target.labels[rows.target], source_ids
+        if not self.mix:
+            domains = self._source.domain_of_class(source_ids)
+            return PairedBatch(*images, *self._on_device(*labels, domains, rows.lam))
+        batch = MixedBatch(*images, *self._on_device(*labels, rows.lam))
+        if self.labels == "pair":
+            return batch
+        both = self.num_target_classes, self.num_source_classes
+        return batch.images, batch.soft_labels(*both)
 
 
 class ImageLoader(Loader[tuple[torch.Tensor, torch.Tensor]]):
@@ -330,4 +327,5 @@ class ImageLoader(Loader[tuple[torch.Tensor, torch.Tensor]]):
     def _batch(
         self, rows: PlanRows, images: tuple[torch.Tensor, ...]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        return images[0], self._on_device(torch.from_numpy(self._target.labels[rows.target]))
+        (labels,) = self._on_device(self._target.labels[rows.target])
+        return images[0], labels

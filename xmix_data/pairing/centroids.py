@@ -209,7 +209,8 @@ class CentroidSum:
                 f"{shape[1]}; delete it, and compute them again"
             )
         self._sums.index_add_(0, labels, features.to(torch.float64))
-        self._counts += torch.bincount(labels, minlength=self._num_classes)
+        # No `bincount`: it asks the device for the largest label, and waits for the answer.
+        self._counts.index_add_(0, labels, torch.ones_like(labels))
 
     def save(self, path: str | os.PathLike[str], position: int, key: str) -> None:
         """Write the sums so far, to go on with later; the file appears when whole.

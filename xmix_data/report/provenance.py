@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 from xmix_data.beton import Domain
 from xmix_data.pairing import Pairing
+from xmix_data.version import VERSION
 
 __all__ = ["Provenance", "provenance_of"]
 
@@ -54,7 +54,7 @@ def provenance_of(
             changed.append(kind)
             facts.append((f"{kind} when paired", [f for part in known for f in part["files"]]))
     facts += [*pairing.options.items(), ("alpha", f"{alpha:g}"), ("beta", f"{beta:g}")]
-    facts.append(("written by", f"xmix_data {version('xmix_data')}"))
+    facts.append(("written by", f"xmix_data {VERSION}"))
     told = [(name.replace("_", " "), _text(value)) for name, value in facts if value is not None]
     return Provenance(changed, told)
 
