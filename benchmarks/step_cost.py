@@ -143,6 +143,7 @@ class Learner:
         }
         network = TransferNetwork(body, heads.get("target"), heads.get("source"))
         network.to(options.device, memory_format=torch.channels_last)
+        network.autocast_dtype = None if options.dtype == "float32" else torch.bfloat16
         network.train()  # load_backbone gives eval mode, in which batch statistics cost nothing
         method.prepare(network, phase)
         learning = [p for p in network.parameters() if p.requires_grad]
@@ -156,10 +157,8 @@ class Learner:
 
     def step(self, batch: Any) -> None:
         """One step of SGD."""
-        dtype = getattr(torch, self.options.dtype)
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.options.device, dtype, enabled=dtype != torch.float32):
-            self.method.backward(self.network, batch, step=self.steps)
+        self.method.backward(self.network, batch, step=self.steps)
         self.optimizer.step()
         self.steps += 1
 

@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy, log_softmax
 
 from xmix_data import MixedBatch, xmixup_loss
+from xmix_data.backends.device import packed, unpacked
 
 B, N, M = 6, 3, 5
 
@@ -55,6 +56,39 @@ def test_soft_labels_reject_too_few_classes() -> None:
     mixed = batch()._replace(target_labels=torch.full((B,), 4))
     with pytest.raises(ValueError, match="target label 4 does not fit into 3 target classes"):
         mixed.soft_labels(N, M)
+
+
+def test_tensors_laid_into_one_block_come_out_of_it() -> None:
+    """What a batch has beside its images goes to a GPU in one copy, wherever each part begins."""
+    tensors = [
+        torch.arange(5),
+        torch.rand(3),
+        torch.tensor([True]),
+        torch.rand(0, 4),
+        torch.rand(2, 3).double(),
+        torch.arange(7, dtype=torch.uint8),
+        torch.rand(3, 3).half(),
+    ]
+    block = packed(tensors)
+    found = unpacked(block.clone(), tensors)
+    assert block.dtype == torch.uint8 and block.ndim == 1
+    for one, other in zip(found, tensors, strict=True):
+        assert one.dtype == other.dtype and torch.equal(one, other)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_soft_labels_on_a_gpu_do_not_wait_for_it() -> None:
+    """What does not fit is NaN, and so is a loss: the host would have to wait to raise."""
+    mixed = MixedBatch(*(tensor.cuda() for tensor in batch()))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        labels = mixed.soft_labels(N, M)
+        wrong = mixed._replace(target_labels=mixed.target_labels + N - 1).soft_labels(N, M)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(labels.cpu(), batch().soft_labels(N, M))
+    assert torch.equal(wrong.isnan().any(1).cpu(), batch().target_labels > 0)
 
 
 def test_loss_rejects_logits_of_another_batch() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from conftest import Betons
 
 from xmix_data import RandomCrop, RandomResizedCrop, XMixLoader
 from xmix_data.backends import mixing
+from xmix_data.backends.device import pinned
 
 pytestmark = [
     pytest.mark.gpu,
@@ -93,6 +96,50 @@ def test_a_pass_left_early_gives_its_slots_back(betons: Betons) -> None:
     stage = ours._backend.device_stage
     ours.close()
     assert len(stage._free) == len(stage._slots) <= ours.prefetch + 3
+
+
+@pytest.mark.parametrize("options", [{}, {"labels": "soft"}, {"mix": False}], ids=str)
+def test_no_batch_makes_the_host_wait(betons: Betons, options: dict[str, Any]) -> None:
+    """For all that the device has to do before: labels are sent without asking it anything."""
+    ours = loader(betons, device="cuda", **options)
+    iterator = iter(ours)
+    next(iterator)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        count = sum(1 for _ in iterator)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert count == len(ours) - 1
+
+
+def test_pinned_memory_is_of_whole_pages_and_given_back() -> None:
+    """torch's own allocator would take a power of two, and keep it."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    before = torch.cuda.host_memory_stats()["allocated_bytes.current"]
+    memory = pinned((3, 1000, 1000), device)
+    assert (
+        memory.is_pinned() and torch.cuda.host_memory_stats()["allocated_bytes.current"] == before
+    )
+    memory.random_()
+    part = memory[1]
+    del memory
+    assert part.is_pinned()
+    assert torch.equal(part.to(device, non_blocking=True).cpu(), part)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_threads_make_no_context_on_the_first_gpu(betons: Betons) -> None:
+    code = (
+        "import sys, torch; from xmix_data import XMixLoader, RandomCrop\n"
+        "torch.cuda.set_device(1)\n"
+        "loader = XMixLoader(*sys.argv[1:], batch_size=8, crop=RandomCrop(32), device='cuda:1')\n"
+        "for _ in range(3): list(loader)\n"
+        "from torch._C import _cuda_hasPrimaryContext as has\n"
+        "assert has(1) and not has(0)\n"
+    )
+    betons.pairing.save(path := betons.target_raw.path.with_suffix(".gpu.json"))
+    paths = [betons.target_raw.path, betons.source_raw.path, path]
+    subprocess.run([sys.executable, "-c", code, *map(str, paths)], check=True)
 
 
 def test_the_mixing_kernel_is_tritons() -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -50,6 +53,45 @@ def greedy_by_definition(cosines: np.ndarray) -> list[int]:
 
 def ids(pairing: Pairing) -> list[list[int]]:
     return [[int(p.name[1:]) for p in paired] for paired in pairing.pairs.values()]
+
+
+def test_a_gpu_that_faiss_cannot_use_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its error is injected: without a GPU FAISS ends the process where it is asked for one."""
+    random = np.random.default_rng(0)
+    target, source = (random.random((n, 16), dtype=np.float32) for n in (5, 9))
+    expected = cosine_similarity(target, source)
+
+    def full(*arguments: Any, **options: Any) -> Any:
+        raise RuntimeError("Error in allocMemory at StandardGpuResources.cpp:1:\nout of memory\n")
+
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1, raising=False)
+    monkeypatch.setattr(faiss, "pairwise_distance_gpu", full, raising=False)
+    with caplog.at_level(logging.WARNING, "xmix_data"):
+        assert np.array_equal(cosine_similarity(target, source), expected)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line == "FAISS cannot use the GPU, and computes on the CPU: out of memory"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_full_gpu_leaves_the_cosines_to_the_cpu(caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("faiss")
+    if not getattr(faiss, "get_num_gpus", int)():
+        pytest.skip("needs a FAISS built for GPUs")
+    random = np.random.default_rng(0)
+    target, source = (random.random((n, 512), dtype=np.float32) for n in (2000, 50_000))
+    with caplog.at_level(logging.WARNING, "xmix_data"):
+        on_gpu = cosine_similarity(target, source)
+        assert not caplog.records
+        torch.cuda.empty_cache()
+        taken = torch.empty(torch.cuda.mem_get_info()[0] - (64 << 20), dtype=torch.uint8, device=0)
+        on_cpu = cosine_similarity(target, source)
+    del taken
+    torch.cuda.empty_cache()
+    assert "FAISS cannot use the GPU" in caplog.records[0].getMessage()
+    assert np.abs(on_gpu - on_cpu).max() < 1e-5
 
 
 @given(problems())

@@ -14,6 +14,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -272,7 +273,8 @@ class _Extraction:
             try:
                 for images, labels in loader:
                     own = len(images) - loader.last_padding
-                    features = penultimate_features(self._backbone.network, images)
+                    with _in_float32(self._device):
+                        features = penultimate_features(self._backbone.network, images)
                     consistent = False  # an interruption may come between any two lines
                     total.add(features[:own], labels[:own])
                     done = loader.state_dict()["position"]
@@ -297,6 +299,26 @@ class _Extraction:
             with _only_logged():
                 total.save(self._unfinished, done, self._key)
         return time.monotonic() - started
+
+
+@contextlib.contextmanager
+def _in_float32(device: torch.device) -> Iterator[None]:
+    """Compute in float32 as a CPU does: centroids of a GPU have the same name in a cache.
+
+    By default torch lets a GPU round to TensorFloat-32 in convolutions; 10 bits are left.
+    """
+    settings: list[tuple[object, str, object]] = []
+    if device.type == "cuda":
+        matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+        if hasattr(cudnn, "conv"):  # torch 2.9, where reading the older names may be an error
+            settings = [(part, "fp32_precision", "ieee") for part in (matmul, cudnn.conv)]
+        else:
+            settings = [(part, "allow_tf32", False) for part in (matmul, cudnn)]
+    with ExitStack() as stack, torch.autocast(device.type, enabled=False):
+        for part, name, value in settings:
+            stack.callback(setattr, part, name, getattr(part, name))
+            setattr(part, name, value)
+        yield
 
 
 @contextlib.contextmanager

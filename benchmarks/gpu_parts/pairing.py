@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from gpu_parts.record import Figures, Options
-from xmix_data.pairing.matching import COSINE_DECIMALS, cosine_similarity
+from xmix_data.pairing.matching import COSINE_DECIMALS, METHODS, cosine_similarity
 
 CLASSES, CLASSES_TINY = (1000, 21_841, 2048), (50, 300, 64)
 """Target classes, source classes, dimensions."""
@@ -102,7 +102,7 @@ def by_faiss(figures: Figures, centroids: Centroids, *, gpu: bool) -> None:
     with patch.object(faiss, "get_num_gpus", int, create=True):  # as if there were none
         figures.tried("cosine_similarity, CPU", library, "CPU")
     if len(found) == 2:
-        figures.save("GPU against CPU", compared(found["GPU"], found["CPU"]))
+        figures.tried("GPU against CPU", compared, found["GPU"], found["CPU"])
         figures.tried("parts of the GPU's way", parts, centroids)
 
 
@@ -119,7 +119,18 @@ def compared(ours: Matrix, reference: Matrix) -> dict[str, Any]:
         "max_difference": float(np.abs(ours - reference).max()),
         "share_that_differs_after_rounding": float((ours != reference).mean()),
         "decimals": COSINE_DECIMALS,
+        "classes_paired_otherwise": int((paired(ours) != paired(reference)).sum()),
     }
+
+
+def paired(cosines: Matrix) -> npt.NDArray[np.int64]:
+    """The source class of each target class, (n,), by the default method."""
+    n, m = cosines.shape
+    source = np.empty(n, np.int64)
+    for t, s in METHODS["greedy"](cosines, np.random.Philox(0)):
+        source[t] = s
+    assert len(set(source.tolist())) == n <= m
+    return source
 
 
 def parts(centroids: Centroids) -> dict[str, float]:

@@ -24,7 +24,7 @@ from xmix_data.backends.protocol import Spec
 from xmix_data.normalise import scale_and_shift
 from xmix_data.plan import PlanRows
 
-__all__ = ["DeviceStage", "Made", "Slot", "in_one_copy", "packed", "unpacked"]
+__all__ = ["DeviceStage", "Made", "Slot", "in_one_copy", "packed", "pinned", "unpacked"]
 
 _ALIGNMENT = 8
 """Bytes; a tensor of any type may begin there."""
@@ -66,7 +66,7 @@ def unpacked(block: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Te
     return tensors
 
 
-def _pinned(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+def pinned(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
     """Return uint8 host memory that a GPU copies from at full speed.
 
     torch's own allocator takes the next power of two: up to twice as much of what the whole machine
@@ -128,7 +128,7 @@ class Slot:
         self, count: int, shape: tuple[int, int], sides: int, device: torch.device
     ) -> None:
         crops = (sides, count, *shape, 3)
-        self.host_crops = _pinned(crops, device)
+        self.host_crops = pinned(crops, device)
         self.crops = torch.empty(crops, dtype=torch.uint8, device=device)
         # Mirror the target, mirror the source, λ.
         self.host_numbers = torch.empty((3, count), dtype=torch.float32, pin_memory=True)

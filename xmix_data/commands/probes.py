@@ -7,6 +7,8 @@ import os
 import platform
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -166,11 +168,28 @@ def _faiss() -> Found:
         raise ImportError(f"{error}: pip install faiss-gpu") from error
     for_gpus, count = hasattr(faiss, "StandardGpuResources"), getattr(faiss, "get_num_gpus", int)()
     built = f"built for GPUs, and finds {count}" if for_gpus else "built for CPUs only"
+    if count:
+        _try_faiss_on_gpu()
     return f"{faiss.__version__}, {built}", {
         "version": faiss.__version__,
         "built_for_gpus": for_gpus,
         "gpus": count,
     }
+
+
+def _try_faiss_on_gpu() -> None:
+    """Multiply two small matrices in a process that FAISS may end: it does, at some errors."""
+    code = (
+        "import faiss, numpy; x = numpy.ones((2, 8), numpy.float32); "
+        "faiss.pairwise_distance_gpu(faiss.StandardGpuResources(), x, x)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    if done.returncode:
+        reason = (done.stderr.split("details:")[-1].strip().splitlines() or ["no reason given"])[0]
+        raise RuntimeError(
+            f"cannot use this GPU ({reason}), and may end the process: "
+            "pip uninstall faiss-gpu; pip install faiss-cpu"
+        )
 
 
 def _kernels() -> Found:

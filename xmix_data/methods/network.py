@@ -87,6 +87,10 @@ class TransferNetwork(nn.Module):
         self.backbone = backbone
         self.features = widths[0]
         """Number D of features that the heads take."""
+        self.autocast_dtype: torch.dtype | None = None
+        """Half precision that autocast computes the forward pass in; ``None``: as it comes.
+
+        Outputs are float32 then: losses are computed, and gradients flow back, outside autocast."""
         self.target_head = self.source_head = self.joint_head = None
         if not joint:
             self.target_head, self.source_head = target_head, source_head
@@ -119,6 +123,13 @@ class TransferNetwork(nn.Module):
             getattr(self, f"{name}_head").requires_grad_(name in names)
 
     def forward(self, images: torch.Tensor) -> Outputs:
+        if self.autocast_dtype is None:
+            return self._forward(images)
+        with torch.autocast(images.device.type, self.autocast_dtype):
+            outputs = self._forward(images)
+        return Outputs(*(None if x is None else x.float() for x in outputs))  # type: ignore[arg-type]
+
+    def _forward(self, images: torch.Tensor) -> Outputs:
         features = self.backbone(images)
         if features.ndim != 2 or features.shape[1] != self.features:
             raise ValueError(

@@ -7,7 +7,10 @@ have. Goes out: for each target class its source classes, or parts of them. A ro
 from __future__ import annotations
 
 import heapq
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,11 +32,15 @@ __all__ = [
 ]
 
 
+_log = logging.getLogger("xmix_data")
+
 COSINE_DECIMALS = 6
 """Decimals that cosines are rounded to before they are compared.
 
 So ties hardly depend on the summation order of a matrix product (CPU, GPU, number of threads).
 """
+_GPU_SCRATCH = 64 << 20
+"""Bytes of a GPU that FAISS keeps to work in; by default it takes more than a gigabyte."""
 _CANDIDATES = 64
 """Number of source classes that are put in order at a time for a target class."""
 
@@ -68,14 +75,28 @@ def cosine_similarity(
             "without a GPU) or `pip install faiss-cpu`"
         ) from error
     t, s = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (target, source))
+    cosines = None
     if getattr(faiss, "get_num_gpus", int)() > 0:
-        cosines = faiss.pairwise_distance_gpu(
-            faiss.StandardGpuResources(), t, s, metric=faiss.METRIC_INNER_PRODUCT
-        )
-    else:
+        try:
+            cosines = faiss.pairwise_distance_gpu(
+                _gpu_resources(faiss), t, s, metric=faiss.METRIC_INNER_PRODUCT
+            )
+        except (RuntimeError, MemoryError) as error:  # another CUDA, no kernel, a full GPU
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+            _log.warning("FAISS cannot use the GPU, and computes on the CPU: %s", reason)
+    if cosines is None:
         cosines = faiss.pairwise_distances(t, s, metric=faiss.METRIC_INNER_PRODUCT)
     np.round(cosines, COSINE_DECIMALS, out=cosines)
     return np.asarray(np.clip(cosines, -1, 1, out=cosines), np.float32)
+
+
+@cache
+def _gpu_resources(faiss: Any) -> Any:
+    """Make, once, what FAISS works with on a GPU: it takes longer than the product itself."""
+    resources = faiss.StandardGpuResources()
+    resources.setPinnedMemory(0)  # 256 MB of the host, for copies that do not come
+    resources.setTempMemory(_GPU_SCRATCH)
+    return resources
 
 
 def select_rounds(

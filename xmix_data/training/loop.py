@@ -185,6 +185,7 @@ class _Run:
             "num_workers": num_workers,
             "mean": backbone.mean,
             "std": backbone.std,
+            "dtype": torch.bfloat16 if recipe.amp else torch.float32,
         }
         # All of them now: what does not fit is said before hours of training, not after.
         self.loaders = [
@@ -243,14 +244,13 @@ class _Run:
                 # What is random in a network, dropout say, is the same after a resume.
                 torch.manual_seed(_seed(recipe.seed, number, step + 1, get_rank()))
                 optimizer.zero_grad()
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.amp):
-                    made = method.backward(
-                        wrapped,
-                        batch,
-                        step=step,
-                        average=average,
-                        unlabelled=more[0][0] if more else None,
-                    )
+                made = method.backward(
+                    wrapped,
+                    batch,
+                    step=step,
+                    average=average,
+                    unlabelled=more[0][0] if more else None,
+                )
                 rate = recipe.rate(step, iterations) * made.lr_scale
                 for group in optimizer.param_groups:
                     group["lr"] = rate
@@ -319,6 +319,7 @@ class _Run:
             )
         body = self.body if earlier is None else earlier.backbone
         network = TransferNetwork(body, target, source, joint="joint" in phase.heads)
+        network.autocast_dtype = torch.bfloat16 if self.recipe.amp else None
         return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
     def _features(self) -> int:
