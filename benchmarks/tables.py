@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from figures import PLOTS
 from results import FIGURES, ROOT, digest
-from table_parts import loading, reliability, training
+from table_parts import gpu, loading, reliability, training
 
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.S)
 
@@ -43,6 +43,10 @@ TABLES: dict[str, Callable[[], str]] = {
         reliability.fuzzing,
         reliability.lifetimes,
         reliability.soak,
+        gpu.gpu_steps,
+        gpu.gpu_feeding,
+        gpu.gpu_kernel,
+        gpu.gpu_pairing,
     )
 }
 """What draws the table of a name."""

@@ -328,11 +328,12 @@ def test_dali_for_another_cuda_is_one_line(monkeypatch: pytest.MonkeyPatch) -> N
         ("cpu", 1e9, 1, None, ("host", "batches arrive on the CPU")),
         ("cuda", 0, 1, None, ("host", "0 JPEG pixels a sample for 1 threads are at most")),
         ("cuda", 2 * 256**2, 16, None, ("host", "131,072 JPEG pixels a sample for 16 threads")),
-        ("cuda", 2 * 256**2, 1, None, ("dali", "are more than 100,000 a thread")),
+        ("cuda", 2 * 256**2, 4, None, ("host", "131,072 JPEG pixels a sample for 4 threads")),
+        ("cuda", 2 * 256**2, 2, None, ("dali", "are more than 50,000 a thread")),
         ("cuda", 2 * 500 * 375, 2, None, ("dali", "375,000 JPEG pixels a sample for 2 threads")),
-        ("cuda", 500 * 375, 2, None, ("host", "187,500 JPEG pixels a sample for 2 threads")),
+        ("cuda", 500 * 375, 4, None, ("host", "187,500 JPEG pixels a sample for 4 threads")),
         ("cuda", PIXELS_PER_THREAD * 4, 4, None, ("host", "at most")),
-        ("cuda", 2 * 256**2, 1, "no DALI", ("host", "more than 100,000 a thread, but no DALI")),
+        ("cuda", 2 * 256**2, 1, "no DALI", ("host", "more than 50,000 a thread, but no DALI")),
     ],
 )
 def test_auto_is_decided_by_device_encoding_size_and_cores(

@@ -185,8 +185,9 @@ class HostBackend:
 
     def _stripe(self, count: int) -> int:
         """Return how many images of a batch of ``count`` a thread takes at a time."""
-        # Twice as many stripes in the open batches as there are threads, so that all have work.
-        share = self.spec.prefetch * count // (2 * self.spec.num_workers)
+        # As many stripes in the open batches as there are threads, so that all have work; not more:
+        # each takes the GIL, for which a training waits that launches its kernels one by one.
+        share = self.spec.prefetch * count // self.spec.num_workers
         return max(1, min(self._largest_stripe, share))
 
     def _side(self, number: int, rows: PlanRows) -> Side:

@@ -118,7 +118,7 @@ def verdict(decoded: float | None, read: float | None, taken: float | None) -> C
     )
     enough = shares["raw_jpg"] >= 1
     if not enough:
-        text += ": more cores, smaller images, raw betons or backend='dali' will help"
+        text += ": raw betons, smaller images or more cores will help, and backend='dali' a little"
     if read is not None:
         shares["storage"] = read / taken
         text += f"; the storage reads {shares['storage']:.0%} of the source images"
