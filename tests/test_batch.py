@@ -91,6 +91,26 @@ def test_soft_labels_on_a_gpu_do_not_wait_for_it() -> None:
     assert torch.equal(wrong.isnan().any(1).cpu(), batch().target_labels > 0)
 
 
+def test_loss_takes_a_batch_as_frameworks_hand_it_on() -> None:
+    target, source, mixed = torch.randn(B, N), torch.randn(B, M), batch()
+    expected = xmixup_loss(target, source, mixed)
+    for form in (tuple(mixed), list(mixed), mixed._asdict()):
+        assert torch.equal(xmixup_loss(target, source, form), expected)
+    for wrong in (tuple(mixed)[:2], {"images": mixed.images}):
+        with pytest.raises(ValueError, match="images, target_labels, source_labels, lam"):
+            xmixup_loss(target, source, wrong)
+
+
+def test_loss_compiles_as_one_graph() -> None:
+    target, source, mixed = torch.randn(B, N), torch.randn(B, M), batch()
+    compiled = torch.compile(xmixup_loss, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(target, source, mixed), xmixup_loss(target, source, mixed))
+    compiled = torch.compile(xmixup_loss, fullgraph=True, backend="eager")
+    torch.testing.assert_close(
+        compiled(target, source, tuple(mixed)), xmixup_loss(target, source, mixed)
+    )
+
+
 def test_loss_rejects_logits_of_another_batch() -> None:
     with pytest.raises(ValueError, match=r"source_logits has shape \(5, 5\), expected \(6"):
         xmixup_loss(torch.zeros(B, N), torch.zeros(B - 1, M), batch())

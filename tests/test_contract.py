@@ -40,7 +40,13 @@ DALI_RESIZE_TOLERANCE = 8
 """The same where DALI resizes: it rounds once instead of twice, and repeats the pixels at the edges
 that Pillow leaves out."""
 
-CROPS = [RandomCrop(32), CenterCrop(32), RandomResizedCrop((20, 28)), RandomCrop((40, 17))]
+CROPS = [
+    RandomCrop(32),
+    CenterCrop(32),
+    CenterCrop((28, 20), ratio=0.8),
+    RandomResizedCrop((20, 28)),
+    RandomCrop((40, 17)),
+]
 
 
 def mixed(betons: Betons, **options: Any) -> XMixLoader:
@@ -114,6 +120,51 @@ def test_soft_labels_put_lam_on_the_target_block(betons: Betons, backend: str) -
         rows = torch.arange(8)
         assert torch.equal(labels[rows, batch.target_labels], batch.lam)
         assert torch.equal(labels[rows, 4 + batch.source_labels], 1 - batch.lam)
+
+
+def test_label_smoothing_stays_within_each_label_set(betons: Betons, backend: str) -> None:
+    ε, n, m = 0.1, 4, 6
+    hard = mixed(betons, backend=backend)
+    soft = mixed(betons, labels="soft", label_smoothing=ε, backend=backend)
+    assert soft.label_smoothing == ε
+    for batch, (_, labels) in zip(hard, soft, strict=True):
+        lam = batch.lam[:, None]
+        target = (1 - ε) * torch.eye(n)[batch.target_labels] + ε / n
+        source = (1 - ε) * torch.eye(m)[batch.source_labels] + ε / m
+        torch.testing.assert_close(labels, torch.cat([lam * target, (1 - lam) * source], 1))
+
+
+@pytest.mark.parametrize("mix", [True, False])
+def test_a_dict_has_the_fields_by_name(betons: Betons, backend: str, mix: bool) -> None:
+    options = {"backend": backend, "mix": mix}
+    for batch, named in zip(
+        mixed(betons, **options), mixed(betons, labels="dict", **options), strict=True
+    ):
+        assert type(named) is dict and list(named) == list(batch._fields)
+        assert_same(type(batch)(**named), batch)
+
+
+@pytest.mark.parametrize("mix", [True, False])
+def test_memory_format_changes_the_layout_alone(betons: Betons, backend: str, mix: bool) -> None:
+    options = {"backend": backend, "mix": mix}
+    plain = mixed(betons, memory_format=torch.contiguous_format, **options)
+    assert plain.memory_format == torch.contiguous_format
+    assert_same(plain.peek(), mixed(betons, **options).peek())
+    for batch, expected in zip(plain, mixed(betons, **options), strict=True):
+        assert_same(batch, expected)
+        for image, other in zip(batch, expected, strict=True):
+            if image.ndim == 4:
+                assert image.is_contiguous() and other.is_contiguous(
+                    memory_format=torch.channels_last
+                )
+    loader = ImageLoader(
+        betons.target_raw,
+        batch_size=8,
+        crop=CenterCrop(32),
+        backend=backend,
+        memory_format=torch.contiguous_format,
+    )
+    assert next(iter(loader))[0].is_contiguous()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

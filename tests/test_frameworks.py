@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,27 @@ def of(batch: Any) -> list[int]:
 def uninterrupted(numbered: NumberedBetons, **options: Any) -> list[list[int]]:
     with loader_of(numbered, **options) as loader:
         return [of(batch) for _ in range(EPOCHS) for batch in loader]
+
+
+def test_a_script_may_replace_print(numbered: NumberedBetons, tmp_path: Path) -> None:
+    """As torchvision's references do; numba, loaded after that, would not know what it is."""
+    numbered.pairing.save(tmp_path / "p.json")
+    code = (
+        "import builtins, sys\n"
+        "from xmix_data.loader import XMixLoader\n"
+        "from xmix_data import RandomCrop\n"
+        "assert 'numba' in sys.modules\n"
+        "said = builtins.print\n"
+        "def only_master(*args, force=False, **kwargs): said(*args, **kwargs)\n"
+        "builtins.print = only_master\n"
+        "loader = XMixLoader(*sys.argv[1:], batch_size=5, crop=RandomCrop(8))\n"
+        "print(len(list(loader)))\n"
+    )
+    paths = [numbered.target.path, numbered.source.path, tmp_path / "p.json"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, paths)], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, "7\n"), done.stderr
 
 
 @pytest.mark.parametrize("reload", [0, 1])

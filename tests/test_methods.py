@@ -26,6 +26,7 @@ from xmix_data.methods import (
     CoTrain,
     FineTune,
     GradMix,
+    JointHead,
     Method,
     Mixup,
     Outputs,
@@ -953,3 +954,54 @@ def test_loss_falls_on_real_betons(method: Method, betons: Betons) -> None:
                 losses.append(value(step.loss))
         first, last = np.mean(losses[:6]), np.mean(losses[-6:])
         assert last < 0.75 * first, f"{phase}: {first:.3f} to {last:.3f}"
+
+
+def test_a_joint_head_says_both_in_training_and_the_target_in_evaluation() -> None:
+    head, z = JointHead(12, 4, 6), torch.randn(5, 12)
+    both = head(z)
+    assert both.shape == (5, 10)
+    with torch.no_grad():
+        assert head(z).shape == (5, 10)  # the mode decides, not gradients
+    assert torch.equal(head.eval()(z), both[:, :4])
+    assert torch.equal(JointHead(12, 4, 6, bias=False).eval()(z * 0), torch.zeros(5, 4))
+    again = JointHead(12, 4, 6)
+    again.load_state_dict(head.state_dict())
+    assert torch.equal(again(z), both)
+    assert torch.equal(torch.compile(again, fullgraph=True, backend="eager")(z), both)
+    assert repr(head) == "JointHead(features=12, num_target=4, num_source=6, bias=True)"
+    for wrong in ((0, 4, 6), (12, 0, 6), (12, 4, 0)):
+        with pytest.raises(ValueError, match="at least 1"):
+            JointHead(*wrong)
+
+
+def test_a_joint_head_starts_from_a_classifier() -> None:
+    old = torch.nn.Linear(12, 6, dtype=torch.float64)
+    head = JointHead.from_linear(old, 4)
+    assert head.weight.dtype == torch.float64 and head.num_source == 6
+    assert torch.equal(head.weight[4:], old.weight) and torch.equal(head.bias[4:], old.bias)
+    chosen = JointHead.from_linear(torch.nn.Linear(12, 6, bias=False), 4, rows=[5, 0])
+    assert chosen.num_source == 2 and chosen.bias is None
+    imagenet = torch.nn.Linear(12, 1000)
+    named = JointHead.from_linear(imagenet, 4, class_names=["my own", "n01443537 goldfish"])
+    assert torch.equal(named.weight[5], imagenet.weight[1])
+    assert not torch.equal(named.weight[4], imagenet.weight[0])
+    with pytest.raises(ValueError, match="from 0 to 5"):
+        JointHead.from_linear(old, 4, rows=[6])
+
+
+def test_a_joint_head_trains_as_two_heads_in_one_softmax() -> None:
+    """With soft labels its loss is XMixup's of a joint head."""
+    backbone = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten())
+    target, source = torch.nn.Linear(12, 4), torch.nn.Linear(12, 6)
+    network = TransferNetwork(backbone, target, source, joint=True)
+    head = JointHead(12, 4, 6)
+    with torch.no_grad():
+        head.weight.copy_(torch.cat([target.weight, source.weight]))
+        head.bias.copy_(torch.cat([target.bias, source.bias]))
+    batch = MixedBatch(
+        torch.randn(5, 3, 8, 8), torch.arange(5) % 4, torch.arange(5) % 6, torch.rand(5)
+    )
+    method = XMixup(heads="joint")
+    method.prepare(network, *method.phases)
+    ours = torch.nn.functional.cross_entropy(head(backbone(batch.images)), batch.soft_labels(4, 6))
+    torch.testing.assert_close(ours, method.loss(network, batch, step=0))

@@ -223,6 +223,32 @@ def test_center_crop_is_torchvisions() -> None:
         assert torch.equal(ours, center_crop(image, [32, 32]))
 
 
+@pytest.mark.parametrize(
+    ("sides", "size", "ratio", "box"),
+    [
+        ((256, 256), 224, 224 / 256, (16, 16, 224, 224)),
+        ((300, 500), 224, 224 / 256, (19, 119, 262, 262)),
+        ((500, 300), 224, 1.0, (100, 0, 300, 300)),
+        ((33, 57), 32, 0.5, (8, 20, 16, 16)),
+        ((100, 100), (50, 100), 0.9, (27, 5, 45, 90)),
+        ((100, 30), (100, 100), 1.0, (35, 0, 30, 30)),
+        ((3, 3), 8, 0.1, (1, 1, 1, 1)),
+    ],
+)
+def test_center_crop_with_a_ratio(sides: Any, size: Any, ratio: float, box: Any) -> None:
+    """A share of the largest centred window of the output's shape, sides rounded down."""
+    crop = CenterCrop(size, ratio=ratio)
+    assert crop.resizes and not CenterCrop(size).resizes
+    found = crop.boxes(np.array([sides[0]]), np.array([sides[1]]), np.zeros((1, 0)))
+    assert found.dtype == np.int32 and tuple(found[0]) == box
+
+
+def test_a_center_crops_name_is_the_one_that_caches_know() -> None:
+    assert repr(CenterCrop(224)) == "CenterCrop(size=224)"
+    assert repr(CenterCrop(224, ratio=0.875)) == "CenterCrop(size=224, ratio=0.875)"
+    assert CenterCrop(224) != CenterCrop(224, ratio=1.0)
+
+
 def test_random_resized_crop_is_distributed_as_torchvisions() -> None:
     import torch
     from torchvision.transforms import RandomResizedCrop as Reference
@@ -244,6 +270,9 @@ def test_random_resized_crop_is_distributed_as_torchvisions() -> None:
         lambda: RandomCrop(0),
         lambda: RandomCrop((3, 4, 5)),  # type: ignore[arg-type]
         lambda: CenterCrop(2.5),
+        lambda: CenterCrop(8, ratio=0),
+        lambda: CenterCrop(8, ratio=1.01),
+        lambda: CenterCrop(8, ratio=float("nan")),
         lambda: RandomResizedCrop(8, scale=(0.5, 0.1)),  # type: ignore[arg-type]
         lambda: RandomResizedCrop(8, scale=(1.5, 2.0)),
         lambda: RandomResizedCrop(8, ratio=(0, 1)),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from xmix_data.errors import BetonError, ImageError, MissingDependencyError, XMixError
     from xmix_data.features import class_centroids
     from xmix_data.loader import ImageLoader, XMixLoader
-    from xmix_data.methods import xmixup_loss
+    from xmix_data.methods import JointHead, xmixup_loss
     from xmix_data.normalise import IMAGENET_MEAN, IMAGENET_STD
     from xmix_data.pairing import Centroids, PairedClass, Pairing, pair_classes
     from xmix_data.plan import CenterCrop, RandomCrop, RandomResizedCrop
@@ -31,6 +31,7 @@ _MODULE_OF = {
     "IMAGENET_STD": "normalise",
     "ImageError": "errors",
     "ImageLoader": "loader",
+    "JointHead": "methods",
     "MissingDependencyError": "errors",
     "MixedBatch": "batch",
     "PairedBatch": "batch",
@@ -55,6 +56,7 @@ __all__ = [
     "Centroids",
     "ImageError",
     "ImageLoader",
+    "JointHead",
     "MissingDependencyError",
     "MixedBatch",
     "PairedBatch",

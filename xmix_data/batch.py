@@ -35,12 +35,17 @@ class MixedBatch(NamedTuple):
     lam: torch.Tensor
     """(B,) float32 in [0, 1]: weight λ of each target image."""
 
-    def soft_labels(self, num_target: int, num_source: int) -> torch.Tensor:
+    def soft_labels(
+        self, num_target: int, num_source: int, label_smoothing: float = 0.0
+    ) -> torch.Tensor:
         """Return labels of a joint head: ``lam`` on the target, ``1 - lam`` on the source class.
 
         Args:
             num_target: n, the number of target classes.
             num_source: m, the number of source classes.
+            label_smoothing: ε in [0, 1): that share of each label is spread evenly over the classes
+                of its own set, so that a row is λ ((1 - ε) e_t + ε / n) beside
+                (1 - λ) ((1 - ε) e_s + ε / m).
 
         Returns:
             (B, n + m) float32, the target block first; every row sums to 1.
@@ -71,7 +76,11 @@ class MixedBatch(NamedTuple):
             else:  # a look would make the host wait for all that the device has to do
                 weights = weights.masked_fill(~fits, torch.nan)
                 labels = labels.clamp(0, count - 1)
-            rows.scatter_(1, first + labels[:, None], weights[:, None])
+            if label_smoothing:
+                block = rows[:, first : first + count]
+                block += label_smoothing / count * weights[:, None]
+                weights = (1 - label_smoothing) * weights
+            rows.scatter_add_(1, first + labels[:, None], weights[:, None])
         return rows
 
 

@@ -10,7 +10,7 @@ import sys
 import torch
 from torchvision.models import resnet50
 
-from xmix_data import RandomCrop, XMixLoader
+from xmix_data import JointHead, RandomCrop, XMixLoader
 
 
 def train(target, source, pairing, *, model, epochs=30, batch_size=48, crop=224, device="cpu"):
@@ -24,8 +24,9 @@ def train(target, source, pairing, *, model, epochs=30, batch_size=48, crop=224,
         device=device,
         labels="soft",
     )
-    classes = loader.num_target_classes + loader.num_source_classes  # the target's come first
-    model.fc = torch.nn.Linear(model.fc.in_features, classes)
+    model.fc = JointHead(
+        model.fc.in_features, loader.num_target_classes, loader.num_source_classes
+    )  # in eval mode it gives the target's logits alone
     model.to(device, memory_format=torch.channels_last).train()
     criterion = torch.nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Loader", "Option"]
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.uint8)
+_MEMORY_FORMATS = (torch.channels_last, torch.contiguous_format)
 _STATE_VERSION = 1
 _CHANGED_BY = {
     "epoch": "set_epoch()",
@@ -68,6 +69,7 @@ class Loader(Generic[B]):
     dtype = Option()
     flip = Option()
     mean = Option()
+    memory_format = Option()
     num_workers = Option()
     on_error = Option()
     prefetch = Option()
@@ -101,6 +103,7 @@ class Loader(Generic[B]):
             "std": three_channels("std", options["std"], positive=True),
             "seed": plan.seed,
             "dtype": one_of("dtype", options["dtype"], _DTYPES),
+            "memory_format": one_of("memory_format", options["memory_format"], _MEMORY_FORMATS),
             "on_error": one_of("on_error", options["on_error"], ("raise", "replace")),
         }
         self._target, self._source = target, source
@@ -126,6 +129,10 @@ class Loader(Generic[B]):
 
     def _batch(self, rows: PlanRows, images: tuple[torch.Tensor, ...]) -> B:
         raise NotImplementedError
+
+    def _laid_out(self, images: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """Give images the memory format that was asked for; as backends make them they have one."""
+        return tuple(image.contiguous(memory_format=self.memory_format) for image in images)
 
     def _spec(self) -> Spec:
         """Say what a backend has to make."""
@@ -314,7 +321,7 @@ class Loader(Generic[B]):
         waited = feed.stats()["consumer_waited_s"]
         rows, images = feed.peek()
         self._stats["consumer_waited_s"] -= feed.stats()["consumer_waited_s"] - waited
-        return self._batch(rows, tuple(image.clone() for image in images))
+        return self._batch(rows, self._laid_out(tuple(image.clone() for image in images)))
 
     def _is_in_a_pass(self) -> bool:
         current = None if self._pass is None else self._pass()
@@ -584,7 +591,7 @@ class _Pass(Iterator[B]):
             loader._end_pass()
             loader._drop_feed()
             raise
-        batch = loader._batch(rows, images)
+        batch = loader._batch(rows, loader._laid_out(images))
         self._note(span, rows, share)
         return batch
 

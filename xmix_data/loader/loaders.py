@@ -38,8 +38,12 @@ class XMixLoader(Loader[Any]):
         flip: Mirror each image with probability 1/2, independently.
         alpha, beta: λ ~ Beta(alpha, beta) per sample; λ weighs the target (Eq. 4). Its mean is
             alpha / (alpha + beta).
-        labels: ``"pair"`` yields `MixedBatch`; ``"soft"`` yields (images, soft_labels) with
-            soft_labels (B, n + m) float32, for any criterion.
+        labels: ``"pair"`` yields `MixedBatch`; ``"dict"`` its fields by name, for frameworks that
+            look for names; ``"soft"`` yields (images, soft_labels) with soft_labels (B, n + m)
+            float32, for any criterion.
+        label_smoothing: With soft labels: the share, in [0, 1), of each label that is spread over
+            the classes of its own set, see `MixedBatch.soft_labels`.
+        memory_format: ``torch.channels_last`` or ``torch.contiguous_format``, which is a copy.
         mix: ``False`` yields `PairedBatch`: both images, unmixed.
         device: Device that batches arrive on.
         dtype: float32, float16 or bfloat16; with ``mix=False`` also uint8, the crops as decoded.
@@ -83,6 +87,7 @@ class XMixLoader(Loader[Any]):
     alpha = Option()
     beta = Option()
     labels = Option()
+    label_smoothing = Option()
     mix = Option()
 
     def __init__(
@@ -97,6 +102,8 @@ class XMixLoader(Loader[Any]):
         alpha: float = 1.0,
         beta: float = 1.0,
         labels: str = "pair",
+        label_smoothing: float = 0.0,
+        memory_format: torch.memory_format = torch.channels_last,
         mix: bool = True,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
@@ -111,9 +118,16 @@ class XMixLoader(Loader[Any]):
         world_size: int | None = None,
         backend: str = "host",
     ) -> None:
-        one_of("labels", labels, ("pair", "soft"))
+        one_of("labels", labels, ("pair", "soft", "dict"))
         if labels == "soft" and not mix:
             raise ValueError("soft labels belong to mixed images; set mix=True or labels='pair'")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing is {label_smoothing}; give a share in [0, 1)")
+        if label_smoothing and labels != "soft":
+            raise ValueError(
+                f"label_smoothing is of soft labels, and labels is {labels!r}; set labels='soft', "
+                "or smooth in your loss"
+            )
         if dtype == torch.uint8 and mix:
             raise ValueError("mixed images are no uint8; choose a float dtype, or set mix=False")
         targets, sources = open_domain(target), open_domain(source)
@@ -130,6 +144,8 @@ class XMixLoader(Loader[Any]):
             "alpha": alpha,
             "beta": beta,
             "labels": labels,
+            "label_smoothing": label_smoothing,
+            "memory_format": memory_format,
             "mix": mix,
             "device": device,
             "dtype": dtype,
@@ -207,14 +223,16 @@ class XMixLoader(Loader[Any]):
         assert self._source is not None and rows.source is not None
         source_ids = self._source.labels[rows.source]
         labels = self._target.labels[rows.target], source_ids
-        if not self.mix:
+        batch: MixedBatch | PairedBatch
+        if self.mix:
+            batch = MixedBatch(*images, *self._on_device(*labels, rows.lam))
+            if self.labels == "soft":
+                both = self.num_target_classes, self.num_source_classes
+                return batch.images, batch.soft_labels(*both, self.label_smoothing)
+        else:
             domains = self._source.domain_of_class(source_ids)
-            return PairedBatch(*images, *self._on_device(*labels, domains, rows.lam))
-        batch = MixedBatch(*images, *self._on_device(*labels, rows.lam))
-        if self.labels == "pair":
-            return batch
-        both = self.num_target_classes, self.num_source_classes
-        return batch.images, batch.soft_labels(*both)
+            batch = PairedBatch(*images, *self._on_device(*labels, domains, rows.lam))
+        return batch._asdict() if self.labels == "dict" else batch
 
 
 class ImageLoader(Loader[tuple[torch.Tensor, torch.Tensor]]):
@@ -232,8 +250,8 @@ class ImageLoader(Loader[tuple[torch.Tensor, torch.Tensor]]):
         pairing: Load only the source images that this pairing selects (its auxiliary set); the
             beton is its source.
         drop_last: As for `XMixLoader`, but off.
-        device, dtype, mean, std, seed, num_workers, prefetch, on_error, rank, world_size, backend:
-            As for `XMixLoader`; dtype uint8 gives the crops as decoded.
+        memory_format, device, dtype, mean, std, seed, num_workers, prefetch, on_error, rank,
+            world_size, backend: As for `XMixLoader`; dtype uint8 gives the crops as decoded.
 
     Raises:
         FileNotFoundError: The beton does not exist.
@@ -264,6 +282,7 @@ class ImageLoader(Loader[tuple[torch.Tensor, torch.Tensor]]):
         classes: Sequence[str] | None = None,
         pairing: Pairing | str | os.PathLike[str] | None = None,
         drop_last: bool = False,
+        memory_format: torch.memory_format = torch.channels_last,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         mean: Sequence[float] = IMAGENET_MEAN,
@@ -296,6 +315,7 @@ class ImageLoader(Loader[tuple[torch.Tensor, torch.Tensor]]):
             "shuffle": shuffle,
             "classes": classes,
             "drop_last": drop_last,
+            "memory_format": memory_format,
             "device": device,
             "dtype": dtype,
             "mean": mean,

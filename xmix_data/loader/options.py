@@ -16,7 +16,7 @@ def one_of(name: str, value: Any, allowed: Sequence[Any]) -> Any:
     """Check an option that is a choice."""
     if value not in allowed:
         known = ", ".join(
-            str(one).removeprefix("torch.") if isinstance(one, torch.dtype) else repr(one)
+            repr(one) if isinstance(one, str) else str(one).removeprefix("torch.")
             for one in allowed
         )
         raise ValueError(f"{name} is {value!r}; it must be one of {known}")

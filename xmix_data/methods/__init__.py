@@ -9,6 +9,7 @@ from xmix_data.methods.bss import BSS
 from xmix_data.methods.cotrain import CoTrain
 from xmix_data.methods.finetune import FineTune
 from xmix_data.methods.gradmix import GradMix
+from xmix_data.methods.joint_head import JointHead
 from xmix_data.methods.l2sp import L2SP
 from xmix_data.methods.mixup import Mixup
 from xmix_data.methods.network import Outputs, TransferNetwork, source_head, split_classifier
@@ -22,6 +23,7 @@ __all__ = [
     "CoTrain",
     "FineTune",
     "GradMix",
+    "JointHead",
     "Method",
     "Mixup",
     "Outputs",

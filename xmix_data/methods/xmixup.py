@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -97,7 +98,9 @@ def _mixed_alike(batch: PairedBatch) -> MixedBatch:
 
 
 def xmixup_loss(
-    target_logits: torch.Tensor, source_logits: torch.Tensor, batch: MixedBatch
+    target_logits: torch.Tensor,
+    source_logits: torch.Tensor,
+    batch: MixedBatch | Sequence[torch.Tensor] | Mapping[str, torch.Tensor],
 ) -> torch.Tensor:
     """Compute the two-head loss of a batch: ``mean(lam * CE(target) + (1 - lam) * CE(source))``.
 
@@ -107,14 +110,16 @@ def xmixup_loss(
     Args:
         target_logits: (B, n), floating point: the target head on ``batch.images``.
         source_logits: (B, m), floating point: the source head on ``batch.images``.
-        batch: The mixed batch that the logits come from.
+        batch: The mixed batch that the logits come from; also as a plain tuple of its fields, or as
+            a dict of them (``labels="dict"``), which frameworks make of it.
 
     Returns:
         A scalar in the logits' dtype.
 
     Raises:
-        ValueError: The logits' number of rows is not the batch's; or, looked at on the CPU alone,
-            a head has too few outputs for its labels.
+        ValueError: The batch has other fields, or the logits' number of rows is not the batch's;
+            or, looked at on the CPU alone and not under `torch.compile`, a head has too few outputs
+            for its labels.
 
     Examples:
         >>> images, lam = torch.zeros(2, 3, 32, 32), torch.tensor([0.75, 0.5])
@@ -123,6 +128,8 @@ def xmixup_loss(
         >>> xmixup_loss(target_logits, source_logits, batch)
         tensor(1.5383)
     """
+    if not isinstance(batch, MixedBatch):
+        batch = _named(batch)
     size = len(batch.lam)
     for head, logits, labels in (
         ("target", target_logits, batch.target_labels),
@@ -133,9 +140,23 @@ def xmixup_loss(
                 f"{head}_logits has shape {tuple(logits.shape)}, expected ({size}, classes): "
                 "one row for each image of the batch"
             )
-        if labels.device.type == "cpu":
+        if labels.device.type == "cpu" and not torch.compiler.is_compiling():
             check_head(head, logits, labels)
     target = cross_entropy(target_logits, batch.target_labels, reduction="none")
     source = cross_entropy(source_logits, batch.source_labels, reduction="none")
     lam = batch.lam.to(target.dtype)
     return (lam * target + (1 - lam) * source).mean()
+
+
+def _named(batch: Sequence[torch.Tensor] | Mapping[str, torch.Tensor]) -> MixedBatch:
+    """Give a plain tuple's or a dict's tensors their names again."""
+    try:
+        if isinstance(batch, Mapping):
+            return MixedBatch(*(batch[name] for name in MixedBatch._fields))
+        return MixedBatch(*batch)
+    except (KeyError, TypeError):
+        found = list(batch) if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+        raise ValueError(
+            f"the batch is {found}; give what XMixLoader gives with mix=True: "
+            f"{', '.join(MixedBatch._fields)}, in this order or by name"
+        ) from None

@@ -32,8 +32,11 @@ class Crop:
     size: Size
     num_uniforms: ClassVar[int] = 0
     """Number of uniform numbers that one box takes."""
-    resizes: ClassVar[bool] = False
-    """Whether a box has another size than the output."""
+
+    @property
+    def resizes(self) -> bool:
+        """Whether a box may have another size than the output."""
+        return False
 
     def __post_init__(self) -> None:
         sides = self.size if isinstance(self.size, (tuple, list)) else (self.size, self.size)
@@ -70,22 +73,42 @@ class Crop:
         return np.stack([top, left, full * height, full * width], axis=1).astype(np.int32)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CenterCrop(Crop):
-    """Crop at the centre of the image, unscaled, as `torchvision.transforms.CenterCrop` places it.
+    """Crop at the centre of the image, as `torchvision.transforms.CenterCrop` places it, or scaled.
 
     Args:
         size: Output size in pixels: one number for a square, or (height, width).
+        ratio: Share, in 0..1, that the window has of the sides of the largest one of the output's
+            shape; the window is then resized to ``size``. ``224 / 256`` does to images of any size
+            what resizing to 256 and cropping 224 does. ``None``: a window of ``size``, not resized.
 
     Raises:
-        ValueError: A side is below 1.
+        ValueError: A side is below 1, or the ratio is not above 0 and at most 1.
 
     Examples:
         >>> loader = ImageLoader("target.beton", batch_size=8, crop=CenterCrop(32))
         >>> images, labels = next(iter(loader))
         >>> images.shape
         torch.Size([8, 3, 32, 32])
+        >>> CenterCrop(224, ratio=224 / 256)
+        CenterCrop(size=224, ratio=0.875)
     """
+
+    ratio: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ratio is not None and not 0 < self.ratio <= 1:
+            raise ValueError(f"ratio is {self.ratio}; give a share above 0 and at most 1, or None")
+
+    def __repr__(self) -> str:  # without a ratio as ever: it names features in caches
+        ratio = "" if self.ratio is None else f", ratio={self.ratio!r}"
+        return f"CenterCrop(size={self.size!r}{ratio})"
+
+    @property
+    def resizes(self) -> bool:
+        return self.ratio is not None
 
     def boxes(
         self,
@@ -94,9 +117,13 @@ class CenterCrop(Crop):
         uniforms: npt.NDArray[np.float64],
     ) -> npt.NDArray[np.int32]:
         height, width = self.shape
-        top = np.rint((heights.astype(np.float64) - height) / 2)
-        left = np.rint((widths.astype(np.float64) - width) / 2)
-        return np.asarray(self._fixed_size_boxes(top, left))
+        H, W = heights.astype(np.float64), widths.astype(np.float64)
+        if self.ratio is None:
+            top, left = np.rint((H - height) / 2), np.rint((W - width) / 2)
+            return np.asarray(self._fixed_size_boxes(top, left))
+        h = np.floor(np.minimum(H, W * height / width) * self.ratio).clip(min=1)
+        w = np.floor(np.minimum(W, H * width / height) * self.ratio).clip(min=1)
+        return np.stack([(H - h) // 2, (W - w) // 2, h, w], axis=1).astype(np.int32)
 
 
 @dataclass(frozen=True)
@@ -156,9 +183,12 @@ class RandomResizedCrop(Crop):
 
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    resizes: ClassVar[bool] = True
     _tries: ClassVar[int] = 10
     num_uniforms: ClassVar[int] = 2 * _tries + 2
+
+    @property
+    def resizes(self) -> bool:
+        return True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,0 +1,126 @@
+"""One linear layer over both label sets, which says the target's classes alone when it is asked.
+
+Comes in: features (B, D). Goes out: logits (B, n + m) in training, (B, n) in evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from xmix_data.methods.network import source_head
+
+__all__ = ["JointHead"]
+
+
+class JointHead(nn.Linear):
+    """Classifier of target and source classes in one: n + m logits in training mode, n in eval.
+
+    Put in the place of a network's classifier it leaves a training loop as it was: the criterion
+    gets logits for the soft labels of ``XMixLoader(labels="soft")``; metrics, averaged weights,
+    checkpoints and ``argmax`` in evaluation see a classifier of the target. The module's mode
+    decides, not gradients. The target's block comes first, as in `MixedBatch.soft_labels`.
+
+    Args:
+        features: Number D of features.
+        num_target: Number n of target classes, the loader's ``num_target_classes``.
+        num_source: Number m of source classes, the loader's ``num_source_classes``.
+        bias: Whether the layer has a bias.
+        device, dtype: As of `torch.nn.Linear`.
+
+    Raises:
+        ValueError: A number is below 1.
+
+    Examples:
+        >>> head = JointHead(512, num_target=4, num_source=6)
+        >>> head(torch.zeros(8, 512)).shape, head.eval()(torch.zeros(8, 512)).shape
+        (torch.Size([8, 10]), torch.Size([8, 4]))
+    """
+
+    def __init__(
+        self,
+        features: int,
+        num_target: int,
+        num_source: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        for name, value in (
+            ("features", features),
+            ("num_target", num_target),
+            ("num_source", num_source),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; give a number of at least 1")
+        super().__init__(features, num_target + num_source, bias, device, dtype)
+        self.num_target = num_target
+        """Number n of target classes."""
+        self.num_source = num_source
+        """Number m of source classes."""
+
+    @classmethod
+    def from_linear(
+        cls,
+        classifier: nn.Linear,
+        num_target: int,
+        *,
+        class_names: Sequence[str] | None = None,
+        rows: Sequence[int] | None = None,
+    ) -> JointHead:
+        """Make a head whose source block starts from a pre-trained classifier.
+
+        Args:
+            classifier: The layer D -> classes that the pre-trained network ends in.
+            num_target: Number n of target classes; their block starts as `torch.nn.Linear` does.
+            class_names: Names of the m source classes, by id. Those that begin with a WordNet id of
+                ImageNet start from its row, see `source_head`. ``None``, without ``rows`` too: the
+                source classes are the classifier's.
+            rows: For each source class the classifier's row that means the same.
+
+        Returns:
+            A head with the classifier's dtype, device, and bias or none.
+
+        Raises:
+            ValueError: ``rows`` do not fit.
+
+        Examples:
+            >>> old = torch.nn.Linear(512, 1000)  # of a network pre-trained on the source
+            >>> head = JointHead.from_linear(old, num_target=4)
+            >>> torch.equal(head.weight[4:], old.weight)
+            True
+        """
+        features = classifier.in_features
+        if rows is None and class_names is None:
+            rows = range(classifier.out_features)
+        if class_names is None and rows is not None:
+            class_names = [str(row) for row in rows]
+        assert class_names is not None
+        source = source_head(classifier, features, class_names, rows)
+        head = cls(
+            features,
+            num_target,
+            len(class_names),
+            bias=source.bias is not None,
+            device=source.weight.device,
+            dtype=source.weight.dtype,
+        )
+        with torch.no_grad():
+            head.weight[num_target:] = source.weight
+            if source.bias is not None:
+                head.bias[num_target:] = source.bias
+        return head
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            return super().forward(input)
+        bias = None if self.bias is None else self.bias[: self.num_target]
+        return nn.functional.linear(input, self.weight[: self.num_target], bias)
+
+    def extra_repr(self) -> str:
+        return (
+            f"features={self.in_features}, num_target={self.num_target}, "
+            f"num_source={self.num_source}, bias={self.bias is not None}"
+        )
