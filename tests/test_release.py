@@ -62,10 +62,11 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         if (ROOT / name).is_file():
             (folder / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / "tree" / name).write_bytes((ROOT / name).read_bytes())
-    # Without --sdist or --wheel, the wheel is made of the sdist and not of the tree.
-    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "dist"]
-    run([*build, folder / "tree"], folder)
-    (sdist,), (wheel,) = (list((folder / "dist").glob(kind)) for kind in ("*.tar.gz", "*.whl"))
+    ready = Path(sys.prefix) / ".xmix_data-test"  # this environment, and no other set-up
+    run(["make", "release", f"VENV={sys.prefix}", "-o", ready], folder / "tree")
+    (sdist,), (wheel,) = (
+        list((folder / "tree" / "dist").glob(kind)) for kind in ("*.tar.gz", "*.whl")
+    )
     return sdist, wheel
 
 
@@ -123,14 +124,62 @@ def test_the_sdist_holds_what_the_build_needs_and_no_more(release: tuple[Path, P
 
 def test_the_wheel_holds_the_package_whole(release: tuple[Path, Path]) -> None:
     version = re.escape(xmix_data.__version__)
-    assert re.fullmatch(rf"xmix_data-{version}-cp310-abi3-\w+\.whl", release[1].name)
+    assert re.fullmatch(rf"xmix_data-{version}-cp310-abi3-[\w.]+\.whl", release[1].name)
     with zipfile.ZipFile(release[1]) as archive:
         names = set(archive.namelist())
     tracked = run(["git", "ls-files", "-co", "--exclude-standard", "xmix_data"], ROOT).split("\n")
     assert {n for n in tracked if n and not n.endswith(".c") and (ROOT / n).exists()} <= names
     assert [n for n in names if re.fullmatch(r"xmix_data/_jpeg\..*so", n)]
     assert [n for n in names if n.endswith("licenses/LICENSE")]
-    assert {n.partition("/")[0].partition("-")[0] for n in names} == {"xmix_data"}
+    assert [n for n in names if n.endswith("licenses/NOTICE")]
+    assert {re.split("[-/]", n)[0] for n in names} == {"xmix_data", "xmix_data.libs"}
+
+
+def test_the_wheel_brings_libjpeg_and_asks_for_an_old_libc(
+    release: tuple[Path, Path], installed: Path, tmp_path: Path
+) -> None:
+    """So that it needs neither a compiler nor a package of the system."""
+    tags = [int(minor) for minor in re.findall(r"manylinux_2_(\d+)_", release[1].name)]
+    assert tags and max(tags) <= 28, release[1].name
+    with zipfile.ZipFile(release[1]) as archive:
+        assert [n for n in archive.namelist() if re.fullmatch(r"xmix_data\.libs/libjpeg-.*", n)]
+    code = (
+        "import xmix_data.jpeg as j; j.Decoder()\n"
+        "print(*{line.split()[-1] for line in open('/proc/self/maps') if 'libjpeg' in line})"
+    )
+    (path,) = run([installed / "python", "-c", code], tmp_path, PATH="/nowhere").split()
+    assert Path(path).is_relative_to(installed.parent)
+
+
+def test_the_wheel_asks_for_nothing_that_is_compiled_where_it_is_installed(
+    release: tuple[Path, Path],
+) -> None:
+    with zipfile.ZipFile(release[1]) as archive:
+        (metadata,) = (n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
+        text = archive.read(metadata).decode().partition("\n\n")[0]
+    asked = [Requirement(line) for line in re.findall(r"^Requires-Dist: (.*)", text, re.M)]
+    always = {r.name for r in asked if r.marker is None or "extra" not in str(r.marker)}
+    assert "torch" in always and not always & {"ffcv", "setuptools"}
+    (ffcv,) = (r for r in asked if r.name == "ffcv" and r.marker and '"ffcv"' in str(r.marker))
+    assert ffcv.specifier
+
+
+def test_a_build_without_the_header_says_so_in_a_line(
+    release: tuple[Path, Path], tmp_path: Path
+) -> None:
+    with tarfile.open(release[0]) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (tree,) = tmp_path.iterdir()
+    for compiler, problem in (("gcc -nostdinc", "jpeglib.h"), ("no-compiler", "C compiler")):
+        done = subprocess.run(
+            [sys.executable, "setup.py", "--version"],
+            cwd=tree,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "CC": compiler},
+        )
+        assert done.returncode == 1 and problem in done.stderr
+        assert done.stderr.count("\n") == 1 and "apt-get install gcc libjpeg-dev" in done.stderr
 
 
 DEMO = """

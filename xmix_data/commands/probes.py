@@ -69,7 +69,7 @@ def examine() -> list[Check]:
         tried("memory", _memory, optional=True),
         _shared_memory(),
         tried("torch", _torch),
-        *(_package(name) for name in ("torchvision", "numpy", "numba", "scipy", "pillow", "ffcv")),
+        *(_package(name) for name in ("torchvision", "numpy", "numba", "scipy", "pillow")),
         tried("libjpeg-turbo", _libjpeg),
         tried("faiss", _faiss),
         tried("kernels", _kernels),
@@ -77,6 +77,7 @@ def examine() -> list[Check]:
         tried("mixing kernel", _mixing_kernel, optional=True),
         tried("dali", _dali, optional=True),
         *(_package(name, optional=True) for name in ("timm", "datasets", "tensorboard")),
+        _package("ffcv", optional=True, extra="ffcv"),
         _package("matplotlib", optional=True, extra="demo"),
         _package("scikit-learn", optional=True, extra="demo"),
     ]
