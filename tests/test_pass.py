@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import os
 import pickle
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -29,9 +32,12 @@ from xmix_data import (
     XMixLoader,
     write_beton,
 )
+from xmix_data.backends.queue import BatchQueue
+from xmix_data.backends.work import Job
 from xmix_data.beton import open_domain
 from xmix_data.loader.position import Position
 from xmix_data.loader.spans import Share
+from xmix_data.plan import PlanRows
 
 SMALL: dict[str, Any] = {"crop": CenterCrop(8)}
 
@@ -207,6 +213,48 @@ def test_what_was_prefetched_is_thrown_away_elsewhere(
         for ours, expected in zip(loader, new, strict=True):
             for one, other in zip(ours, expected, strict=True):
                 assert torch.equal(one, other)
+
+
+def test_who_is_in_no_hurry_gets_batches_of_one_thread_each(numbered: NumberedBetons) -> None:
+    """To wake several threads for a batch costs a training that does not wait for it; and once one
+    thread was too slow, all work again."""
+    loader = crops(numbered, num_workers=4)
+    backend, rows = loader._backend, loader._plan.epoch(0).rows(0, 8)
+    opened, whole, ready = SimpleQueue[Job](), list[bool](), True
+
+    def open_job(rows: PlanRows, by_one: bool) -> Job:
+        job = backend.open(rows, by_one)
+        whole.append(by_one)
+        assert job.stripes_left == (1 if by_one else -(-8 // job.stripe)) and job.stripe <= 8
+        if ready:
+            job.made.set()
+        opened.put(job)
+        return job
+
+    queue = BatchQueue(itertools.repeat(rows), open_job, lambda rows: None, 1, workers=0)
+    planner = threading.Thread(target=queue.plan, daemon=True)
+    planner.start()
+
+    def take(count: int) -> list[bool]:
+        whole.clear()
+        for _ in range(count):
+            job = opened.get()
+            while queue._opened.empty():  # until it is there to be taken
+                time.sleep(0.001)
+            if not ready:
+                threading.Timer(0.05, job.made.set).start()
+            queue.take()
+        return list(whole)
+
+    assert not any(take(16)[:15])
+    assert all(take(8)[1:])
+    ready = False
+    take(2)  # comes late
+    ready = True
+    take(2)
+    assert not any(take(40)[1:])
+    queue.close()
+    planner.join()
 
 
 def test_without_a_new_order_threads_end_with_the_pass(numbered: NumberedBetons) -> None:

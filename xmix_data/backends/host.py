@@ -170,17 +170,24 @@ class HostBackend:
         memory = self._memory.array(shape, _STORED_AS.get(dtype, np.uint16))
         return torch.from_numpy(memory).view(dtype)
 
-    def open(self, rows: PlanRows) -> Job:
-        """Reserve the memory that a batch needs, and describe its images to the kernels."""
+    def open(self, rows: PlanRows, whole: bool = False) -> Job:
+        """Reserve the memory that a batch needs, and describe its images to the kernels.
+
+        Args:
+            rows: Rows of the batch.
+            whole: Whether one thread makes all of it.
+        """
         if self.device_stage is None:
             outs = [self._empty(len(rows)) for _ in range(self._outs_needed)]
-            return self._job(rows, outs, None)
+            return self._job(rows, outs, None, whole)
         slot = self.device_stage.free_slot(len(rows))
-        return self._job(rows, [crops[: len(rows)] for crops in slot.host_crops], slot)
+        return self._job(rows, [crops[: len(rows)] for crops in slot.host_crops], slot, whole)
 
-    def _job(self, rows: PlanRows, outs: list[torch.Tensor], slot: Slot | None) -> Job:
+    def _job(
+        self, rows: PlanRows, outs: list[torch.Tensor], slot: Slot | None, whole: bool = False
+    ) -> Job:
         sides = [self._side(number, rows) for number in range(len(self.domains))]
-        stripe = self._stripe(len(rows))
+        stripe = max(1, len(rows)) if whole else self._stripe(len(rows))
         return Job(rows, sides, outs, slot, stripe, -(-len(rows) // stripe))
 
     def _stripe(self, count: int) -> int:

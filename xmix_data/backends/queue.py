@@ -21,6 +21,8 @@ from xmix_data.plan import PlanRows
 
 __all__ = ["BatchQueue", "Closed", "Stripe", "Times"]
 
+_CALM_BATCHES = 16
+"""After so many batches on end that were made when they were asked for, nobody is in a hurry."""
 _READ_AHEAD_BATCHES = 4
 """How many batches, beyond those that are open, the system is asked to read."""
 
@@ -53,7 +55,7 @@ class BatchQueue:
 
     Args:
         rows: Of the batches, in order.
-        open_job: Reserves what a batch needs.
+        open_job: Reserves what a batch needs; is told whether one thread shall make all of it.
         read_ahead: Asks the system for a batch's bytes, without waiting for them.
         prefetch: How many batches are open at once.
         workers: How many threads take stripes.
@@ -62,7 +64,7 @@ class BatchQueue:
     def __init__(
         self,
         rows: Iterator[PlanRows],
-        open_job: Callable[[PlanRows], Job],
+        open_job: Callable[[PlanRows, bool], Job],
         read_ahead: Callable[[PlanRows], None],
         prefetch: int,
         workers: int,
@@ -82,6 +84,26 @@ class BatchQueue:
         """Why a thread cannot work at all."""
         self.times = [Times() for _ in range(workers)]
         self.consumer_waited = 0.0
+        self._calm: int | None = 0
+        """Batches since the last one that came late; ``None``: fewer threads were too slow."""
+
+    @property
+    def is_calm(self) -> bool:
+        """Whether batches are ready long before they are asked for.
+
+        Then one thread may make a whole batch. To wake several for its stripes takes the
+        interpreter's lock from the consumer each time, for which a training waits that launches
+        its kernels one by one.
+        """
+        return self._calm is not None and self._calm >= _CALM_BATCHES
+
+    def _note(self, *, late: bool) -> None:
+        if self._calm is None:
+            return
+        if not late:
+            self._calm += 1
+        else:
+            self._calm = None if self.is_calm else 0
 
     def plan(self) -> None:
         """Open batches for as long as there are some; the planner's thread."""
@@ -97,7 +119,7 @@ class BatchQueue:
                     ahead.append(rows)
                 if not ahead or not self._room.get():
                     break
-                job = self._open_job(ahead.popleft())
+                job = self._open_job(ahead.popleft(), self.is_calm)
                 self._opened.put(job)
                 count = len(job.rows)
                 for start in range(0, count, job.stripe):
@@ -117,8 +139,10 @@ class BatchQueue:
             Closed: `close` was called.
         """
         started = time.perf_counter()
+        late = self._opened.empty()
         job = self._opened.get()
         if isinstance(job, Job):
+            self._note(late=late or not job.made.is_set())
             job.made.wait()
         self.consumer_waited += time.perf_counter() - started
         if self.closed:
