@@ -25,7 +25,7 @@ from xmix_data import (
     pair_classes,
 )
 from xmix_data.backbones import Backbone, load_backbone, penultimate_features
-from xmix_data.methods import FineTune
+from xmix_data.methods import FineTune, split_classifier
 from xmix_data.pairing import CentroidSum
 from xmix_data.training import Recipe, fit
 
@@ -461,3 +461,67 @@ def test_memory_does_not_grow_with_the_images(betons: Betons) -> None:
     assert int(total._counts.sum()) == 500
     made = total.centroids(["a", "b", "c"])
     assert isinstance(made, Centroids)
+
+
+OWN = """
+import torch
+from xmix_data.backbones import Backbone
+
+def network():
+    pool = torch.nn.AdaptiveAvgPool2d(2)
+    return torch.nn.Sequential(pool, torch.nn.Flatten(), torch.nn.Linear(12, 5))
+
+def with_its_own_mean():
+    return Backbone(network(), "mine", size=48, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+
+def number():
+    return 7
+
+constant = 7
+"""
+
+
+def test_a_backbone_of_ones_own(betons: Betons, tmp_path: Path) -> None:
+    """A function of a file, or of a module, that makes a network, or a `Backbone`."""
+    path = tmp_path / "own_networks.py"
+    path.write_text(OWN)
+    plain = load_backbone(f"{path}:network", "default")
+    assert plain.name == "own_networks.py:network" and plain.size == 224
+    assert not plain.network.training
+    again = load_backbone(f"{path}:network", "default")
+    assert plain.weights_hash == again.weights_hash  # what is random is the same in every run
+    torch.save(plain.network.state_dict(), tmp_path / "weights.pt")
+    mine = load_backbone(f"{path}:with_its_own_mean", tmp_path / "weights.pt")
+    assert (mine.name, mine.size, mine.std[0]) == ("mine", 48, 0.25)
+    assert mine.weights_hash == plain.weights_hash
+    assert class_centroids(betons.target_raw, mine).values.shape == (4, 12)
+    assert load_backbone("torchvision.models:resnet18", "default").network.fc.out_features == 1000
+    for name, weights, error, words in (
+        (f"{path}:network", "none", ValueError, "makes its own weights"),
+        (f"{path}:missing", "default", ValueError, "has no function 'missing'"),
+        (f"{path}:constant", "default", ValueError, "has no function 'constant'"),
+        (f"{path}:number", "default", ValueError, "makes a int"),
+        (f"{tmp_path}/no.py:network", "default", FileNotFoundError, "no such file"),
+        ("no_such_module:network", "default", ValueError, "cannot be imported"),
+    ):
+        with pytest.raises(error, match=words):
+            load_backbone(name, weights)
+
+
+def test_efficientnet_lite_is_a_backbone(betons: Betons, tmp_path: Path) -> None:
+    """Its last module by definition is an activation; mean and deviation are its own."""
+    pytest.importorskip("efficientnet_lite_pytorch", reason="needs efficientnet-lite-pytorch")
+    path = tmp_path / "lite.py"
+    path.write_text(
+        "from efficientnet_lite_pytorch import EfficientNet\n"
+        "from xmix_data.backbones import Backbone\n"
+        "def lite0():\n"
+        "    half = (127 / 255,) * 3\n"
+        "    network = EfficientNet.from_name('efficientnet-lite0')\n"
+        "    return Backbone(network, 'lite0', mean=half, std=(128 / 255,) * 3)\n"
+    )
+    lite = load_backbone(f"{path}:lite0", "default")
+    assert class_centroids(betons.target_raw, lite).values.shape == (4, 1280)
+    body, classifier = split_classifier(lite.network)
+    assert classifier is not None and classifier.out_features == 1000
+    assert body(torch.zeros(1, 3, 64, 64)).shape == (1, 1280)

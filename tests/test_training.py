@@ -49,6 +49,7 @@ from xmix_data.methods import (
     XMixup,
 )
 from xmix_data.training import Recipe, evaluate, fit
+from xmix_data.training.checkpoint import identity_of
 
 CROP = 36
 
@@ -1074,3 +1075,135 @@ def test_options_of_methods_by_text() -> None:
 if __name__ == "__main__":
     folder, *files = map(Path, sys.argv[1:])
     job(folder, Betons(*map(Beton, files), Pairing.load(folder / "pairing.json")))
+
+
+# What the recipe leaves open
+
+
+class Seen(nn.Module):
+    """Notes whether the images of each forward pass in training are stored ones, unmixed."""
+
+    images: list[torch.Tensor]
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        Seen.images = []
+
+    def forward(self, images: torch.Tensor) -> Any:
+        if self.training:
+            Seen.images.append(images.detach().clone())
+        return self.inner(images)
+
+
+def test_epochs_count_passes_over_a_phases_images(betons: Betons, tmp_path: Path) -> None:
+    method = XMixup()
+    of_epoch = 27 // 8
+    fit(
+        method,
+        network(),
+        recipe=recipe(iterations=1, epochs=2.5),
+        output=tmp_path,
+        **data(betons, method),
+    )
+    steps = [line["step"] for line in metrics(tmp_path) if "loss" in line]
+    assert steps[-1] == round(2.5 * of_epoch)
+
+
+@pytest.mark.parametrize("method", [XMixup(), XMixup(lam="batch"), Mixup()], ids=repr)
+def test_mixing_is_off_at_the_end(betons: Betons, method: Method, tmp_path: Path) -> None:
+    """From the nearest end of an epoch on: then images are those of plain loading."""
+    of_epoch, iterations = 27 // 8, 4 * (27 // 8)
+    settings = {"iterations": iterations, "unmixed": 0.4, "crop": 40, "flip": False}
+    what = data(betons, method)
+    fit(method, Seen(network(norm=False)), recipe=recipe(**settings), **what)
+    passes = [images for images in Seen.images if len(images) in (8, 16)][-iterations:]
+    beton = ImageLoader(betons.target_raw, batch_size=1, crop=CenterCrop(40))
+    stored = torch.cat([images for images, _ in beton])
+
+    def clean(images: torch.Tensor) -> bool:
+        distances = (images[:8, None] - stored[None]).abs().amax(dim=(2, 3, 4)).amin(1)
+        return bool((distances < 1e-5).all())
+
+    first = of_epoch * round(0.6 * iterations / of_epoch)
+    assert [clean(images) for images in passes] == [step >= first for step in range(iterations)]
+
+
+def test_an_interrupted_run_leaves_mixing_off_where_it_did(betons: Betons, tmp_path: Path) -> None:
+    method, what = XMixup(), data(betons, XMixup())
+    settings = {"iterations": 12, "unmixed": 0.5, "save_every": 1, "clean_statistics": True}
+    whole = fit(method, network(), recipe=recipe(**settings), **what)
+    for stop in (4, 8, 10):
+        Fuse.steps, Fuse.act = stop, interrupt
+        with pytest.raises(KeyboardInterrupt):
+            fit(method, network(), recipe=recipe(**settings), output=tmp_path / str(stop), **what)
+        Fuse.steps = -1
+        again = fit(
+            method, network(), recipe=recipe(**settings), output=tmp_path / str(stop), **what
+        )
+        for name, value in whole.network.state_dict().items():
+            assert torch.equal(value, again.network.state_dict()[name]), (stop, name)
+
+
+def test_statistics_are_those_of_unmixed_images(betons: Betons) -> None:
+    method = XMixup()
+    plain, measured = (
+        fit(
+            method,
+            network(),
+            recipe=recipe(iterations=6, clean_statistics=clean),
+            **data(betons, method),
+        ).network
+        for clean in (False, True)
+    )
+    weights, statistics = {}, {}
+    for name, value in measured.state_dict().items():
+        same_ = torch.equal(value, plain.state_dict()[name])
+        (statistics if "running" in name else weights)[name] = same_
+    assert not any(statistics.values())
+    assert all(value for name, value in weights.items() if "num_batches" not in name)
+    norm = measured.backbone[1]
+    loader = ImageLoader(
+        betons.target_raw,
+        batch_size=8,
+        crop=RandomCrop(CROP),
+        shuffle=True,
+        drop_last=True,
+        flip=True,
+    )
+    with torch.no_grad():
+        expected = torch.stack(
+            [measured.backbone[0](images).mean((0, 2, 3)) for images, _ in loader]
+        ).mean(0)
+    torch.testing.assert_close(norm.running_mean, expected, rtol=1e-4, atol=1e-5)
+    assert norm.momentum == 0.1
+
+
+def test_nesterov_is_torchs(betons: Betons) -> None:
+    weights = [
+        fit(
+            FineTune(), network(), recipe=recipe(nesterov=on), **data(betons, FineTune())
+        ).network.state_dict()["backbone.0.weight"]
+        for on in (False, True)
+    ]
+    assert not torch.equal(weights[0], weights[1])
+    with pytest.raises(ValueError, match="nesterov needs momentum"):
+        Recipe(nesterov=True, momentum=0)
+
+
+@pytest.mark.parametrize("numbers", [{"epochs": 0}, {"unmixed": 1.5}, {"unmixed": -0.1}], ids=str)
+def test_impossible_open_ends_are_refused(numbers: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(numbers))):
+        Recipe(**numbers)  # type: ignore[arg-type]
+
+
+def test_unmixed_is_for_methods_that_mix(betons: Betons) -> None:
+    with pytest.raises(ValueError, match="l2sp mixes none"):
+        fit(L2SP(), network(), recipe=recipe(unmixed=0.3), **data(betons, L2SP()))
+
+
+def test_a_checkpoint_of_before_these_options_goes_on() -> None:
+    """They are not in its identity, and mean their defaults."""
+    named = identity_of(FineTune(), "m", Recipe())["recipe"]
+    assert not {"epochs", "nesterov", "unmixed", "clean_statistics"} & set(named)
+    assert identity_of(FineTune(), "m", Recipe(unmixed=0.3))["recipe"]["unmixed"] == 0.3

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import os
+import sys
 import urllib.error
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -194,17 +196,20 @@ def output_layer(network: nn.Module, size: int = _SIZE) -> tuple[str, nn.Module 
 
 
 def load_backbone(name: str, weights: str | os.PathLike[str]) -> Backbone:
-    """Load a classifier of torchvision or timm by name, in eval mode.
+    """Load a classifier of torchvision, of timm or of your own by name, in eval mode.
 
     Args:
         name: Name of the model, e.g. ``"resnet50"``, see `torchvision.models.list_models`; or
-            ``"timm:NAME"``, see `timm.list_models`.
-        weights: ``"default"`` (downloaded once), ``"none"`` (random, the same in every run), or
-            a file with a state dict, read with ``weights_only=True``.
+            ``"timm:NAME"``, see `timm.list_models`; or ``"FILE.py:FUNCTION"`` or
+            ``"MODULE:FUNCTION"``: a function without arguments that makes a module, or a `Backbone`
+            where mean, standard deviation or size are its own.
+        weights: ``"default"`` (downloaded once; of your own: as the function makes them),
+            ``"none"`` (random, the same in every run; of your own: an error), or a file with a
+            state dict, read with ``weights_only=True``.
 
     Raises:
         ValueError: No such model, or the weights do not fit it.
-        FileNotFoundError: The weights file does not exist.
+        FileNotFoundError: The weights file, or your own, does not exist.
         MissingDependencyError: timm is not installed.
         OSError: The weights could not be downloaded.
 
@@ -215,20 +220,27 @@ def load_backbone(name: str, weights: str | os.PathLike[str]) -> Backbone:
         >>> backbone.network(torch.zeros(1, 3, 224, 224)).shape
         torch.Size([1, 1000])
     """
+    own = ":" in name and not name.startswith(_TIMM)
+    if own and weights == "none":
+        raise ValueError(f"{name} makes its own weights; leave --weights none out")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        backbone = _load_own(name) if own else _load_named(name, weights == "default")
+    if weights not in ("default", "none"):
+        _load_weights(backbone.network, Path(weights), backbone.size)
+    backbone.network.eval()
+    return backbone
+
+
+def _load_named(name: str, trained: bool) -> Backbone:
     load = _load_timm if name.startswith(_TIMM) else _load_torchvision
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            backbone = load(name, weights == "default")
+        return load(name, trained)
     except (urllib.error.URLError, OSError) as error:
         raise OSError(
             f"the weights of {name} cannot be downloaded ({error}); check the network, or "
             "give a file (--weights FILE), or none (--weights none)"
         ) from error
-    if weights not in ("default", "none"):
-        _load_weights(backbone.network, Path(weights), backbone.size)
-    backbone.network.eval()
-    return backbone
 
 
 def _load_torchvision(name: str, trained: bool) -> Backbone:
@@ -276,6 +288,38 @@ def _load_timm(name: str, trained: bool) -> Backbone:
         tuple(seen["mean"]),
         tuple(seen["std"]),
     )
+
+
+def _load_own(name: str) -> Backbone:
+    """Call the function of ``FILE.py:FUNCTION`` or ``MODULE:FUNCTION``."""
+    place, _, function = name.rpartition(":")
+    if place.endswith(".py"):
+        if not Path(place).is_file():
+            raise FileNotFoundError(f"{place}: no such file; give FILE.py:FUNCTION")
+        spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules.setdefault(spec.name, module)  # dataclasses and pickle look there
+        spec.loader.exec_module(module)
+    else:
+        try:
+            module = importlib.import_module(place)
+        except ImportError as error:
+            raise ValueError(
+                f"{name}: module {place!r} cannot be imported ({error}); give FILE.py:FUNCTION, "
+                "MODULE:FUNCTION, timm:NAME, or a name of torchvision"
+            ) from error
+    make = getattr(module, function, None)
+    if not callable(make):
+        raise ValueError(f"{place} has no function {function!r}; give FILE.py:FUNCTION")
+    made = make()
+    if isinstance(made, Backbone):
+        return made
+    if not isinstance(made, nn.Module):
+        raise ValueError(
+            f"{name} makes a {type(made).__name__}; it must make a torch.nn.Module or a Backbone"
+        )
+    return Backbone(made, f"{Path(place).name}:{function}")
 
 
 def _load_weights(network: nn.Module, path: Path, size: int) -> None:

@@ -45,7 +45,9 @@ def add_betons(
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Add ``--model`` and ``--weights``, which name a backbone."""
     parser.add_argument(
-        "--model", required=True, help="a torchvision classifier, e.g. resnet50, or timm:NAME"
+        "--model",
+        required=True,
+        help="a torchvision classifier, e.g. resnet50; timm:NAME; or your own, FILE.py:FUNCTION",
     )
     parser.add_argument(
         "--weights",

@@ -74,6 +74,10 @@ class Method(ABC):
     """Name of the method on the command line."""
     weight_decay: float | None = None
     """Weight decay of the optimiser; ``None`` leaves it to the training loop."""
+    mixes: ClassVar[bool] = False
+    """Whether the method mixes images."""
+    mixing = True
+    """Whether it does so now; a training loop may leave mixing off at the end."""
 
     @property
     def phases(self) -> tuple[Phase, ...]:

@@ -11,7 +11,14 @@ import torch
 from torch import distributed
 
 from xmix_data.batch import MixedBatch
-from xmix_data.methods.base import Method, Network, fitting_logits, images_and_labels, positive
+from xmix_data.methods.base import (
+    Method,
+    Network,
+    cross_entropies,
+    fitting_logits,
+    images_and_labels,
+    positive,
+)
 from xmix_data.methods.xmixup import xmixup_loss
 
 __all__ = ["Mixup"]
@@ -35,6 +42,7 @@ class Mixup(Method):
     """
 
     name: ClassVar[str] = "mixup"
+    mixes: ClassVar[bool] = True
     alpha: float = 1.0
     seed: int = 0
 
@@ -45,6 +53,8 @@ class Mixup(Method):
 
     def loss(self, network: Network, batch: Any, *, step: int) -> torch.Tensor:
         images, labels = images_and_labels(batch)
+        if not self.mixing:
+            return cross_entropies(network(images), "target", labels, step).mean()
         lam = self._lam(len(images), step).to(images.dtype)
         if images.is_cuda:
             lam = lam.pin_memory().to(images.device, non_blocking=True)

@@ -54,6 +54,7 @@ class XMixup(Method):
     """
 
     name: ClassVar[str] = "xmixup"
+    mixes: ClassVar[bool] = True
     heads: str = "two"
     lam: str = "sample"
     source_labels: bool = True
@@ -74,7 +75,7 @@ class XMixup(Method):
         if self.lam == "sample":
             mixed = batch_of(MixedBatch, batch)
         else:
-            mixed = _mixed_alike(batch_of(PairedBatch, batch))
+            mixed = _mixed_alike(batch_of(PairedBatch, batch), self.mixing)
         outputs = network(mixed.images)
         if not self.source_labels:
             losses = cross_entropies(outputs, "target", mixed.target_labels, step)
@@ -89,9 +90,9 @@ class XMixup(Method):
         )
 
 
-def _mixed_alike(batch: PairedBatch) -> MixedBatch:
-    """Mix all pairs with the lam of the first."""
-    lam = batch.lam[0]
+def _mixed_alike(batch: PairedBatch, mixing: bool) -> MixedBatch:
+    """Mix all pairs with the lam of the first, or not at all."""
+    lam = batch.lam[0] if mixing else torch.ones_like(batch.lam[0])
     weight = lam.to(batch.target_images.dtype)
     images = weight * batch.target_images + (1 - weight) * batch.source_images
     return MixedBatch(images, batch.target_labels, batch.source_labels, lam.expand(len(batch.lam)))

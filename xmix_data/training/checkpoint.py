@@ -34,6 +34,8 @@ __all__ = [
 FORMAT = "xmix_data.checkpoint/1"
 _MAY_CHANGE = ("log_every", "save_every", "test_every", "on_error")
 """Fields of a recipe that may differ when a run is resumed."""
+_LATER = ("epochs", "nesterov", "unmixed", "clean_statistics")
+"""Fields that earlier checkpoints do not name; they mean the default there."""
 _REMEDY = "choose another --output, or delete it to begin anew"
 
 
@@ -46,10 +48,15 @@ def identity_of(method: Method, model: str, recipe: Recipe) -> dict[str, Any]:
         recipe: Recipe of the run.
     """
     numbers = dataclasses.asdict(recipe)
+    defaults = dataclasses.asdict(Recipe())
     return {
         "method": described(method),
         "model": model,
-        "recipe": {key: value for key, value in numbers.items() if key not in _MAY_CHANGE},
+        "recipe": {
+            key: value
+            for key, value in numbers.items()
+            if key not in _MAY_CHANGE and not (key in _LATER and value == defaults[key])
+        },
     }
 
 

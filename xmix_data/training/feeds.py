@@ -68,7 +68,20 @@ def phase_loaders(
     return loaders
 
 
-def without_end(loader: Any) -> Iterator[Any]:
-    """Yield the batches of epoch after epoch."""
+def without_end(loader: Any, done: int = 0, unmixed_from: int | None = None) -> Iterator[Any]:
+    """Yield the batches of epoch after epoch.
+
+    Args:
+        loader: The loader.
+        done: Number of batches that an earlier run had.
+        unmixed_from: Number of batches, at an epoch's end, after which a loader that mixes mixes no
+            longer.
+    """
+    mixes = isinstance(loader, XMixLoader) and loader.mix
     while True:
-        yield from loader
+        if mixes and unmixed_from is not None and done >= unmixed_from:
+            loader.set_mix(enabled=False)
+            mixes = False
+        for batch in loader:
+            yield batch
+            done += 1

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import update_bn
 
 from xmix_data.backbones import Backbone, as_backbone
 from xmix_data.beton import DomainLike, open_domain
@@ -27,7 +28,7 @@ from xmix_data.files import whole_file
 from xmix_data.loader import ImageLoader
 from xmix_data.methods import Method, Phase, TransferNetwork, source_head, split_classifier
 from xmix_data.pairing import Pairing
-from xmix_data.plan import CenterCrop
+from xmix_data.plan import CenterCrop, RandomCrop
 from xmix_data.progress import Progress
 from xmix_data.ranks import average_in_place, get_rank, get_world_size, require_group, share_buffers
 from xmix_data.training.checkpoint import (
@@ -179,6 +180,11 @@ class _Run:
                 f"{backbone.name} takes images of {backbone.size} pixels and no others, and crop "
                 f"is {recipe.crop}; give it crop={backbone.size}"
             )
+        if recipe.unmixed and not method.mixes:
+            raise ValueError(
+                f"unmixed is about methods that mix images, and {method.name} mixes none; leave it "
+                "at 0"
+            )
         common: dict[str, Any] = {
             "batch_size": recipe.batch_size,
             "device": device,
@@ -187,6 +193,7 @@ class _Run:
             "std": backbone.std,
             "dtype": torch.bfloat16 if recipe.amp else torch.float32,
         }
+        self.common = common
         # All of them now: what does not fit is said before hours of training, not after.
         self.loaders = [
             [
@@ -216,7 +223,7 @@ class _Run:
     def train(self, number: int, phase: Phase, earlier: TransferNetwork | None) -> TransferNetwork:
         """Train the network for one phase of the method."""
         recipe, method, loaders, saved = self.recipe, self.method, self.loaders[number], self.saved
-        iterations = phase.iterations or recipe.iterations
+        iterations = self._iterations(number)
         network = self._network(number, phase, earlier)
         if saved is not None and saved["phase"] > number:
             return network  # what it had learnt is where the next phase starts
@@ -231,11 +238,13 @@ class _Run:
             recipe.learning_rate,
             recipe.momentum,
             weight_decay=decay,
+            nesterov=recipe.nesterov,
         )
         first = self._restore(network, optimizer) if resumes else 0
         wrapped = self._wrapped(network)
         average = average_in_place if get_world_size() > 1 else None
-        batches = [without_end(loader) for loader in loaders]
+        unmixed_from = self._unmixed_from(number) if recipe.unmixed else None
+        batches = [without_end(loader, first, unmixed_from) for loader in loaders]
         unchecked: list[StepLoss] = []
         network.train()
         with self._bar(number, first, iterations) as bar:
@@ -244,6 +253,7 @@ class _Run:
                 # What is random in a network, dropout say, is the same after a resume.
                 torch.manual_seed(_seed(recipe.seed, number, step + 1, get_rank()))
                 optimizer.zero_grad()
+                method.mixing = unmixed_from is None or step < unmixed_from
                 made = method.backward(
                     wrapped,
                     batch,
@@ -278,8 +288,9 @@ class _Run:
     def finish(self, network: TransferNetwork) -> Result:
         """Test the network, and write the result."""
         number = len(self.method.phases) - 1
-        iterations = self.method.phases[-1].iterations or self.recipe.iterations
-        accuracy = self._test(number, iterations, network)
+        if self.recipe.clean_statistics:
+            self._measure_statistics(network)
+        accuracy = self._test(number, self._iterations(number), network)
         if self.log.folder is not None and get_rank() == 0:
             with whole_file(self.log.folder / "model.pt") as stream:
                 classes = None if self.source is None else self.source.class_names
@@ -304,6 +315,26 @@ class _Run:
             with whole_file(self.log.folder / "result.json") as stream:
                 stream.write((json.dumps(document, indent=1) + "\n").encode())
         return Result(network, accuracy)
+
+    def _iterations(self, number: int) -> int:
+        """Return how many steps a phase has."""
+        own, epochs = self.method.phases[number].iterations, self.recipe.epochs
+        if own is not None or epochs is None:
+            return own or self.recipe.iterations
+        return max(1, round(epochs * len(self.loaders[number][0])))
+
+    def _unmixed_from(self, number: int) -> int:
+        """Return the step from which nothing is mixed: the end of an epoch."""
+        of_epoch = len(self.loaders[number][0])
+        return of_epoch * round((1 - self.recipe.unmixed) * self._iterations(number) / of_epoch)
+
+    def _measure_statistics(self, network: TransferNetwork) -> None:
+        """Measure the statistics of batch normalisation on target images as they are."""
+        options = {**self.common, "shuffle": True, "flip": self.recipe.flip, "drop_last": True}
+        crop = RandomCrop(self.recipe.crop)
+        with ImageLoader(self.target, crop=crop, seed=self.recipe.seed, **options) as loader:
+            update_bn(loader, network)
+        share_buffers(network)
 
     def _network(
         self, number: int, phase: Phase, earlier: TransferNetwork | None
@@ -388,9 +419,7 @@ class _Run:
         saved = load_checkpoint(self.path, self.identity)
         number, phases = saved["phase"], self.method.phases
         load_loaders(self.path, self.loaders[number], saved["loaders"])
-        ended = number + 1 == len(phases) and saved["step"] == (
-            phases[-1].iterations or self.recipe.iterations
-        )
+        ended = number + 1 == len(phases) and saved["step"] == self._iterations(number)
         self.log.cut(number, saved["step"], test_again=ended)
         return saved
 

@@ -20,14 +20,20 @@ class Recipe:
 
     Args:
         iterations: Number of steps of SGD, in each phase that does not set its own.
+        epochs: Passes over a phase's images, in place of ``iterations``.
         batch_size: Number of images of a step, in each process.
         learning_rate: Learning rate of the first steps; the paper takes 0.001 for Stanford Dogs.
         drop_at: Share of the iterations after which the learning rate is divided by 10.
         momentum: Momentum of SGD.
+        nesterov: Nesterov's momentum, as in later code of the paper's first author.
         weight_decay: Weight decay of SGD; methods with a regulariser of their own leave it out.
         crop: Side in pixels of random crops in training and centre crops in tests.
         flip: Mirror half of the training images.
         alpha, beta: λ ~ Beta(alpha, beta), for the methods that mix two domains.
+        unmixed: Share of the iterations, at the end, in which XMixup and Mixup mix nothing; begins
+            at the nearest end of an epoch.
+        clean_statistics: Measure batch statistics anew on unmixed target images at the end: mixed
+            ones have less contrast.
         amp: Compute forward passes in bfloat16.
         compile: Compile the network with torch.compile.
         on_error: At a damaged image, stop or take another of its class; in a test always stop.
@@ -62,6 +68,10 @@ class Recipe:
     log_every: int = 50
     save_every: int = 500
     test_every: int | None = None
+    epochs: float | None = None
+    nesterov: bool = False
+    unmixed: float = 0.0
+    clean_statistics: bool = False
 
     def __post_init__(self) -> None:
         for name in ("iterations", "batch_size", "crop", "log_every", "save_every", "test_every"):
@@ -72,6 +82,12 @@ class Recipe:
             value = getattr(self, name)
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} is {value}; it must be a number above 0")
+        if self.epochs is not None and not 0 < self.epochs < math.inf:
+            raise ValueError(f"epochs is {self.epochs}; it must be a number above 0")
+        if not 0 <= self.unmixed <= 1:
+            raise ValueError(f"unmixed is {self.unmixed}; give a share in 0 .. 1")
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs momentum, which is 0; give momentum=0.9")
         decays = 0 <= self.weight_decay < math.inf
         if not 0 <= self.drop_at <= 1 or not 0 <= self.momentum < 1 or not decays:
             raise ValueError(
