@@ -2,7 +2,8 @@
 
     python benchmarks/tables.py [--check]
 
-A table stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``. A plot is an SVG in
+A table stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``; with
+``<!-- table: NAME, brief -->`` its line leaves system and versions out. A plot is an SVG in
 docs/figures that names the hash of its result file. ``--check`` says what differs and redraws
 nothing.
 """
@@ -18,7 +19,7 @@ from figures import PLOTS
 from results import FIGURES, ROOT, digest
 from table_parts import gpu, loading, reliability, training
 
-BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.S)
+BLOCK = re.compile(r"(<!-- table: (\w+)(, brief)? -->\n).*?(<!-- end of table -->)", re.S)
 
 TABLES: dict[str, Callable[[], str]] = {
     table.__name__: table
@@ -54,7 +55,14 @@ TABLES: dict[str, Callable[[], str]] = {
 
 def redrawn(text: str) -> str:
     """A document with all its tables drawn anew."""
-    return BLOCK.sub(lambda m: m[1] + TABLES[m[2]]() + m[3], text)
+
+    def drawn(match: re.Match[str]) -> str:
+        table = TABLES[match[2]]()
+        if match[3]:  # the line's last part
+            table = table.rpartition("; ")[0] + ".\n"
+        return match[1] + table + match[4]
+
+    return BLOCK.sub(drawn, text)
 
 
 def main() -> int:
