@@ -1005,3 +1005,19 @@ def test_a_joint_head_trains_as_two_heads_in_one_softmax() -> None:
     method.prepare(network, *method.phases)
     ours = torch.nn.functional.cross_entropy(head(backbone(batch.images)), batch.soft_labels(4, 6))
     torch.testing.assert_close(ours, method.loss(network, batch, step=0))
+
+
+def test_half_precision_is_inside_the_network() -> None:
+    """Its outputs are float32, so that losses and gradients are computed outside autocast."""
+    plain, half = network().float(), network().float()
+    half.load_state_dict(plain.state_dict())
+    half.autocast_dtype = torch.bfloat16
+    seen: list[torch.dtype] = []
+    half.backbone.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    x = images(4, 1).float()
+    exact, found = plain(x), half(x)
+    assert seen == [torch.bfloat16]
+    for one, other in zip(exact, found, strict=True):
+        assert other.dtype == torch.float32 and not torch.equal(one, other)
+        torch.testing.assert_close(other, one, rtol=0.05, atol=0.05)
+    assert not torch.is_autocast_enabled("cpu")

@@ -66,6 +66,10 @@ class TransferNetwork(nn.Module):
     target_head: nn.Linear | None
     source_head: nn.Linear | None
     joint_head: nn.Linear | None
+    autocast_dtype: torch.dtype | None = None
+    """Half precision that autocast computes the forward pass in; ``None``: as it comes.
+
+    Outputs are float32 then: losses are computed, and gradients flow back, outside autocast."""
 
     def __init__(
         self,
@@ -87,10 +91,6 @@ class TransferNetwork(nn.Module):
         self.backbone = backbone
         self.features = widths[0]
         """Number D of features that the heads take."""
-        self.autocast_dtype: torch.dtype | None = None
-        """Half precision that autocast computes the forward pass in; ``None``: as it comes.
-
-        Outputs are float32 then: losses are computed, and gradients flow back, outside autocast."""
         self.target_head = self.source_head = self.joint_head = None
         if not joint:
             self.target_head, self.source_head = target_head, source_head
