@@ -342,7 +342,7 @@ def test_a_selection_by_targets_that_disagree_with_the_labels_is_refused() -> No
 
 
 def test_a_torchvision_dataset_is_found_by_name(folder: Path) -> None:
-    made = MapDataset(torchvision_dataset("ImageFolder", folder, "train"))
+    made = MapDataset(torchvision_dataset("ImageFolder", folder))
     assert made.class_names == ["a", "b", "c"]
     assert len(made) == len(ClassFolder(folder))
     image, label = made.read(0)

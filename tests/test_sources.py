@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.io import savemat
-from test_convert import Capture, convert, error
+from test_convert import Capture, convert, error, fresh_log  # noqa: F401
 
 from xmix_data import Beton, ImageError, write_beton
 
@@ -257,7 +257,7 @@ def test_a_data_set_of_hugging_face_from_disk(capsys: Capture, tmp_path: Path) -
     check(tmp_path / "a.beton", IMAGES[:2], str)
     keep(capsys, f"huggingface:{tmp_path / 'one'}", tmp_path / "b.beton", "--per-class", 1)
     assert Beton(tmp_path / "b.beton").class_counts == [1, 1, 1]
-    no_split = r"has the splits train, test, no 'val'"
+    no_split = r"has the splits train and test, not 'val'"
     assert_error(capsys, f"huggingface:{tmp_path / 'both'}", tmp_path, no_split, "--split", "val")
     assert_error(capsys, f"huggingface:{tmp_path / 'none'}", tmp_path, r"none")
 
