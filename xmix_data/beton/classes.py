@@ -7,7 +7,7 @@ is read. Goes out: for each of these its id there, found by name.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -125,7 +125,10 @@ def ids_of_source(wanted: ClassList, source: ImageSource, where: str) -> npt.NDA
     if (ids < 0).any():
         present = set((source.labels() if labels is None else labels).tolist())
         lacking = [name for label, name in enumerate(names) if ids[label] < 0 and label in present]
-        _require_all(wanted, lacking, where, getattr(source, "unnamed", ""))
+        unnamed = getattr(source, "unnamed", "")
+        if source.class_names is None and not unnamed:
+            unnamed = "it has no class names: give a list of names, which names its ids"
+        _require_all(wanted, lacking, where, unnamed)
     return ids
 
 
@@ -140,16 +143,17 @@ def _ids(wanted: ClassList, names: Sequence[str], *, known: bool) -> npt.NDArray
     return np.array([id_of.get(name, -1) for name in names], np.int64)
 
 
-def _require_all(wanted: ClassList, lacking: Iterable[str], where: str, unnamed: str) -> None:
-    names = [repr(name) for name in lacking]
-    if not names:
+def _require_all(wanted: ClassList, lacking: Sequence[str], where: str, unnamed: str) -> None:
+    if not lacking:
         return
-    shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" * (len(names) > _SHOWN))
-    remedy = unnamed or wanted.remedy
+    shown = ", ".join(map(repr, lacking[:_SHOWN])) + ", ..." * (len(lacking) > _SHOWN)
+    subject, verb = ("class", "is") if len(lacking) == 1 else ("classes", "are")
+    remedy = unnamed or wanted.remedy or "give the data set that has all, or leave these images out"
     raise ValueError(
-        f"class {shown} of {where} is none of the {len(wanted.names)} classes of {wanted.origin}; "
-        + (remedy or "give the data set that has all classes, or leave these images out")
+        f"{subject} {shown} of {where} {verb} none of the {len(wanted.names)} classes of "
+        f"{wanted.origin}; {remedy}"
     )
 
 
 _SHOWN = 8
+"""Most classes that a message names."""

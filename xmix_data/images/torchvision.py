@@ -56,6 +56,7 @@ TORCHVISION_SPLITS: Mapping[str, Splits] = {
     ),
     "ImageNet": _of("split", ("train", "val")),
     "Imagenette": _of("split", ("train", "val")),
+    "Kinetics": _of("split", ("train", "val", "test")),
     "LFWPeople": _of("split", ("10fold", "train", "test")),
     "LSUN": _of("classes", ("train", "val", "test")),
     "Omniglot": Splits(
@@ -115,7 +116,11 @@ def torchvision_dataset(name: str, root: str | os.PathLike[str], split: str | No
             f"{where} also needs {', '.join(lacking)}; make the dataset in Python, and give it to "
             "write_beton"
         )
-    dataset = _made(where, kind, options, root, downloads="download" in parameters)
+    try:
+        dataset = _made(where, kind, options, root, downloads="download" in parameters)
+    except ValueError as error:  # of a part that only torchvision knows to be none, for one
+        part = "" if taken is None else f", split {taken!r}"
+        raise ValueError(f"{where}{part}: {error}") from error
     log_split(where, list(splits.options), split, taken)
     return dataset
 
@@ -123,8 +128,6 @@ def torchvision_dataset(name: str, root: str | os.PathLike[str], split: str | No
 def _made(where: str, kind: Any, options: Mapping[str, Any], root: Any, *, downloads: bool) -> Any:
     try:
         return kind(**options)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
     except (OSError, RuntimeError) as missing:
         if not downloads:
             raise OSError(
