@@ -102,8 +102,8 @@ def torchvision_dataset(name: str, root: str | os.PathLike[str], split: str | No
         raise ValueError(f"torchvision has no dataset {name!r}; it has {', '.join(known)}")
     kind: Any = found
     parameters = _parameters(kind)
-    where, splits = f"torchvision:{name}", _splits(name, parameters, split)
-    taken = chosen_split(where, list(splits.options), split, splits.default)
+    splits = _splits(name, parameters, split)
+    taken = chosen_split(f"torchvision:{name}", list(splits.options), split, splits.default)
     options = {} if taken is None else dict(splits.options[taken])
     if "root" in parameters:
         options["root"] = root
@@ -113,32 +113,32 @@ def torchvision_dataset(name: str, root: str | os.PathLike[str], split: str | No
     lacking = [argument for argument in needed if argument not in options]
     if lacking:
         raise ValueError(
-            f"{where} also needs {', '.join(lacking)}; make the dataset in Python, and give it to "
-            "write_beton"
+            f"torchvision:{name} also needs {', '.join(lacking)}; make the dataset in Python, and "
+            "give it to write_beton"
         )
     try:
-        dataset = _made(where, kind, options, root, downloads="download" in parameters)
+        dataset = _made(name, kind, options, root, downloads="download" in parameters)
     except ValueError as error:  # of a part that only torchvision knows to be none, for one
         part = "" if taken is None else f", split {taken!r}"
-        raise ValueError(f"{where}{part}: {error}") from error
-    log_split(where, list(splits.options), split, taken)
+        raise ValueError(f"torchvision:{name}{part}: {error}") from error
+    log_split(f"torchvision:{name}", list(splits.options), split, taken)
     return dataset
 
 
-def _made(where: str, kind: Any, options: Mapping[str, Any], root: Any, *, downloads: bool) -> Any:
+def _made(name: str, kind: Any, options: Mapping[str, Any], root: Any, *, downloads: bool) -> Any:
     try:
         return kind(**options)
     except (OSError, RuntimeError) as missing:
         if not downloads:
             raise OSError(
-                f"{where}: {missing}; put the data set's files below {root} yourself"
+                f"torchvision:{name}: {missing}; put the data set's files below {root} yourself"
             ) from missing
     try:
         return kind(**options, download=True)
     except (OSError, RuntimeError, ValueError) as error:
         raise OSError(
-            f"{where}: {error}; check the network, or put the data set's files below {root} "
-            "yourself"
+            f"torchvision:{name}: {error}; check the network, or put the data set's files "
+            f"below {root} yourself"
         ) from error
 
 

@@ -149,11 +149,10 @@ def _samples_of(domain: Domain, classes: Sequence[str]) -> npt.NDArray[np.int64]
     if isinstance(classes, str):
         raise ValueError(f"classes is the string {classes!r}; give a list of class names")
     names = set(same_forms(classes))
-    for name in names.difference(domain.class_names):
-        raise ValueError(
-            f"class {name!r} is not in {', '.join(str(b.path) for b in domain.betons)}; "
-            + (domain.unnamed or "see `xmix inspect`")
-        )
+    for name in sorted(names.difference(domain.class_names)):
+        files = ", ".join(str(beton.path) for beton in domain.betons)
+        remedy = domain.unnamed or "see `xmix inspect`"
+        raise ValueError(f"class {name!r} is not in {files}; {remedy}")
     wanted = [label for label, name in enumerate(domain.class_names) if name in names]
     samples = np.flatnonzero(np.isin(domain.labels, wanted))
     if not len(samples):
