@@ -194,7 +194,10 @@ def write_beton(
         )
     if empty and shard is None:  # a shard has few of the classes, the set may have all
         shown = ", ".join(empty[:_SHOWN]) + ", ..." * (len(empty) > _SHOWN)
-        _log.warning("%s: %d of %d classes have no images: %s", path, len(empty), len(names), shown)
+        level = logging.WARNING if skipped else logging.INFO
+        _log.log(
+            level, "%s: %d of %d classes have no images: %s", path, len(empty), len(names), shown
+        )
     return Beton(path)
 
 

@@ -45,7 +45,7 @@ def dataset_names(dataset: Any) -> list[str] | None:
 
 def _as_names(names: Any, where: str) -> list[str]:
     a_list = hasattr(names, "__len__") and hasattr(names, "__getitem__")
-    if not a_list or isinstance(names, (str, bytes, Mapping)):
+    if not a_list or isinstance(names, Mapping):
         raise ValueError(
             f"{where} is {shorten(names)}; make it a list with the name of each class id"
         )
