@@ -423,8 +423,19 @@ def test_a_split_of_torchvision_is_the_part_that_is_read(split: str | None, tmp_
             species = f"0000{number}_Animalia_Chordata_Mammalia_Carnivora_Any_{kind}_one"
             image_file(tmp_path / other / species / f"{other}.jpg")
     made = MapDataset(torchvision_dataset("INaturalist", tmp_path, split))
+    assert made.class_names == [species.replace("00001", "00000").replace("dog", "cat"), species]
     data = (tmp_path / part / species / f"{part}.jpg").read_bytes()
     assert [made.read(i) for i in range(len(made))] == [(data, 0), (data, 1)]
+
+
+def test_a_torchvision_dataset_has_names_whatever_it_calls_them(tmp_path: Path) -> None:
+    folder = tmp_path / "caltech101" / "101_ObjectCategories"
+    for kind in ("lotus", "anchor", "BACKGROUND_Google"):
+        image_file(folder / kind / "image_0001.jpg")
+    (tmp_path / "caltech101" / "Annotations").mkdir()
+    made = MapDataset(torchvision_dataset("Caltech101", tmp_path))
+    assert made.class_names == ["anchor", "lotus"]
+    assert made.read(1)[1] == 1
 
 
 def test_the_split_that_is_taken_is_said_where_there_are_several(

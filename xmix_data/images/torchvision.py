@@ -80,6 +80,19 @@ Others that take ``train=`` have the parts train and test. What takes neither ``
 """
 
 
+_NAMES_IN = {
+    "Caltech101": "categories",
+    "Caltech256": "categories",
+    "INaturalist": "all_categories",
+    "LFWPeople": "class_to_idx",
+    "Omniglot": "_characters",
+}
+"""Attribute with the class names, by id, where a class has no ``classes``.
+
+Without names, id k of one part would pass for id k of another: Omniglot's have no class in common.
+"""
+
+
 def torchvision_dataset(name: str, root: str | os.PathLike[str], split: str | None = None) -> Any:
     """Open a dataset of `torchvision.datasets` by name; download it below ``root`` where needed.
 
@@ -121,6 +134,8 @@ def torchvision_dataset(name: str, root: str | os.PathLike[str], split: str | No
     except ValueError as error:  # of a part that only torchvision knows to be none, for one
         part = "" if taken is None else f", split {taken!r}"
         raise ValueError(f"torchvision:{name}{part}: {error}") from error
+    if name in _NAMES_IN:
+        dataset.classes = list(getattr(dataset, _NAMES_IN[name]))
     log_split(f"torchvision:{name}", list(splits.options), split, taken)
     return dataset
 
