@@ -67,7 +67,7 @@ class Shaded:
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         pixels = np.zeros((16, 16, 3), np.uint8)
-        pixels[..., 0] = 10 * self.labels[index]
+        pixels[..., 0] = 10 * self.labels[index] % 256
         return pixels, self.labels[index]
 
 
@@ -315,6 +315,9 @@ def test_a_conversion_refuses_a_class_with_images_that_is_missing(
         ImageError, match=r"Shaded\[2\]: label 2 is none of the classes of classes_f"
     ):
         small(out, None, [0, 1, 2], classes_from=["a", "b"])
+    for options in ({"classes_from": ["0"]}, {"classes_from": train}, {"shard": (1, 2)}):
+        with pytest.raises(ValueError, match=r"classes? '0'|label 1099511627776 is none of"):
+            small(out, None, [0, 1 << 40], **options)
     with pytest.raises(ImageError, match=r"Shaded\[1\]: label 3 is none of the 2 classes; correct"):
         small(out, ["ant", "bee"], [0, 3], classes_from=train)
     assert not list(tmp_path.glob("o.beton*"))

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from xmix_data.beton.domain import Domain, open_domain
 from xmix_data.beton.reader import Beton
-from xmix_data.images import ImageSource
+from xmix_data.images import ImageSource, numbered_names
 from xmix_data.names import first_repeated, same_forms
 
 __all__ = ["ClassList", "class_list", "ids_in_domain", "ids_of_source"]
@@ -120,7 +120,7 @@ def ids_of_source(wanted: ClassList, source: ImageSource, where: str) -> npt.NDA
     labels = None
     if names is None:
         labels = source.labels()
-        names = [str(label) for label in range(int(labels.max(initial=-1)) + 1)]
+        names = numbered_names(labels)
     ids = _ids(wanted, same_forms(names), known=source.class_names is not None)
     if (ids < 0).any():
         present = set((source.labels() if labels is None else labels).tolist())

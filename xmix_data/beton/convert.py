@@ -22,7 +22,7 @@ from xmix_data.beton.source import BetonImages, open_images
 from xmix_data.beton.workers import Failure, encoded_samples, named_worker_death
 from xmix_data.errors import ImageError
 from xmix_data.files import whole_file
-from xmix_data.images import ImageSource
+from xmix_data.images import ImageSource, numbered_names
 from xmix_data.names import first_repeated, same_forms
 from xmix_data.progress import Progress
 
@@ -124,7 +124,7 @@ def write_beton(
             "make fewer shards"
         )
     if names is None and shard is not None:  # all shards must have the classes of the whole
-        names = [str(label) for label in range(int(source.labels().max()) + 1)]
+        names = numbered_names(source.labels())
     options = {"encoding": encoding, "image_size": image_size, "crop": crop, "quality": quality}
     manifest_file = manifest_path(path)
     with (
@@ -160,7 +160,7 @@ def write_beton(
                 f"beginning with {skipped[0]['path']}: {skipped[0]['reason']}"
             )
         if names is None:
-            names = [str(label) for label in range(int(writer.labels.max()) + 1)]
+            names = numbered_names(writer.labels)
         counts = np.bincount(writer.labels, minlength=len(names)).tolist()
         empty = [name for name, images in zip(names, counts, strict=True) if not images]
         content_hash = writer.finish()

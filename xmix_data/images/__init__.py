@@ -16,7 +16,7 @@ from typing import Any
 
 from xmix_data.images.dataset import MapDataset
 from xmix_data.images.files import ClassFolder, ImageFiles
-from xmix_data.images.source import MAX_CLASSES, ImageSource, label_problem
+from xmix_data.images.source import MAX_CLASSES, ImageSource, label_problem, numbered_names
 from xmix_data.images.subset import Subset, select
 from xmix_data.images.torchvision import torchvision_dataset
 
@@ -30,6 +30,7 @@ __all__ = [
     "Subset",
     "label_problem",
     "named_source",
+    "numbered_names",
     "select",
     "torchvision_dataset",
 ]

@@ -10,7 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from xmix_data.errors import ImageError
-from xmix_data.images.source import MAX_CLASSES, ImageSource, label_problem, shorten
+from xmix_data.images.source import (
+    MAX_CLASSES,
+    ImageSource,
+    label_problem,
+    numbered_names,
+    shorten,
+)
 from xmix_data.names import same_form, same_forms
 
 __all__ = ["Subset", "select"]
@@ -100,7 +106,7 @@ def select(
             f"{source.where(index)}: {label_problem(int(labels[index]), names)}; correct the label"
         )
     if names is None:
-        names = [str(i) for i in range(int(labels.max(initial=-1)) + 1)]
+        names = numbered_names(labels)
     wanted = names if classes is None else list(classes)
     wanted = same_forms(wanted)
     known = {same_form(name): i for i, name in enumerate(names)}
