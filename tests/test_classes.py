@@ -316,7 +316,7 @@ def test_a_conversion_refuses_a_class_with_images_that_is_missing(
     ):
         small(out, None, [0, 1, 2], classes_from=["a", "b"])
     for options in ({"classes_from": ["0"]}, {"classes_from": train}, {"shard": (1, 2)}):
-        with pytest.raises(ValueError, match=r"classes? '0'|label 1099511627776 is none of"):
+        with pytest.raises(ValueError, match=r"class(es)? '0'|label 1099511627776 is none of"):
             small(out, None, [0, 1 << 40], **options)
     with pytest.raises(ImageError, match=r"Shaded\[1\]: label 3 is none of the 2 classes; correct"):
         small(out, ["ant", "bee"], [0, 3], classes_from=train)
