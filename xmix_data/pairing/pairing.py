@@ -59,7 +59,9 @@ class Pairing:
         if len(pairs) < len(self.pairs):
             twice = first_repeated(same_forms(self.pairs))
             name = list(self.pairs)[twice[0] if twice else 0]
-            raise ValueError(f"two target classes are named {name!r}; a pairing needs names")
+            raise ValueError(
+                f"two target classes are named {name!r}; a pairing names them, rename one"
+            )
         object.__setattr__(self, "pairs", pairs)
 
     @property
