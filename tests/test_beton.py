@@ -586,8 +586,10 @@ def test_skip_leaves_unreadable_images_out_and_lists_them(
     assert "not an image" in skipped[1]["reason"]
     assert "No such file" in skipped[2]["reason"]
     assert [record.getMessage() for record in caplog.records] == [
-        f"{tmp_path}/x.beton: skipped 3 unreadable images, listed in x.beton.json"
+        f"{tmp_path}/x.beton: skipped 3 unreadable images, listed in x.beton.json",
+        f"{tmp_path}/x.beton: 1 of 2 classes have no images: b",
     ]
+    assert beton.manifest["classes_without_images"] == ["b"]
 
 
 def test_nothing_readable_is_an_error_even_where_images_may_be_skipped(tmp_path: Path) -> None:

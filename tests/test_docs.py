@@ -216,10 +216,10 @@ def test_all_code_compiles(page: str) -> None:
 
 KINDS = {
     "methods": {cls.__module__.rpartition(".")[2] for cls in METHODS.values()},
-    "images": {module for module in images.NAMED.values() if module != "dataset"},
+    "images": set(images.NAMED.values()),
     "backends": set(backends.BACKENDS),
 }
-"""Packages whose modules are found by a name in a registry; `dataset` is everyone's."""
+"""Packages whose modules are found by a name in a registry."""
 
 KNOWN_ELSEWHERE = {
     ("xmix_data/beton/source.py", "images.huggingface"),  # its datasets are objects, and folders

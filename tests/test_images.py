@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import os
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 
 from xmix_data import ImageError
 from xmix_data.images import MAX_CLASSES, ClassFolder, MapDataset, select, torchvision_dataset
+from xmix_data.images.torchvision import TORCHVISION_SPLITS
 
 PIXELS = np.zeros((4, 4, 3), np.uint8)
 
@@ -342,7 +346,7 @@ def test_a_selection_by_targets_that_disagree_with_the_labels_is_refused() -> No
 
 
 def test_a_torchvision_dataset_is_found_by_name(folder: Path) -> None:
-    made = MapDataset(torchvision_dataset("ImageFolder", folder, "train"))
+    made = MapDataset(torchvision_dataset("ImageFolder", folder))
     assert made.class_names == ["a", "b", "c"]
     assert len(made) == len(ClassFolder(folder))
     image, label = made.read(0)
@@ -361,6 +365,106 @@ def test_a_split_that_a_torchvision_dataset_lacks_is_refused(tmp_path: Path) -> 
         torchvision_dataset("CIFAR10", tmp_path, "val")
     with pytest.raises(ValueError, match="val2"):
         torchvision_dataset("Flowers102", tmp_path, "val2")
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in torchvision.datasets.__all__ if n[0].isupper() and n != "VisionDataset"]
+)
+def test_no_torchvision_dataset_ignores_a_split_that_it_lacks(name: str, tmp_path: Path) -> None:
+    """All of them, and before anything is looked for or downloaded."""
+    with pytest.raises(ValueError, match=rf"torchvision:{name}\b.*split") as refused:
+        torchvision_dataset(name, tmp_path, "nonsense")
+    taken = {"split", "train", "image_set", "version", "background", "what", "classes"}
+    kind = getattr(torchvision.datasets, name)
+    if taken & set(inspect.signature(kind).parameters):
+        assert re.search(r"has the splits .* and |Valid values are", str(refused.value))
+    else:
+        assert "has no splits" in str(refused.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", sorted(set(TORCHVISION_SPLITS) - {"CelebA", "LSUN"}))
+def test_the_splits_of_torchvision_are_those_that_it_names(name: str, tmp_path: Path) -> None:
+    splits, kind = TORCHVISION_SPLITS[name], getattr(torchvision.datasets, name)
+    assert splits.default in (None, *splits.options)
+    (argument, *_), *_ = splits.options.values()
+    if argument == "background":
+        assert [options[argument] for options in splits.options.values()] == [True, False]
+        return
+    more = {"frames_per_clip": 1} if name == "Kinetics" else {}
+    with pytest.raises((ValueError, RuntimeError)) as refused:
+        kind(tmp_path, **{argument: "nonsense"}, **more)
+    if "h5py" not in str(refused.value):
+        listed = re.findall(r"'([^']+)'", str(refused.value).partition("Valid values are")[2])
+        assert set(listed) == {options[argument] for options in splits.options.values()}
+
+
+@pytest.mark.parametrize(
+    ("name", "default"),
+    [
+        ("FGVCAircraft", "train"),
+        ("INaturalist", "2021_train"),
+        ("LSUN", "train"),
+        ("Omniglot", "background"),
+        ("OxfordIIITPet", "trainval"),
+        ("Places365", "train-standard"),
+        ("QMNIST", "train"),
+    ],
+)
+def test_the_usual_split_is_train_or_the_data_set_s_own(name: str, default: str) -> None:
+    assert TORCHVISION_SPLITS[name].default == default
+
+
+@pytest.mark.parametrize("split", ["2021_train", "2021_valid", None])
+def test_a_split_of_torchvision_is_the_part_that_is_read(split: str | None, tmp_path: Path) -> None:
+    part = split or "2021_train"
+    for other in ("2021_train", "2021_valid"):
+        for number, kind in enumerate(("cat", "dog")):
+            species = f"0000{number}_Animalia_Chordata_Mammalia_Carnivora_Any_{kind}_one"
+            image_file(tmp_path / other / species / f"{other}.jpg")
+    made = MapDataset(torchvision_dataset("INaturalist", tmp_path, split))
+    assert made.class_names == [species.replace("00001", "00000").replace("dog", "cat"), species]
+    data = (tmp_path / part / species / f"{part}.jpg").read_bytes()
+    assert [made.read(i) for i in range(len(made))] == [(data, 0), (data, 1)]
+
+
+def test_a_torchvision_dataset_has_names_whatever_it_calls_them(tmp_path: Path) -> None:
+    folder = tmp_path / "caltech101" / "101_ObjectCategories"
+    for kind in ("lotus", "anchor", "BACKGROUND_Google"):
+        image_file(folder / kind / "image_0001.jpg")
+    (tmp_path / "caltech101" / "Annotations").mkdir()
+    made = MapDataset(torchvision_dataset("Caltech101", tmp_path))
+    assert made.class_names == ["anchor", "lotus"]
+    assert made.read(1)[1] == 1
+
+
+def test_the_split_that_is_taken_is_said_where_there_are_several(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "xmix_data")
+    base = tmp_path / "food-101"
+    (base / "meta").mkdir(parents=True)
+    for split in ("train", "test"):
+        (base / "meta" / f"{split}.json").write_text('{"tart": ["tart/1"]}')
+    image_file(base / "images" / "tart" / "1.jpg")
+    torchvision_dataset("Food101", tmp_path)
+    assert caplog.messages == [
+        "torchvision:Food101 has the splits train and test; train is taken, --split takes another"
+    ]
+    torchvision_dataset("Food101", tmp_path, "test")
+    image_file(tmp_path / "eurosat" / "2750" / "Forest" / "1.jpg")
+    torchvision_dataset("EuroSAT", tmp_path)
+    assert len(caplog.messages) == 1
+
+
+def test_emnist_names_no_usual_split(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"EMNIST has the splits byclass, .*; choose one with"):
+        torchvision_dataset("EMNIST", tmp_path)
+
+
+def test_a_torchvision_dataset_that_needs_more_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="CocoDetection also needs annFile; make the dataset in P"):
+        torchvision_dataset("CocoDetection", tmp_path)
 
 
 def test_a_torchvision_download_that_fails_says_where_to_put_the_files(tmp_path: Path) -> None:

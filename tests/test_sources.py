@@ -15,11 +15,13 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy.io import savemat
-from test_convert import Capture, convert, error
+from test_convert import Capture, convert, error, fresh_log  # noqa: F401
 
 from xmix_data import Beton, ImageError, write_beton
+from xmix_data.images import named_source
 
 SHADES = {"zebra": 200, "ant": 40, "bee": 120}
 """The classes of all sets here, in an order of their own, and the shade of their images."""
@@ -146,6 +148,24 @@ def test_dogs(capsys: Capture, dogs: Path, tmp_path: Path) -> None:
     assert Beton(tmp_path / "test.beton").class_names == ["n0-ant", "n0-bee", "n0-zebra"]
 
 
+def test_the_split_that_is_taken_is_said(
+    dogs: Path, cub: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "xmix_data")
+    parts = {"train": made(), "test": made(IMAGES[:2])}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "hf")
+    for source in (f"dogs:{dogs}", f"cub:{cub}", f"huggingface:{tmp_path / 'hf'}"):
+        named_source(source, root=tmp_path)
+        assert caplog.messages == [
+            f"{source} has the splits train and test; train is taken, --split takes another"
+        ]
+        caplog.clear()
+        named_source(source, split="test", root=tmp_path)
+        with pytest.raises(ValueError, match="has the splits train and test, not 'val'; choose"):
+            named_source(source, split="val", root=tmp_path)
+        assert not caplog.messages
+
+
 def test_dogs_that_do_not_fit(capsys: Capture, dogs: Path, tmp_path: Path) -> None:
     source = f"dogs:{dogs}"
     assert_error(capsys, source, tmp_path, "splits train and test, not 'val'", "--split", "val")
@@ -210,6 +230,51 @@ def test_stanford_cars(capsys: Capture, tmp_path: Path) -> None:
     check(tmp_path / "out.beton", images, str)
 
 
+WORDNET = {"tench": "n01440764", "springer": "n02102040"}
+
+
+def test_imagenet_has_wordnet_ids_for_names(capsys: Capture, tmp_path: Path) -> None:
+    """Its `classes` are lists of synonyms, and two of them are cranes."""
+    synonyms = {wnid: (name, "crane") for name, wnid in WORDNET.items()}
+    torch.save((synonyms, ["n01440764"]), tmp_path / "meta.bin")
+    for split, numbers in (("train", (1, 2)), ("val", (3,))):
+        for shade, wnid in zip(SHADES, WORDNET.values(), strict=False):
+            for number in numbers:
+                put(tmp_path / split / wnid / f"{wnid}_{number}.JPEG", shade, number)
+    out, names = tmp_path / "val.beton", dict(zip(SHADES, WORDNET.values(), strict=False))
+    keep(capsys, "torchvision:ImageNet", out, "--root", tmp_path, "--split", "val")
+    check(out, [("zebra", 3), ("ant", 3)], names.__getitem__)
+    assert Beton(out).class_names == list(WORDNET.values())
+    out = tmp_path / "train.beton"
+    keep(capsys, "torchvision:ImageNet", out, "--root", tmp_path, "--per-class", 1)
+    assert Beton(out).class_counts == [1, 1]
+    some = tmp_path / "classes"
+    some.write_text("n02102040")
+    out = tmp_path / "some.beton"
+    keep(capsys, "torchvision:ImageNet", out, "--root", tmp_path, "--classes", some)
+    assert Beton(out).class_names == ["n02102040"]
+    refused = "torchvision:ImageNet has the splits train and val, not 'test'; choose one with --spl"
+    assert_error(capsys, "torchvision:ImageNet", tmp_path, refused, "--split", "test")
+
+
+def test_imagenette_has_wordnet_ids_for_names(capsys: Capture, tmp_path: Path) -> None:
+    for wnid in WORDNET.values():
+        put(tmp_path / "imagenette2" / "val" / wnid / "1.JPEG", "ant", 1)
+    out = tmp_path / "out.beton"
+    keep(capsys, "torchvision:Imagenette", out, "--root", tmp_path, "--split", "val")
+    assert Beton(out).class_names == list(WORDNET.values())
+
+
+def test_a_data_set_without_splits_refuses_one(capsys: Capture, tmp_path: Path) -> None:
+    put(tmp_path / "eurosat" / "2750" / "Forest" / "1.jpg", "ant", 1)
+    root = ("--root", tmp_path)
+    for split in ("train", "test"):
+        refused = f"torchvision:EuroSAT has no splits, and '{split}' is wanted; leave --split out"
+        assert_error(capsys, "torchvision:EuroSAT", tmp_path, refused, *root, "--split", split)
+    keep(capsys, "torchvision:EuroSAT", tmp_path / "out.beton", *root)
+    check(tmp_path / "out.beton", [("ant", 1)], lambda _: "Forest")
+
+
 # Hugging Face
 
 
@@ -257,9 +322,31 @@ def test_a_data_set_of_hugging_face_from_disk(capsys: Capture, tmp_path: Path) -
     check(tmp_path / "a.beton", IMAGES[:2], str)
     keep(capsys, f"huggingface:{tmp_path / 'one'}", tmp_path / "b.beton", "--per-class", 1)
     assert Beton(tmp_path / "b.beton").class_counts == [1, 1, 1]
-    no_split = r"has the splits train, test, no 'val'"
+    no_split = r"has the splits train and test, not 'val'"
     assert_error(capsys, f"huggingface:{tmp_path / 'both'}", tmp_path, no_split, "--split", "val")
     assert_error(capsys, f"huggingface:{tmp_path / 'none'}", tmp_path, r"none")
+
+
+def test_a_data_set_of_hugging_face_without_splits_refuses_one(
+    capsys: Capture, tmp_path: Path
+) -> None:
+    made().save_to_disk(tmp_path / "whole")
+    source = f"huggingface:{tmp_path / 'whole'}"
+    capsys.readouterr()
+    assert_error(capsys, source, tmp_path, "has no splits, and 'test' is wanted", "--split", "test")
+    part = datasets.Dataset(made().data, split=datasets.Split.TEST)
+    part.save_to_disk(tmp_path / "part")
+    source = f"huggingface:{tmp_path / 'part'}"
+    capsys.readouterr()
+    refused = "has the split test, not 'train'; choose one with --split"
+    assert_error(capsys, source, tmp_path, refused, "--split", "train")
+    for number, more in enumerate(([], ["--split", "test"])):
+        keep(capsys, source, tmp_path / f"{number}.beton", *more)
+        check(tmp_path / f"{number}.beton", IMAGES, str)
+    datasets.DatasetDict({"val": made()}).save_to_disk(tmp_path / "val")
+    source = f"huggingface:{tmp_path / 'val'}"
+    capsys.readouterr()
+    assert_error(capsys, source, tmp_path, "has the split val, not 'train'; choose one")
 
 
 def test_a_data_set_of_hugging_face_without_images_or_labels(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import torch
 from pictures import encoded, picture, pixels_of
 from processes import Server
 
-from xmix_data import Beton, CenterCrop, ImageLoader, write_beton
+from xmix_data import Beton, BetonError, CenterCrop, ImageLoader, write_beton
 from xmix_data.beton.layout import JPG, RAW
 
 Pixels = npt.NDArray[np.uint8]
@@ -157,6 +157,7 @@ class Rows:
             "weight": index / 2,
             "cut": np.ascontiguousarray(image[: 20 + index % 3, : 10 + index % 4]),
             "other": 100 + index,
+            "target": int(labels[index]),
             "text": np.frombuffer(b"text" * (index + 1), np.uint8),
             "array": np.full(3, index, np.float32),
         }
@@ -174,6 +175,9 @@ for mode in ("jpg", "raw", "proportion"):
     write(mode, label=IntField(), weight=FloatField(), image=image(mode))
 write("many", text=BytesField(), cut=image("proportion"), weight=FloatField(), label=IntField(),
       array=NDArrayField(np.dtype("float32"), (3,)), image=image("raw"), other=IntField())
+write("late", other=IntField(), image=image("raw"), label=IntField())
+write("target", image=image("raw"), weight=FloatField(), target=IntField())
+write("ambiguous", target=IntField(), image=image("raw"), other=IntField())
 write("unlabelled", image=image("raw"), weight=FloatField())
 """
 
@@ -200,6 +204,8 @@ FOREIGN = [
     Foreign("raw", {RAW}, whole),
     Foreign("proportion", {JPG, RAW}, whole),
     Foreign("many", {JPG, RAW}, cut),
+    Foreign("late", {RAW}, whole),
+    Foreign("target", {RAW}, whole),
 ]
 foreign_betons = pytest.mark.parametrize("foreign", FOREIGN, ids=lambda foreign: foreign.name)
 
@@ -290,6 +296,15 @@ def test_a_stock_beton_can_be_loaded(theirs: Path, foreign: Foreign) -> None:
         pixels = pixels_of(stock, index)
         top, left = (round((side - 8) / 2) for side in pixels.shape[:2])
         assert np.array_equal(images[index], pixels[top : top + 8, left : left + 8])
+
+
+def test_a_stock_beton_of_several_int_fields_is_not_guessed(theirs: Path) -> None:
+    with pytest.raises(
+        BetonError,
+        match=r"ambiguous\.beton: it has 2 int fields \('target', 'other'\), and not one of them "
+        r"is the label; write it again with the class ids in a field named 'label'",
+    ):
+        Beton(theirs / "ambiguous.beton")
 
 
 def test_a_stock_beton_without_labels_is_refused(theirs: Path) -> None:

@@ -4,6 +4,7 @@ Comes in: a source of labelled images. Goes out: ``FILE.beton``, which a stock F
 reads, and ``FILE.beton.json``, its manifest; and the `Beton` and `Domain` that read them.
 """
 
+from xmix_data.beton.classes import ClassList, class_list, ids_in_domain
 from xmix_data.beton.convert import write_beton
 from xmix_data.beton.domain import BetonLike, Domain, DomainLike, open_domain
 from xmix_data.beton.manifest import manifest_path
@@ -13,8 +14,11 @@ from xmix_data.beton.source import open_images
 __all__ = [
     "Beton",
     "BetonLike",
+    "ClassList",
     "Domain",
     "DomainLike",
+    "class_list",
+    "ids_in_domain",
     "manifest_path",
     "open_domain",
     "open_images",

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from xmix_data.beton.classes import class_list, ids_of_source
 from xmix_data.beton.manifest import manifest_bytes, manifest_path, shard_entry
 from xmix_data.beton.pages import PageWriter
 from xmix_data.beton.reader import Beton
@@ -20,12 +22,17 @@ from xmix_data.beton.source import BetonImages, open_images
 from xmix_data.beton.workers import Failure, encoded_samples, named_worker_death
 from xmix_data.errors import ImageError
 from xmix_data.files import whole_file
+from xmix_data.images import ImageSource, numbered_names
+from xmix_data.names import first_repeated, same_forms
 from xmix_data.progress import Progress
 
 __all__ = ["write_beton"]
 
 
 _log = logging.getLogger("xmix_data")
+
+_SHOWN = 8
+"""Most classes without images that a log line names; the manifest has all."""
 
 ENCODINGS = ("jpg", "raw", "keep")
 CROPS = ("square", "none")
@@ -44,6 +51,7 @@ def write_beton(
     progress: bool = True,
     overwrite: bool = False,
     shard: tuple[int, int] | None = None,
+    classes_from: Any = None,
 ) -> Beton:
     """Write labelled images as a beton with its manifest.
 
@@ -65,6 +73,9 @@ def write_beton(
         progress: Show progress on stderr.
         overwrite: Replace an existing file.
         shard: ``(i, n)`` writes the i-th of n equal parts of the samples, counted from 0.
+        classes_from: Take class names and ids from another data set, found by name: a beton (the
+            one of the training set, for a test set), its path, a `Domain`, a loader, or a list of
+            names. For a dataset without class names a list is the names of its ids.
 
     Returns:
         The new beton, opened.
@@ -74,7 +85,8 @@ def write_beton(
         FileNotFoundError: The dataset or the folder of ``path`` does not exist.
         ImageError: An image cannot be read, or a label lies outside the classes.
         OSError: The disk is full or not writable.
-        ValueError: An option is impossible, or the dataset is empty.
+        ValueError: An option is impossible, the dataset is empty, two classes have one name, or
+            ``classes_from`` lacks a class that has images.
         XMixError: A worker process was killed.
 
     Examples:
@@ -98,8 +110,12 @@ def write_beton(
         raise ValueError(f"{path}: is the source itself; choose another name")
     if len(source) == 0:
         raise ValueError(f"{path}: the dataset has no samples; there is nothing to convert")
-    names = source.class_names
+    names = None if source.class_names is None else same_forms(source.class_names)
     _check_names(names)
+    ids = None
+    if classes_from is not None:
+        wanted = class_list(classes_from)
+        ids, names = ids_of_source(wanted, source, f"the data set for {path}"), wanted.names
     index, count = shard or (0, 1)
     indices = range(len(source) * index // count, len(source) * (index + 1) // count)
     if not indices:
@@ -108,7 +124,7 @@ def write_beton(
             "make fewer shards"
         )
     if names is None and shard is not None:  # all shards must have the classes of the whole
-        names = [str(label) for label in range(int(source.labels().max()) + 1)]
+        names = numbered_names(source.labels())
     options = {"encoding": encoding, "image_size": image_size, "crop": crop, "quality": quality}
     manifest_file = manifest_path(path)
     with (
@@ -132,7 +148,11 @@ def write_beton(
                         {"index": indices[position], "path": item.where, "reason": item.reason}
                     )
                 else:
-                    writer.append(*item)
+                    label, image = item
+                    writer.append(
+                        label if ids is None else _found(label, ids, source, indices[position]),
+                        image,
+                    )
                 bar.advance()
         if not len(writer):
             raise ImageError(
@@ -140,12 +160,15 @@ def write_beton(
                 f"beginning with {skipped[0]['path']}: {skipped[0]['reason']}"
             )
         if names is None:
-            names = [str(label) for label in range(int(writer.labels.max()) + 1)]
+            names = numbered_names(writer.labels)
+        counts = np.bincount(writer.labels, minlength=len(names)).tolist()
+        empty = [name for name, images in zip(names, counts, strict=True) if not images]
         content_hash = writer.finish()
         byte_length = stream.tell()
         facts = {
             "class_names": names,
-            "class_counts": np.bincount(writer.labels, minlength=len(names)).tolist(),
+            "class_counts": counts,
+            "classes_without_images": empty,
             "num_samples": len(writer),
             "encoding": encoding,
             "image_size": image_size,
@@ -168,6 +191,12 @@ def write_beton(
             path,
             len(skipped),
             manifest_file.name,
+        )
+    if empty and shard is None:  # a shard has few of the classes, the set may have all
+        shown = ", ".join(empty[:_SHOWN]) + ", ..." * (len(empty) > _SHOWN)
+        level = logging.WARNING if skipped else logging.INFO
+        _log.log(
+            level, "%s: %d of %d classes have no images: %s", path, len(empty), len(names), shown
         )
     return Beton(path)
 
@@ -199,10 +228,19 @@ def _check_options(
 
 
 def _check_names(names: list[str] | None) -> None:
-    first: dict[str, int] = {}
-    for label, name in enumerate(names or []):
-        if first.setdefault(name, label) != label:
-            raise ValueError(
-                f"classes {first[name]} and {label} are both named {name!r}; a pairing names "
-                "classes, so rename one (the dataset's `classes`)"
-            )
+    twice = None if names is None else first_repeated(names)
+    if names is not None and twice is not None:
+        raise ValueError(
+            f"classes {twice[0]} and {twice[1]} are both named {names[twice[0]]!r}; a pairing "
+            "names classes, so rename one (the dataset's `classes`)"
+        )
+
+
+def _found(label: int, ids: npt.NDArray[np.int64], source: ImageSource, index: int) -> int:
+    """Return the id that a label has by ``classes_from``."""
+    if label < len(ids) and ids[label] >= 0:
+        return int(ids[label])
+    raise ImageError(
+        f"{source.where(index)}: label {label} is none of the classes of classes_from; correct the "
+        "label, or name its class"
+    )

@@ -86,6 +86,11 @@ class Domain:
         return [Domain([part]) for part in self._parts]
 
     @property
+    def unnamed(self) -> str:
+        """Which beton lacks its manifest and what to do; empty where none does. For messages."""
+        return next((beton.unnamed for beton in self.betons if beton.unnamed), "")
+
+    @property
     def provenance(self) -> list[dict[str, list[str]]]:
         """Names (``files``) and ``fingerprints`` of the betons of each domain of the list."""
         return [

@@ -19,6 +19,7 @@ import numpy as np
 
 from xmix_data.errors import BetonError
 from xmix_data.images import ImageSource
+from xmix_data.names import first_repeated, same_forms
 from xmix_data.version import VERSION
 
 __all__ = ["manifest_bytes", "manifest_path", "read_manifest", "shard_entry"]
@@ -62,7 +63,8 @@ def read_manifest(beton: Path, *, byte_length: int, num_samples: int) -> dict[st
         names, counts = manifest["class_names"], manifest["class_counts"]
         if not _are_texts(names) or len(names) != len(counts):
             raise ValueError("class_names and class_counts do not fit together")
-        if len(set(names)) != len(names):
+        manifest["class_names"] = same_forms(names)
+        if first_repeated(manifest["class_names"]) is not None:
             raise ValueError("two classes have the same name")
         length, samples = manifest["byte_length"], manifest["num_samples"]
         if not _are_texts([manifest["content_hash"], manifest["encoding"]]):

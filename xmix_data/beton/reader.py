@@ -46,20 +46,22 @@ A label beyond is damage, and would ask for names and counts without end.
 class Beton:
     """A beton, opened and checked: its structure, and that every sample lies inside the file.
 
-    Reads betons of this library and of stock FFCV: the first RGB image field and the first int
-    field count. Without a manifest the classes are named ``"0"`` ... ``"n-1"``.
+    Reads betons of this library and of stock FFCV: the first RGB image field counts, and the int
+    field named ``label``, or else the only one. Without a manifest the classes are named ``"0"``
+    ... ``"n-1"``.
 
     Args:
         path: The ``.beton`` file.
 
     Raises:
         FileNotFoundError: No such file.
-        BetonError: The file or its manifest is damaged, unfinished or of another kind.
+        BetonError: The file or its manifest is damaged, unfinished or of another kind, or it cannot
+            be told which of several int fields is the label.
 
     Attributes:
         path: Path of the file.
         num_samples: N, the number of images.
-        class_names: Name of each class id.
+        class_names: Name of each class id, in Unicode's NFC form.
         class_counts: Number of images of each class.
         labels: (N,) int64 class ids.
         heights: (N,) uint16 heights of the stored images, in pixels.
@@ -122,12 +124,13 @@ class Beton:
                 "it has no RGB image field and int field side by side",
                 "write it with fields for the image and its label",
             )
+        label = self._label_field(fields, kinds)
         row = np.dtype([("", FIELD_METADATA[kind]) for kind in kinds], align=True)
         self._index_start = HEADER.itemsize + fields.nbytes
         samples = self._view(self._index_start, row, self.num_samples, "sample metadata")
         self._index_stop = self._index_start + samples.nbytes
         image = samples[f"f{kinds.index(IMAGE_FIELD)}"]
-        self.labels: npt.NDArray[np.int64] = samples[f"f{kinds.index(INT_FIELD)}"]
+        self.labels: npt.NDArray[np.int64] = samples[f"f{label}"]
         """(N,) int64 class id of each image."""
         self.modes: npt.NDArray[np.uint8] = image["mode"]
         """(N,) uint8 mode of each image: `JPG` or `RAW`."""
@@ -149,6 +152,21 @@ class Beton:
         if offset + count * dtype.itemsize > self.byte_length:
             raise self._fail(f"cut short or damaged: its {what} reaches beyond the end of the file")
         return np.ndarray((count,), dtype, self._bytes, offset)
+
+    def _label_field(self, fields: Any, kinds: list[int]) -> int:
+        """Find the int field that holds the class ids: it must not be guessed."""
+        names = [bytes(name).split(b"\0")[0].decode("ascii", "replace") for name in fields["name"]]
+        integers = [position for position, kind in enumerate(kinds) if kind == INT_FIELD]
+        labels = [position for position in integers if names[position] == "label"]
+        if len(labels) == 1:
+            return labels[0]
+        if len(integers) > 1:
+            listed = ", ".join(repr(names[position]) for position in integers)
+            raise self._fail(
+                f"it has {len(integers)} int fields ({listed}), and not one of them is the label",
+                "write it again with the class ids in a field named 'label'",
+            )
+        return integers[0]
 
     def _sizes(self, table: Any) -> npt.NDArray[np.uint64]:
         pointers, sizes = table["ptr"], table["size"]
@@ -205,6 +223,16 @@ class Beton:
         """Number of images of each class."""
         if self.manifest is not None and self.manifest["class_counts"] != self.class_counts:
             raise self._fail(f"its labels are not those that {self._manifest_name} counts")
+
+    @property
+    def unnamed(self) -> str:
+        """That the manifest is missing and what to do; empty where it is there. For messages."""
+        if self.manifest is not None:
+            return ""
+        return (
+            f"{self.path} has no manifest, so that its classes are numbers: put "
+            f"{self._manifest_name} beside it, or convert the data set again"
+        )
 
     @property
     def _manifest_name(self) -> str:

@@ -28,8 +28,13 @@ class BetonImages:
         self.beton = beton
 
     @property
-    def class_names(self) -> list[str]:
-        return self.beton.class_names
+    def class_names(self) -> list[str] | None:
+        return None if self.beton.manifest is None else self.beton.class_names
+
+    @property
+    def unnamed(self) -> str:
+        """Why it has no class names; for messages."""
+        return self.beton.unnamed
 
     @property
     def fingerprint(self) -> str:

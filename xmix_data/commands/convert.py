@@ -16,6 +16,7 @@ EXAMPLES = (
     "xmix convert flowers/train target.beton --encoding raw",
     "xmix convert imagenet/train source.beton --pairing pairing.json",
     "xmix convert torchvision:Flowers102 flowers.beton --split train --root data",
+    "xmix convert flowers/test test.beton --classes-from target.beton",
 )
 
 
@@ -51,6 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="keep the centre square, or all (default: square)",
     )
     parser.add_argument("--classes", type=Path, metavar="FILE", help="keep these, one a line")
+    parser.add_argument(
+        "--classes-from",
+        type=Path,
+        metavar="T.beton",
+        help="take class names and ids from this beton, e.g. for a test set its training set's",
+    )
     parser.add_argument("--per-class", type=int, metavar="K", help="keep K images of each class")
     parser.add_argument(
         "--pairing",
@@ -72,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_overwrite(parser)
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: all cores)")
-    parser.add_argument("--split", help="of a named data set (default: train)")
+    parser.add_argument("--split", help="part of a named data set (default: train)")
     parser.add_argument(
         "--root",
         type=Path,
@@ -110,9 +117,9 @@ def run(options: argparse.Namespace) -> Answer:
         path = path.with_name(f"{path.stem}-{index:05}-of-{count:05}{path.suffix}")
     if path.exists() and not options.overwrite:
         raise FileExistsError(f"{path}: exists; choose another name or add --overwrite")
-    source = named_source(options.src, split=options.split or "train", root=options.root)
+    source = named_source(options.src, split=options.split, root=options.root)
     if source is None:
-        if options.split:
+        if options.split is not None:
             raise ValueError(
                 f"--split {options.split}: {options.src} has no splits; give the folder or file of "
                 "the part that is meant"
@@ -138,5 +145,6 @@ def run(options: argparse.Namespace) -> Answer:
         num_workers=options.workers,
         overwrite=options.overwrite,
         shard=options.shard,
+        classes_from=options.classes_from,
     )
     return Answer(facts_of(beton), [describe(beton)])

@@ -14,10 +14,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from xmix_data.images.dataset import MapDataset, torchvision_dataset
+from xmix_data.images.dataset import MapDataset
 from xmix_data.images.files import ClassFolder, ImageFiles
-from xmix_data.images.source import MAX_CLASSES, ImageSource, label_problem
+from xmix_data.images.source import MAX_CLASSES, ImageSource, label_problem, numbered_names
 from xmix_data.images.subset import Subset, select
+from xmix_data.images.torchvision import torchvision_dataset
 
 __all__ = [
     "MAX_CLASSES",
@@ -29,20 +30,29 @@ __all__ = [
     "Subset",
     "label_problem",
     "named_source",
+    "numbered_names",
     "select",
     "torchvision_dataset",
 ]
 
-NAMED = {"torchvision": "dataset", "huggingface": "huggingface", "cub": "cub", "dogs": "dogs"}
+NAMED = {
+    "torchvision": "torchvision",
+    "huggingface": "huggingface",
+    "cub": "cub",
+    "dogs": "dogs",
+}
 """Module of this package that opens a source, by the NAME in ``NAME:PLACE``."""
 
 
-def named_source(text: str, *, split: str, root: str | os.PathLike[str]) -> ImageSource | None:
+def named_source(
+    text: str, *, split: str | None = None, root: str | os.PathLike[str]
+) -> ImageSource | None:
     """Open the source that ``NAME:PLACE`` names.
 
     Args:
         text: The name, e.g. ``"torchvision:Flowers102"`` or ``"cub:CUB_200_2011"``.
-        split: Part of the data set, e.g. ``"train"``.
+        split: Part of the data set, e.g. ``"train"``; ``None``: that, or what the data set
+            calls its usual part, which is said in the log where there are several.
         root: Folder for a download.
 
     Returns:
@@ -50,7 +60,8 @@ def named_source(text: str, *, split: str, root: str | os.PathLike[str]) -> Imag
 
     Raises:
         FileNotFoundError: A file of the data set is not there.
-        ValueError: There is no such data set or split, or its files do not fit together.
+        ValueError: There is no such data set or split (those that there are are listed), or its
+            files do not fit together.
         OSError: The download failed.
         MissingDependencyError: The library that reads the data set is not installed.
     """

@@ -11,16 +11,19 @@ import os
 from pathlib import Path
 
 from xmix_data.images.files import ImageFiles
+from xmix_data.images.splits import chosen_split, log_split
 
 __all__ = ["open_source"]
 
+_SPLITS = ("train", "test")
 
-def open_source(place: str, *, split: str, root: str | os.PathLike[str]) -> ImageFiles:
+
+def open_source(place: str, *, split: str | None, root: str | os.PathLike[str]) -> ImageFiles:
     """Open one split of CUB-200-2011, in the order of the image ids.
 
     Args:
         place: The unpacked folder ``CUB_200_2011``.
-        split: ``"train"`` or ``"test"``.
+        split: ``"train"`` or ``"test"``; ``None``: train.
         root: Not used: there is no download.
 
     Raises:
@@ -28,8 +31,7 @@ def open_source(place: str, *, split: str, root: str | os.PathLike[str]) -> Imag
         ValueError: There is no such split, or the lists do not fit together.
     """
     folder = Path(place)
-    if split not in ("train", "test"):
-        raise ValueError(f"cub:{place} has the splits train and test, not {split!r}")
+    taken = chosen_split(f"cub:{place}", _SPLITS, split)
     paths, labels, names, parts = (
         _pairs(folder / f"{name}.txt")
         for name in ("images", "image_class_labels", "classes", "train_test_split")
@@ -43,7 +45,8 @@ def open_source(place: str, *, split: str, root: str | os.PathLike[str]) -> Imag
                 f"{folder}: image {image} has the class {labels.get(image)!r} and the split "
                 f"{parts.get(image)!r}; unpack the data set again"
             )
-    chosen = [image for image in sorted(paths) if (parts[image] == "1") == (split == "train")]
+    chosen = [image for image in sorted(paths) if (parts[image] == "1") == (taken == "train")]
+    log_split(f"cub:{place}", _SPLITS, split, taken)
     return ImageFiles(
         folder,
         [str(folder / "images" / paths[image]) for image in chosen],

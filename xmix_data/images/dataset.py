@@ -1,20 +1,19 @@
-"""Map-style datasets: any of them, and torchvision's by name."""
+"""Map-style datasets: ``len(dataset)``, ``dataset[i] -> (image, label)``."""
 
 from __future__ import annotations
 
 import hashlib
 import operator
-import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from xmix_data.errors import ImageError
+from xmix_data.images.class_names import dataset_names
 from xmix_data.images.source import shorten
 
-__all__ = ["MapDataset", "open_source", "torchvision_dataset"]
+__all__ = ["MapDataset"]
 
 
 class MapDataset:
@@ -22,11 +21,12 @@ class MapDataset:
 
     Args:
         dataset: Its images are encoded ``bytes``, PIL images, uint8 (or uint16) arrays (H, W) or
-            (H, W, C), or uint8 tensors (C, H, W). Class names come from ``dataset.classes`` where
-            it has this attribute.
+            (H, W, C), or uint8 tensors (C, H, W). Class names come from ``dataset.classes`` or
+            ``dataset.wnids``, through torch's ``Subset`` and ``ConcatDataset``.
 
     Raises:
         TypeError: The object has no ``len()`` or no ``[i]``.
+        ValueError: Its class names are no list, or differ between the parts that it is made of.
     """
 
     def __init__(self, dataset: Any) -> None:
@@ -36,8 +36,7 @@ class MapDataset:
                 "or a map-style dataset with len() and [i] -> (image, label)"
             )
         self._dataset = dataset
-        names = getattr(dataset, "classes", None)
-        self._names = None if names is None else [str(name) for name in names]
+        self._names = dataset_names(dataset)
 
     @property
     def class_names(self) -> list[str] | None:
@@ -85,61 +84,3 @@ def _label(label: Any) -> int:
         return operator.index(label)
     except TypeError:
         raise ImageError(f"the label is {shorten(label)}, expected an integer") from None
-
-
-def torchvision_dataset(name: str, root: str | os.PathLike[str], split: str) -> Any:
-    """Open a dataset of `torchvision.datasets` by name; download it below ``root`` where needed.
-
-    Args:
-        name: Name of the class, e.g. ``"Flowers102"``.
-        root: Folder of the download.
-        split: Passed as ``split=``, or as ``train=`` where the dataset knows only two parts.
-
-    Raises:
-        ValueError: Torchvision has no such dataset, or the dataset has no such split.
-        OSError: The download failed.
-    """
-    import inspect
-
-    from torchvision import datasets
-
-    kind: Any = getattr(datasets, name, None)
-    if not (inspect.isclass(kind) and issubclass(kind, datasets.VisionDataset)):
-        known = [n for n in datasets.__all__ if n[0].isupper()]
-        raise ValueError(f"torchvision has no dataset {name!r}; it has {', '.join(known)}")
-    make: Any = kind
-    parameters = inspect.signature(make).parameters
-    options: dict[str, Any] = {}
-    if "root" in parameters:
-        options["root"] = root
-    if "split" in parameters:
-        options["split"] = split
-    elif "train" in parameters:
-        if split not in ("train", "test"):
-            raise ValueError(f"torchvision:{name} has the splits train and test, not {split!r}")
-        options["train"] = split == "train"
-    if "loader" in parameters:  # the files as they are: they are decoded where it is needed
-        options["loader"] = _bytes_of
-    try:
-        return make(**options)
-    except (OSError, RuntimeError) as missing:
-        if "download" not in parameters:
-            raise OSError(
-                f"torchvision:{name}: {missing}; put the data set's files below {root} yourself"
-            ) from missing
-    try:
-        return make(**options, download=True)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise OSError(
-            f"torchvision:{name}: {error}; check the network, or put the data set's files "
-            f"below {root} yourself"
-        ) from error
-
-
-def _bytes_of(path: str | os.PathLike[str]) -> bytes:
-    return Path(path).read_bytes()
-
-
-def open_source(place: str, *, split: str, root: str | os.PathLike[str]) -> MapDataset:
-    """Open the source that ``torchvision:NAME`` names, see `torchvision_dataset`."""
-    return MapDataset(torchvision_dataset(place, root, split))

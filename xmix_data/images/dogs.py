@@ -13,16 +13,19 @@ from pathlib import Path
 import numpy as np
 
 from xmix_data.images.files import ImageFiles
+from xmix_data.images.splits import chosen_split, log_split
 
 __all__ = ["open_source"]
 
+_SPLITS = ("train", "test")
 
-def open_source(place: str, *, split: str, root: str | os.PathLike[str]) -> ImageFiles:
+
+def open_source(place: str, *, split: str | None, root: str | os.PathLike[str]) -> ImageFiles:
     """Open one split of Stanford Dogs, in the order of its list.
 
     Args:
         place: Folder with ``Images`` and the lists.
-        split: ``"train"`` or ``"test"``.
+        split: ``"train"`` or ``"test"``; ``None``: train.
         root: Not used: there is no download.
 
     Raises:
@@ -32,9 +35,8 @@ def open_source(place: str, *, split: str, root: str | os.PathLike[str]) -> Imag
     from scipy.io import loadmat
 
     folder = Path(place)
-    if split not in ("train", "test"):
-        raise ValueError(f"dogs:{place} has the splits train and test, not {split!r}")
-    images, path = folder / "Images", folder / f"{split}_list.mat"
+    taken = chosen_split(f"dogs:{place}", _SPLITS, split)
+    images, path = folder / "Images", folder / f"{taken}_list.mat"
     for needed in (images, path):
         if not needed.exists():
             raise FileNotFoundError(
@@ -56,6 +58,7 @@ def open_source(place: str, *, split: str, root: str | os.PathLike[str]) -> Imag
                 f"{path}: {file} has the label {label}, which is {name} in {images}; "
                 "unpack images.tar and lists.tar again"
             )
+    log_split(f"dogs:{place}", _SPLITS, split, taken)
     return ImageFiles(
         folder, [str(images / file) for file in files], [label - 1 for label in labels], names
     )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
+from xmix_data.names import same_form, same_forms
 
 __all__ = ["ClassFolder", "ImageFiles"]
 
@@ -24,7 +25,7 @@ class ImageFiles:
         root: Folder to which the fingerprint takes the paths relative.
         paths: (N,) files; they are not looked at before they are read.
         labels: (N,) class ids.
-        class_names: Name of each class id.
+        class_names: Name of each class id; in Unicode's NFC form from here on.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class ImageFiles:
         class_names: Sequence[str],
     ) -> None:
         self.root = root
-        self._paths, self._names = list(paths), list(class_names)
+        self._paths, self._names = list(paths), same_forms(class_names)
         self._labels = np.array(labels, np.int64)
 
     @property
@@ -137,7 +138,7 @@ def _reject_same_folder(folders: Sequence[os.DirEntry[str]]) -> None:
     """Refuse two folders of one class: they would be two classes of the same images or name."""
     seen: dict[str, str] = {}
     for folder in folders:
-        for key in (unicodedata.normalize("NFC", folder.name).strip(), os.path.realpath(folder)):
+        for key in (same_form(folder.name).strip(), os.path.realpath(folder)):
             other = seen.setdefault(key, folder.path)
             if other != folder.path:
                 raise ValueError(

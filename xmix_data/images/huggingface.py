@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 from xmix_data.errors import ImageError, MissingDependencyError
 from xmix_data.images.source import shorten
+from xmix_data.images.splits import chosen_split, log_split
+from xmix_data.names import same_forms
 
 __all__ = ["HuggingFaceDataset", "is_huggingface", "open_source"]
 
@@ -57,7 +59,7 @@ class HuggingFaceDataset:
             self._image, undecoded
         )
         names = getattr(dataset.features[self._label], "names", None)
-        self._names = None if names is None else list(names)
+        self._names = None if names is None else same_forms(names)
 
     @property
     def class_names(self) -> list[str] | None:
@@ -89,12 +91,14 @@ class HuggingFaceDataset:
         return f"data set of {len(self)} rows, row {index}"
 
 
-def open_source(place: str, *, split: str, root: str | os.PathLike[str]) -> HuggingFaceDataset:
+def open_source(
+    place: str, *, split: str | None, root: str | os.PathLike[str]
+) -> HuggingFaceDataset:
     """Open a data set that ``save_to_disk`` wrote.
 
     Args:
         place: Folder of the data set.
-        split: Part of the data set, where it has several.
+        split: Part of the data set; ``None``: train of several, or the only one there is.
         root: Not used: there is no download.
 
     Raises:
@@ -109,10 +113,13 @@ def open_source(place: str, *, split: str, root: str | os.PathLike[str]) -> Hugg
             f"huggingface:{place} needs the library datasets ({error}): pip install datasets"
         ) from error
     dataset = load_from_disk(place)
+    name = f"huggingface:{place}"
     if isinstance(dataset, Mapping):  # a DatasetDict
-        if split not in dataset:
-            raise ValueError(
-                f"huggingface:{place} has the splits {', '.join(dataset)}, no {split!r}"
-            )
-        dataset = dataset[split]
+        splits = list(dataset)
+        taken = chosen_split(name, splits, split)
+        source = HuggingFaceDataset(dataset[taken])
+        log_split(name, splits, split, taken)
+        return source
+    if split is not None:  # a whole one, which may know what it is a part of
+        chosen_split(name, [] if dataset.split is None else [str(dataset.split)], split)
     return HuggingFaceDataset(dataset)

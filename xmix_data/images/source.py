@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["MAX_CLASSES", "ImageSource", "label_problem", "shorten"]
+__all__ = ["MAX_CLASSES", "ImageSource", "label_problem", "numbered_names", "shorten"]
 
 MAX_CLASSES = 1 << 20
 """Most classes that a source without class names may have: a label beyond is taken for damage."""
@@ -51,6 +51,16 @@ def label_problem(label: int, names: Sequence[str] | None) -> str | None:
         return None
     classes = f"0 .. {MAX_CLASSES - 1}" if names is None else f"the {len(names)} classes"
     return f"label {label} is none of {classes}"
+
+
+def numbered_names(labels: npt.NDArray[np.int64]) -> list[str]:
+    """Name the classes of a source without class names: "0", "1", ... up to its largest label.
+
+    Args:
+        labels: (N,) class ids. One that is out of range names no more classes: it is damage, and an
+            error where the sample is read.
+    """
+    return [str(label) for label in range(min(int(labels.max(initial=-1)) + 1, MAX_CLASSES))]
 
 
 def shorten(value: Any) -> str:

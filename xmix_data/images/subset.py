@@ -10,7 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from xmix_data.errors import ImageError
-from xmix_data.images.source import MAX_CLASSES, ImageSource, label_problem, shorten
+from xmix_data.images.source import (
+    MAX_CLASSES,
+    ImageSource,
+    label_problem,
+    numbered_names,
+    shorten,
+)
+from xmix_data.names import same_form, same_forms
 
 __all__ = ["Subset", "select"]
 
@@ -35,7 +42,7 @@ class Subset:
         self._source, self._indices, self._old_labels = source, indices, labels
         self._labels = np.searchsorted(classes, labels).astype(np.int64)
         names = source.class_names
-        self._names = [names[old] if names else str(old) for old in classes]
+        self._names = [same_form(names[old]) if names else str(old) for old in classes]
 
     @property
     def class_names(self) -> list[str]:
@@ -99,14 +106,16 @@ def select(
             f"{source.where(index)}: {label_problem(int(labels[index]), names)}; correct the label"
         )
     if names is None:
-        names = [str(i) for i in range(int(labels.max(initial=-1)) + 1)]
+        names = numbered_names(labels)
     wanted = names if classes is None else list(classes)
-    known = {name: i for i, name in enumerate(names)}
+    wanted = same_forms(wanted)
+    known = {same_form(name): i for i, name in enumerate(names)}
     for position, name in enumerate(wanted):
         if name not in known:
+            remedy = getattr(source, "unnamed", "") or "correct the list of classes"
             raise ValueError(
                 f"class {name!r} is not in the source, which has {len(names)} classes "
-                f"({shorten(names)}); correct the list of classes"
+                f"({shorten(names)}); {remedy}"
             )
         if name in wanted[:position]:
             raise ValueError(f"class {name!r} is listed twice; remove one")

@@ -478,9 +478,8 @@ class Loader(Generic[B]):
     @property
     def dataset(self) -> DatasetView:
         """The samples of an epoch: their number, classes and labels."""
-        return DatasetView(
-            list(self._target.class_names), self._plan.target_labels[self._plan.samples]
-        )
+        labels = self._plan.target_labels[self._plan.samples]
+        return DatasetView(list(self._label_names()), self._delivered_labels(labels))
 
     @property
     def sampler(self) -> SamplerView:
@@ -504,7 +503,15 @@ class Loader(Generic[B]):
     @property
     def num_target_classes(self) -> int:
         """Number n of target classes: the size of the target head."""
-        return len(self._target.class_names)
+        return len(self._label_names())
+
+    def _label_names(self) -> list[str]:
+        """Name of each label of the target."""
+        return self._target.class_names
+
+    def _delivered_labels(self, labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the labels that batches have for class ids of the target."""
+        return labels
 
     @property
     def num_source_classes(self) -> int:

@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from xmix_data.backends import Spec
 from xmix_data.batch import MixedBatch, PairedBatch
-from xmix_data.beton import DomainLike, open_domain
+from xmix_data.beton import ClassList, DomainLike, class_list, ids_in_domain, open_domain
 from xmix_data.loader.base import Loader, Option
 from xmix_data.loader.options import one_of
 from xmix_data.normalise import IMAGENET_MEAN, IMAGENET_STD
@@ -247,6 +249,10 @@ class ImageLoader(Loader[tuple[torch.Tensor, torch.Tensor]]):
         flip: Mirror each image with probability 1/2.
         shuffle: A new order each epoch; otherwise the beton's.
         classes: Names of the classes to load; the labels stay the beton's. Default all.
+        classes_from: Count the labels as another data set does, found by class name: a beton (for
+            a test set the one of its training set), its path, a `Domain`, a loader, or a list of
+            names. ``num_target_classes`` and ``dataset`` are then of its classes. For a beton
+            without class names a list is the names of its ids.
         pairing: Load only the source images that this pairing selects (its auxiliary set); the
             beton is its source.
         drop_last: As for `XMixLoader`, but off.
@@ -256,7 +262,8 @@ class ImageLoader(Loader[tuple[torch.Tensor, torch.Tensor]]):
     Raises:
         FileNotFoundError: The beton does not exist.
         BetonError: The beton is damaged (at construction, or while iterating for an image).
-        ValueError: Options do not fit together; says what to change.
+        ValueError: Options do not fit together, or ``classes_from`` lacks a class that has images
+            to load; says what to change.
 
     Examples:
         >>> loader = ImageLoader("target.beton", batch_size=8, crop=CenterCrop(32))
@@ -266,6 +273,12 @@ class ImageLoader(Loader[tuple[torch.Tensor, torch.Tensor]]):
         torch.Size([8, 3, 32, 32]) torch.Size([8])
         torch.Size([8, 3, 32, 32]) torch.Size([8])
         torch.Size([3, 3, 32, 32]) torch.Size([3])
+        >>> names = ["other", "t3", "t2", "t1", "t0"]
+        >>> loader = ImageLoader("target.beton", batch_size=27, crop=CenterCrop(32),
+        ...     classes_from=names)
+        >>> _, labels = next(iter(loader))
+        >>> labels.bincount().tolist(), loader.num_target_classes
+        ([0, 6, 5, 7, 9], 5)
     """
 
     classes = Option()
@@ -281,6 +294,7 @@ class ImageLoader(Loader[tuple[torch.Tensor, torch.Tensor]]):
         shuffle: bool = False,
         classes: Sequence[str] | None = None,
         pairing: Pairing | str | os.PathLike[str] | None = None,
+        classes_from: Any = None,
         drop_last: bool = False,
         memory_format: torch.memory_format = torch.channels_last,
         device: str | torch.device = "cpu",
@@ -308,6 +322,10 @@ class ImageLoader(Loader[tuple[torch.Tensor, torch.Tensor]]):
             seed=seed,
         )
         self._pairing = pairing
+        self._counted_by: ClassList | None = None
+        if classes_from is not None:
+            self._counted_by = class_list(classes_from)
+            self._ids = ids_in_domain(self._counted_by, domain, plan.target_labels[plan.samples])
         options = {
             "batch_size": batch_size,
             "crop": crop,
@@ -335,6 +353,17 @@ class ImageLoader(Loader[tuple[torch.Tensor, torch.Tensor]]):
         """The pairing whose source images are loaded; ``None``: all of them, or some classes."""
         return self._pairing
 
+    @property
+    def classes_from(self) -> list[str] | None:
+        """Name of each label, where another data set's are taken; ``None``: the beton's own."""
+        return None if self._counted_by is None else list(self._counted_by.names)
+
+    def _label_names(self) -> list[str]:
+        return self._target.class_names if self._counted_by is None else self._counted_by.names
+
+    def _delivered_labels(self, labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return labels if self._counted_by is None else self._ids[labels]
+
     def _spec(self) -> Spec:
         return Spec(
             target=self._target, source=None, crop=self.crop, mix=False, **self._shared_spec()
@@ -342,10 +371,11 @@ class ImageLoader(Loader[tuple[torch.Tensor, torch.Tensor]]):
 
     def _packed_options(self) -> dict[str, Any]:
         pairing = None if self._pairing is None else replace(self._pairing, similarity=None)
-        return {"beton": self._target, "pairing": pairing, **self._given}
+        domain = {"beton": self._target, "classes_from": self._counted_by}
+        return {**domain, "pairing": pairing, **self._given}
 
     def _batch(
         self, rows: PlanRows, images: tuple[torch.Tensor, ...]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        (labels,) = self._on_device(self._target.labels[rows.target])
+        (labels,) = self._on_device(self._delivered_labels(self._target.labels[rows.target]))
         return images[0], labels

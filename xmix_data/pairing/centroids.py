@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xmix_data.files import whole_file
+from xmix_data.names import same_forms
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +61,7 @@ class Centroids:
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", np.ascontiguousarray(self.values, np.float32))
         object.__setattr__(self, "counts", np.ascontiguousarray(self.counts, np.int64))
-        object.__setattr__(self, "class_names", [str(name) for name in self.class_names])
+        object.__setattr__(self, "class_names", same_forms(map(str, self.class_names)))
         classes = len(self.class_names)
         if self.values.ndim != 2 or len(self.values) != classes or self.counts.shape != (classes,):
             raise ValueError(

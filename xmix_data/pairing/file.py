@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xmix_data.files import whole_file
+from xmix_data.names import same_form
 from xmix_data.options import MAX_SEED, whole_number
 from xmix_data.pairing.paired import MATRIX_DECIMALS, PairedClass, Similarity, shown_classes
 
@@ -121,6 +122,8 @@ def _parse_pairs(entries: Any, *, shared: bool) -> dict[str, list[PairedClass]]:
     used: dict[tuple[int, str], list[tuple[str, PairedClass]]] = {}
     for entry in entries:
         name = entry["target"]
+        if isinstance(name, str):
+            name = same_form(name)
         if not isinstance(name, str) or name in pairs:
             raise ValueError(f"target class {name!r} stands there twice or is no name")
         pairs[name] = [_parse_paired(source) for source in entry["sources"]]
@@ -155,7 +158,7 @@ def _parse_paired(entry: Any) -> PairedClass:
         raise ValueError(f"source class {name!r} lacks a number")
     if not -1 <= cosine <= 1 or images < 1 or (first or 0) < 0 or domain < 0:
         raise ValueError(f"source class {name!r} has impossible numbers")
-    return PairedClass(name, float(cosine), images, first, domain)
+    return PairedClass(same_form(name), float(cosine), images, first, domain)
 
 
 def _overlap(one: PairedClass, other: PairedClass) -> bool:

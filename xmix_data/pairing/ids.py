@@ -52,18 +52,16 @@ def draws(
     """
     names = list(pairs) if target is None else target.class_names
     known = set(names)
+    unnamed = "" if target is None else target.unnamed
+    remedy = unnamed or "it was made for other betons: run `xmix pair` again"
     for name in pairs:
         if name not in known:
             raise ValueError(
-                f"the pairing's target class {name!r} is not in the target beton; "
-                "it was made for other betons: run `xmix pair` again"
+                f"the pairing's target class {name!r} is not in the target beton; {remedy}"
             )
     for name in names:
         if name not in pairs:
-            raise ValueError(
-                f"target class {name!r} is not in the pairing; "
-                "it was made for other betons: run `xmix pair` again"
-            )
+            raise ValueError(f"target class {name!r} is not in the pairing; {remedy}")
     find = _class_ids(pairs, recorded, source)
     result = [[Draw(find(p, name), p.first, p.images) for p in pairs[name]] for name in names]
     if any(p.first is not None for p in _all(pairs)):
@@ -93,9 +91,12 @@ def _class_ids(
         if parts is not None:
             files = source.provenance[parts[paired.domain]]["files"]
             problem = f"not in {', '.join(files)}"
+        remedy = (
+            source.unnamed
+            or "give the betons that the pairing was made for, or run `xmix pair` again"
+        )
         raise ValueError(
-            f"source class {paired.name!r}, paired with {target_name!r}, is {problem}; "
-            "give the betons that the pairing was made for, or run `xmix pair` again"
+            f"source class {paired.name!r}, paired with {target_name!r}, is {problem}; {remedy}"
         )
 
     return find

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from xmix_data.beton import Domain
+from xmix_data.names import first_repeated, same_form, same_forms
 from xmix_data.pairing import file, ids
 from xmix_data.pairing.ids import Draw
 from xmix_data.pairing.paired import PairedClass, Similarity
@@ -44,6 +45,24 @@ class Pairing:
     """Provenance of the source centroids: model, weights' hash, files and fingerprints."""
     similarity: Similarity | None = field(default=None, compare=False)
     """How similar the classes are; ``None`` in a pairing that was made by hand."""
+
+    def __post_init__(self) -> None:
+        """Bring names into Unicode's NFC form, as those of betons are.
+
+        Raises:
+            ValueError: Two target classes then have one name.
+        """
+        pairs = {
+            same_form(name): [p._replace(name=same_form(p.name)) for p in paired]
+            for name, paired in self.pairs.items()
+        }
+        if len(pairs) < len(self.pairs):
+            twice = first_repeated(same_forms(self.pairs))
+            name = list(self.pairs)[twice[0] if twice else 0]
+            raise ValueError(
+                f"two target classes are named {name!r}; a pairing names them, rename one"
+            )
+        object.__setattr__(self, "pairs", pairs)
 
     @property
     def source_classes(self) -> list[str]:
@@ -88,7 +107,8 @@ class Pairing:
         by_domain: dict[int, list[str]] = {}
         for paired in self._paired():
             by_domain.setdefault(paired.domain, []).append(paired.name)
-        fitting = [i for i, used in by_domain.items() if set(used) <= set(names or ())]
+        known = set(same_forms(names or ()))
+        fitting = [i for i, used in by_domain.items() if set(used) <= known]
         exact = [i for i, d in enumerate(domains) if fingerprint in d["fingerprints"]]
         if len(exact) == 1:
             fitting = exact

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xmix_data.beton import Domain
+from xmix_data.names import same_forms
 from xmix_data.options import MAX_SEED, whole_number
 from xmix_data.pairing import Pairing
 from xmix_data.plan.crops import Crop
@@ -147,13 +148,12 @@ def _sizes(domain: Domain) -> ImageSizes:
 def _samples_of(domain: Domain, classes: Sequence[str]) -> npt.NDArray[np.int64]:
     if isinstance(classes, str):
         raise ValueError(f"classes is the string {classes!r}; give a list of class names")
-    for name in classes:
-        if name not in domain.class_names:
-            raise ValueError(
-                f"class {name!r} is not in {', '.join(str(b.path) for b in domain.betons)}; "
-                "see `xmix inspect`"
-            )
-    wanted = [label for label, name in enumerate(domain.class_names) if name in set(classes)]
+    names = set(same_forms(classes))
+    for name in sorted(names.difference(domain.class_names)):
+        files = ", ".join(str(beton.path) for beton in domain.betons)
+        remedy = domain.unnamed or "see `xmix inspect`"
+        raise ValueError(f"class {name!r} is not in {files}; {remedy}")
+    wanted = [label for label, name in enumerate(domain.class_names) if name in names]
     samples = np.flatnonzero(np.isin(domain.labels, wanted))
     if not len(samples):
         raise ValueError(f"the classes {list(classes)} have no images; name others")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import distributed, nn
 
@@ -9,17 +10,17 @@ from xmix_data.beton import Domain
 from xmix_data.loader import ImageLoader
 from xmix_data.ranks import get_world_size, require_group
 
-__all__ = ["evaluate", "test_ids"]
+__all__ = ["evaluate", "require_trained"]
 
 
 @torch.no_grad()
-def evaluate(network: nn.Module, loader: ImageLoader, ids: torch.Tensor | None = None) -> float:
+def evaluate(network: nn.Module, loader: ImageLoader) -> float:
     """Measure top-1 accuracy by the target logits, over all processes of the job.
 
     Args:
         network: Module from images to `Outputs`; put into evaluation mode meanwhile.
-        loader: Loader of clean images and labels; one pass is taken.
-        ids: (C,) int64: the target class of each class of the loader; default the same.
+        loader: Loader of clean images, and labels that are the target's (``classes_from``); one
+            pass is taken.
 
     Returns:
         The accuracy in 0 .. 1.
@@ -39,8 +40,6 @@ def evaluate(network: nn.Module, loader: ImageLoader, ids: torch.Tensor | None =
     counts = torch.zeros(2, dtype=torch.float64, device=loader.device)
     for images, labels in loader:
         own = len(images) - loader.last_padding
-        if ids is not None:
-            labels = ids.to(labels.device)[labels]
         right = network(images).target_logits.argmax(1) == labels
         counts[0] += right[:own].sum()
         counts[1] += own
@@ -50,27 +49,23 @@ def evaluate(network: nn.Module, loader: ImageLoader, ids: torch.Tensor | None =
     return float(counts[0] / counts[1])
 
 
-def test_ids(test: Domain, target: Domain) -> torch.Tensor:
-    """Find the target class of each class of a test set, by name.
-
-    Returns:
-        (C,) int64 target class ids, -1 where the target has no such class.
+def require_trained(test: Domain, target: Domain) -> None:
+    """Check that the classes of a test set were trained on.
 
     Raises:
         ValueError: A class with test images has no training image, or is in several betons.
     """
-    id_of = {name: label for label, name in enumerate(target.class_names)}
-    present = set(target.labels.tolist())
-    for label in sorted(set(test.labels.tolist())):
+    present = {target.class_names[label] for label in np.unique(target.labels)}
+    for label in np.unique(test.labels):
         name = test.class_names[label]
         if target.class_names.count(name) > 1:
             raise ValueError(
                 f"test class {name!r} ({test.betons[0].path}) is in several target betons; "
                 "convert them with different class names"
             )
-        if id_of.get(name) not in present:
+        if name not in present:
+            remedy = test.unnamed or target.unnamed or "give the test set of the same classes"
             raise ValueError(
                 f"test class {name!r} ({test.betons[0].path}) has no training image in the "
-                "target; give the test set of the same classes"
+                f"target; {remedy}"
             )
-    return torch.tensor([id_of.get(name, -1) for name in test.class_names])

@@ -41,7 +41,7 @@ from xmix_data.training.checkpoint import (
     load_network,
     save_checkpoint,
 )
-from xmix_data.training.evaluation import evaluate, test_ids
+from xmix_data.training.evaluation import evaluate, require_trained
 from xmix_data.training.feeds import phase_loaders, without_end
 from xmix_data.training.metrics import MetricsLog, StepLoss, means_over_ranks, require_finite
 from xmix_data.training.recipe import Recipe, Result
@@ -206,11 +206,11 @@ class _Run:
         ]
         self.device = self.loaders[0][0].device
         require_group(self.loaders[0][0].world_size)
-        self.tests = self.test_ids = None
+        self.tests = None
         if self.test is not None:
-            self.test_ids = test_ids(self.test, self.target)
+            require_trained(self.test, self.target)
             crop = CenterCrop(recipe.crop)
-            self.tests = ImageLoader(self.test, crop=crop, **common)
+            self.tests = ImageLoader(self.test, crop=crop, classes_from=self.target, **common)
             stack.enter_context(self.tests)
         self.body, self.classifier = split_classifier(backbone.network, self._size())
         self.features = self._features()
@@ -384,7 +384,7 @@ class _Run:
     def _test(self, number: int, step: int, network: TransferNetwork) -> float | None:
         if self.tests is None or network.heads == ("source",):
             return None
-        accuracy = evaluate(network, self.tests, self.test_ids)
+        accuracy = evaluate(network, self.tests)
         self.log.write(number, step, accuracy=accuracy)
         return accuracy
 
