@@ -19,7 +19,7 @@ from xmix_data.beton.reader import Beton
 from xmix_data.beton.source import BetonImages, open_images
 from xmix_data.beton.workers import Failure, encoded_samples, named_worker_death
 from xmix_data.errors import ImageError
-from xmix_data.files import whole_file
+from xmix_data.files import sync, whole_file
 from xmix_data.progress import Progress
 
 __all__ = ["write_beton"]
@@ -159,8 +159,7 @@ def write_beton(
         }
         manifest_stream.write(manifest_bytes(facts))
         for written in (stream, manifest_stream):  # a disk that is full now costs nothing
-            written.flush()
-            os.fsync(written.fileno())
+            sync(written, path)
         manifest_file.unlink(missing_ok=True)  # an earlier one must not meet the new beton
     if skipped:
         _log.warning(
