@@ -27,6 +27,8 @@ class ImageFiles:
         class_names: Name of each class id.
     """
 
+    parallel = True
+
     def __init__(
         self,
         root: Path,
