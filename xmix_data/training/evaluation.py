@@ -73,4 +73,4 @@ def test_ids(test: Domain, target: Domain) -> torch.Tensor:
                 f"test class {name!r} ({test.betons[0].path}) has no training image in the "
                 "target; give the test set of the same classes"
             )
-    return torch.tensor([id_of.get(name, -1) for name in test.class_names])
+    return torch.tensor([id_of.get(name, -1) for name in test.class_names], device="cpu")
