@@ -1233,3 +1233,19 @@ def test_errors_of_betons_and_images_are_one_family() -> None:
     assert issubclass(BetonError, XMixError)
     assert issubclass(ImageError, XMixError)
     assert issubclass(BetonError, ValueError)
+
+
+@pytest.mark.parametrize("encoding", ["jpg", "raw", "keep"])
+def test_enlarging_is_said_once(
+    tmp_path: Path, encoding: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    sides = [(20, 40), (64, 40), (32, 90), (31, 31)]
+    images = Pairs([(encoded(picture(*side)), 0) for side in sides])
+    written(images, tmp_path / "x.beton", image_size=32, encoding=encoding)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}/x.beton: 2 of 4 images were smaller than 32 pixels, and were enlarged; a "
+        "smaller image_size stores as much in fewer bytes"
+    ]
+    caplog.clear()
+    written(images, tmp_path / "y.beton", image_size=None, encoding=encoding)
+    assert not caplog.records

@@ -131,7 +131,7 @@ def write_beton(
         whole_file(path) as stream,
     ):
         writer = PageWriter(stream, path.parent, len(indices))
-        skipped = []
+        skipped, enlarged = [], 0
         # Closed here: an error holds this frame, and would keep the workers with it.
         made = closing(encoded_samples(source, indices, options, num_workers, workers))
         bar = Progress(f"convert {path.name}", len(indices), enabled=progress)
@@ -145,6 +145,7 @@ def write_beton(
                     )
                 else:
                     writer.append(*item)
+                    enlarged += item[1].enlarged
                 bar.advance()
         if not len(writer):
             raise ImageError(
@@ -173,6 +174,15 @@ def write_beton(
         for written in (stream, manifest_stream):  # a disk that is full now costs nothing
             sync(written, path)
         manifest_file.unlink(missing_ok=True)  # an earlier one must not meet the new beton
+    if enlarged:
+        _log.warning(
+            "%s: %d of %d images were smaller than %d pixels, and were enlarged; a smaller "
+            "image_size stores as much in fewer bytes",
+            path,
+            enlarged,
+            len(writer),
+            image_size,
+        )
     if skipped:
         _log.warning(
             "%s: skipped %d unreadable images, listed in %s",
