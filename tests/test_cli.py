@@ -31,7 +31,7 @@ from pictures import Images, written
 from PIL import Image
 from processes import Server
 
-from xmix_data import Beton, cli
+from xmix_data import Beton, RandomCrop, XMixLoader, cli
 from xmix_data.bench import rows
 from xmix_data.bench.rates import decode_rate, read_rate, training_rate
 from xmix_data.cli import _parser, main
@@ -468,6 +468,33 @@ def test_a_raw_beton_is_read_and_made_up_pictures_decoded(betons: Betons) -> Non
     assert checks["decoding"].values["bytes_per_image"] == len(jpeg)
     if checks["storage"].ok:
         assert checks["storage"].values["bytes_per_image"] == 40 * 40 * 3
+
+
+# Random pairs
+
+
+@pytest.mark.parametrize("model", [[], ["--model", "resnet18", "--weights", "nowhere.pt"]])
+def test_random_pairs_compute_no_features(
+    betons: Betons, tmp_path: Path, own_cache: Path, capsys: Capture, model: list[str]
+) -> None:
+    domains = ["--target", betons.target_raw.path, "--source", betons.source_raw.path]
+    out = tmp_path / "p.json"
+    made = document(capsys, "pair", *domains, *model, "--method", "random", "-o", out)
+    assert isinstance(made, dict)
+    assert (made["mean_cosine"], made["similarity"]) == (None, None)
+    assert len(made["pairs"]) == 4 and not own_cache.exists()
+    assert (
+        main(["pair", *map(str, domains), "--method", "random", "-o", str(out), "--overwrite"]) == 0
+    )
+    assert "nan" not in capsys.readouterr().out
+    with XMixLoader(
+        betons.target_raw, betons.source_raw, out, batch_size=9, crop=RandomCrop(32), num_workers=1
+    ) as loader:
+        assert len(list(loader)) == 3
+    assert main(["report", str(out), *map(str, domains), "-o", str(tmp_path / "r.html")]) == 2
+    assert "without features: it has no cosines to report" in capsys.readouterr().err
+    assert main(["pair", *map(str, domains), "-o", str(tmp_path / "q.json")]) == 2
+    assert "--model is missing" in capsys.readouterr().err
 
 
 # Terminals that do not know every character

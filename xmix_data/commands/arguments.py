@@ -42,10 +42,10 @@ def add_betons(
     )
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Add ``--model`` and ``--weights``, which name a backbone."""
     parser.add_argument(
-        "--model", required=True, help="a torchvision classifier, e.g. resnet50, or timm:NAME"
+        "--model", required=required, help="a torchvision classifier, e.g. resnet50, or timm:NAME"
     )
     parser.add_argument(
         "--weights",
