@@ -27,11 +27,12 @@ from pictures import encoded, picture, pixels_of, written
 from PIL import Image
 from torch.utils.data import get_worker_info
 
-from xmix_data import Beton, BetonError, ImageError, XMixError
+from xmix_data import Beton, BetonError, DatasetError, ImageError, XMixError
 from xmix_data.beton import open_domain
 from xmix_data.beton.encoding import encode_image
 from xmix_data.beton.layout import JPG, RAW
 from xmix_data.files import whole_file
+from xmix_data.images import MapDataset
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -170,13 +171,13 @@ def test_workers_keep_the_order_of_samples_of_unequal_cost(tmp_path: Path) -> No
 
 
 def test_all_cores_are_at_work(tmp_path: Path) -> None:
-    class Signed(Pairs):
-        def __getitem__(self, index: int) -> tuple[Any, int]:
+    class Signed(MapDataset):
+        def read(self, index: int) -> tuple[Any, int]:
             worker = get_worker_info()
             return np.full((2, 2, 3), 255 if worker is None else worker.id, np.uint8), 0
 
     cores = len(os.sched_getaffinity(0))
-    images = Signed([None] * (64 * cores))
+    images = Signed(Pairs([None] * (64 * cores)), parallel=True)
     beton = write(images, tmp_path / "x.beton", encoding="raw", num_workers=None)
     assert {int(beton.data(i)[0]) for i in range(len(beton))} == set(range(cores))
 
@@ -609,8 +610,10 @@ def test_whatever_a_dataset_raises_is_named_with_its_sample(tmp_path: Path, work
                 raise KeyError("row 40")
             return picture(4, 4), 0
 
-    with pytest.raises(ImageError, match=r"^Broken\[40\]: KeyError: 'row 40'; mend or remove"):
+    message = r"^Broken\[40\]: the dataset raised KeyError: 'row 40'; correct the dataset$"
+    with pytest.raises(DatasetError, match=message) as caught:
         write(Broken([None] * 50), tmp_path / "x.beton", num_workers=workers)
+    assert isinstance(caught.value.__cause__, KeyError)
     assert files_in(tmp_path) == []
 
 
@@ -836,8 +839,10 @@ except XMixError as error:
 def test_a_killed_worker_ends_the_conversion_with_a_clear_error(tmp_path: Path) -> None:
     done = run_python(SUICIDAL, tmp_path / "x.beton", "worker", 2)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("a conversion worker died (DataLoader worker (pid")
-    assert done.stdout.endswith("; free memory or use fewer workers (num_workers)\n")
+    assert done.stdout == (
+        "a conversion worker died (SIGKILL): the system ends processes so when memory runs out; "
+        "free memory or use fewer workers (num_workers)\n"
+    )
     assert files_in(tmp_path) == []
 
 
@@ -1230,3 +1235,19 @@ def test_errors_of_betons_and_images_are_one_family() -> None:
     assert issubclass(BetonError, XMixError)
     assert issubclass(ImageError, XMixError)
     assert issubclass(BetonError, ValueError)
+
+
+@pytest.mark.parametrize("encoding", ["jpg", "raw", "keep"])
+def test_enlarging_is_said_once(
+    tmp_path: Path, encoding: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    sides = [(20, 40), (64, 40), (32, 90), (31, 31)]
+    images = Pairs([(encoded(picture(*side)), 0) for side in sides])
+    written(images, tmp_path / "x.beton", image_size=32, encoding=encoding)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}/x.beton: 2 of 4 images were smaller than 32 pixels, and were enlarged; a "
+        "smaller image_size stores as much in fewer bytes"
+    ]
+    caplog.clear()
+    written(images, tmp_path / "y.beton", image_size=None, encoding=encoding)
+    assert not caplog.records

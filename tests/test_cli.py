@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import functools
+import io
 import json
+import logging
 import os
 import pty
 import re
@@ -19,6 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from fcntl import ioctl
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -28,7 +31,7 @@ from pictures import Images, written
 from PIL import Image
 from processes import Server
 
-from xmix_data import Beton
+from xmix_data import Beton, RandomCrop, XMixLoader, cli
 from xmix_data.bench import rows
 from xmix_data.bench.rates import decode_rate, read_rate, training_rate
 from xmix_data.cli import _parser, main
@@ -465,3 +468,95 @@ def test_a_raw_beton_is_read_and_made_up_pictures_decoded(betons: Betons) -> Non
     assert checks["decoding"].values["bytes_per_image"] == len(jpeg)
     if checks["storage"].ok:
         assert checks["storage"].values["bytes_per_image"] == 40 * 40 * 3
+
+
+# Random pairs
+
+
+@pytest.mark.parametrize("model", [[], ["--model", "resnet18", "--weights", "nowhere.pt"]])
+def test_random_pairs_compute_no_features(
+    betons: Betons, tmp_path: Path, own_cache: Path, capsys: Capture, model: list[str]
+) -> None:
+    domains = ["--target", betons.target_raw.path, "--source", betons.source_raw.path]
+    out = tmp_path / "p.json"
+    made = document(capsys, "pair", *domains, *model, "--method", "random", "-o", out)
+    assert isinstance(made, dict)
+    assert (made["mean_cosine"], made["similarity"]) == (None, None)
+    assert len(made["pairs"]) == 4 and not own_cache.exists()
+    assert (
+        main(["pair", *map(str, domains), "--method", "random", "-o", str(out), "--overwrite"]) == 0
+    )
+    assert "nan" not in capsys.readouterr().out
+    with XMixLoader(
+        betons.target_raw, betons.source_raw, out, batch_size=9, crop=RandomCrop(32), num_workers=1
+    ) as loader:
+        assert len(list(loader)) == 3
+    assert main(["report", str(out), *map(str, domains), "-o", str(tmp_path / "r.html")]) == 2
+    assert "without features: it has no cosines to report" in capsys.readouterr().err
+    assert main(["pair", *map(str, domains), "-o", str(tmp_path / "q.json")]) == 2
+    assert "--model is missing" in capsys.readouterr().err
+
+
+# Terminals that do not know every character
+
+
+class Terminal(NamedTuple):
+    """Both streams of a process, in an encoding as a terminal may have it."""
+
+    out: io.TextIOWrapper
+    err: io.TextIOWrapper
+
+    def read(self) -> tuple[str, str]:
+        for stream in self:
+            stream.flush()
+        return tuple(s.buffer.getvalue().decode(s.encoding) for s in self)  # type: ignore[attr-defined, return-value]
+
+
+def terminal(encoding: str, monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """Put in place by the test itself: pytest sets the streams anew before it."""
+    made = Terminal(*(io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2)))
+    monkeypatch.setattr(sys, "stdout", made.out)
+    monkeypatch.setattr(sys, "stderr", made.err)
+    monkeypatch.setattr(logging.getLogger("xmix_data"), "handlers", [])
+    return made
+
+
+every_encoding = pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+
+
+@every_encoding
+@pytest.mark.parametrize("command", ["", *(c.__name__.rpartition(".")[2] for c in cli.COMMANDS)])
+def test_help_on_every_terminal(
+    encoding: str, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = terminal(encoding, monkeypatch)
+    with pytest.raises(SystemExit) as ended:
+        main([*command.split(), "--help"])
+    assert ended.value.code == 0
+    out, err = shown.read()
+    assert out.startswith("usage: xmix") and err == ""
+
+
+@every_encoding
+def test_names_on_every_terminal(
+    encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = terminal(encoding, monkeypatch)
+    names = {"\u03bb\u5b57": 2, "\u00e4 \U0001f408": 1, os.fsdecode(b"\xff"): 1}
+    for name, count in names.items():
+        (tmp_path / "in" / name).mkdir(parents=True)
+        for i in range(count):
+            Image.new("RGB", (8, 8)).save(tmp_path / "in" / name / f"{i}.png")
+    (tmp_path / "in" / "\u03bb\u5b57" / "\u5b57.png").write_bytes(b"none")
+    out = tmp_path / "\u5b57.beton"
+    convert = ["convert", str(tmp_path / "in"), str(out), "--workers", "0"]
+    assert main([*convert]) == 2
+    assert main([*convert, "--on-error", "skip"]) == 0
+    assert main(["inspect", str(out)]) == 0
+    assert main(["inspect", str(out), "--json"]) == 0
+    with pytest.raises(SystemExit):
+        main(["inspect", "--\u03bb\u5b57"])
+    printed, said = seen.read()
+    shown = "\u5b57" if encoding == "utf-8" else r"\u5b57"
+    assert f"{shown}.beton: 4 images, 3 classes" in printed
+    assert f"{shown}.png: not an image" in said and f"convert {shown}.beton: 5/5" in said

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xmix_data import Centroids, PairedClass, Pairing, pair_classes
-from xmix_data.pairing import shown_classes
+from xmix_data.pairing import pairs_table, shown_classes
 from xmix_data.pairing.matching import cosine_similarity
 
 
@@ -451,3 +451,43 @@ def test_centroids_that_do_not_fit_together_are_refused() -> None:
     two = Centroids([[1, 2], [1, 3]], [1, 2], ["a", "a"], domains=np.arange(2))
     with pytest.raises(ValueError, match="two target classes are named 'a'"):
         pair_classes(two, two)
+
+
+def without_features(classes: int, prefix: str) -> Centroids:
+    names = [f"{prefix}{i}" for i in range(classes)]
+    return Centroids(np.zeros((classes, 0)), np.full(classes, 10), names)
+
+
+def test_random_classes_need_no_features(tmp_path: Path) -> None:
+    target, source = without_features(3, "t"), without_features(8, "s")
+    for options in ({}, {"rounds": 2}, {"min_images": 50}):
+        made = pair_classes(target, source, method="random", seed=3, **options)  # type: ignore[arg-type]
+        known = pair_classes(
+            Centroids(np.eye(3, 8) + 0.1, target.counts, target.class_names),
+            Centroids(np.eye(8) + 0.1, source.counts, source.class_names),
+            method="random",
+            seed=3,
+            **options,  # type: ignore[arg-type]
+        )
+        assert {t: [p.name for p in ps] for t, ps in made.pairs.items()} == {
+            t: [p.name for p in ps] for t, ps in known.pairs.items()
+        }
+        assert all(np.isnan(p.cosine) for ps in made.pairs.values() for p in ps)
+        assert np.isnan(made.mean_cosine) and made.similarity is None
+        made.save(tmp_path / "p.json")
+        assert repr(Pairing.load(tmp_path / "p.json").pairs) == repr(made.pairs)
+    assert "nan" not in "".join(pairs_table(made))
+    for options in ({}, {"method": "random", "min_images": 20, "strict": True}):
+        with pytest.raises(ValueError, match="the centroids have no features, which only pairs"):
+            pair_classes(target, source, **options)  # type: ignore[arg-type]
+
+
+def test_a_strict_stop_needs_no_class_for_each_target() -> None:
+    values = np.eye(6) + 0.1
+    target = Centroids(values, np.full(6, 5), [f"t{i}" for i in range(6)])
+    source = Centroids(values[:4], np.full(4, 10), [f"s{i}" for i in range(4)])
+    for method in ("greedy", "in-order", "optimal", "random"):
+        made = pair_classes(target, source, method=method, min_images=25, strict=True)
+        assert len(made.source_classes) == 3 and len(made.pairs) == 6
+    with pytest.raises(ValueError, match="6 target classes take 6 source classes, and there are 4"):
+        pair_classes(target, source, min_images=25)

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from xmix_data.batch import MixedBatch, PairedBatch
     from xmix_data.beton import Beton, write_beton
-    from xmix_data.errors import BetonError, ImageError, MissingDependencyError, XMixError
+    from xmix_data.errors import (
+        BetonError,
+        DatasetError,
+        ImageError,
+        MissingDependencyError,
+        XMixError,
+    )
     from xmix_data.features import class_centroids
     from xmix_data.loader import ImageLoader, XMixLoader
     from xmix_data.methods import JointHead, xmixup_loss
@@ -27,6 +33,7 @@ _MODULE_OF = {
     "Beton": "beton",
     "CenterCrop": "plan",
     "Centroids": "pairing",
+    "DatasetError": "errors",
     "IMAGENET_MEAN": "normalise",
     "IMAGENET_STD": "normalise",
     "ImageError": "errors",
@@ -54,6 +61,7 @@ __all__ = [
     "BetonError",
     "CenterCrop",
     "Centroids",
+    "DatasetError",
     "ImageError",
     "ImageLoader",
     "JointHead",

@@ -174,7 +174,7 @@ def output_layer(network: nn.Module, size: int = _SIZE) -> tuple[str, nn.Module 
     Raises:
         ValueError: The network does not take the image.
     """
-    parameter = next(network.parameters(), torch.empty(0))
+    parameter = next(network.parameters(), torch.empty(0, device="cpu"))
     image = torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype)
     modes = [(module, module.training) for module in network.modules()]
     try:
@@ -223,7 +223,7 @@ def load_backbone(name: str, weights: str | os.PathLike[str]) -> Backbone:
     own = ":" in name and not name.startswith(_TIMM)
     if own and weights == "none":
         raise ValueError(f"{name} makes its own weights; leave --weights none out")
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(0)
         backbone = _load_own(name) if own else _load_named(name, weights == "default")
     if weights not in ("default", "none"):
@@ -369,7 +369,12 @@ def _resize_classifier(network: nn.Module, head: str, state: dict[str, Any]) -> 
     shape: tuple[int, ...] = tuple(getattr(state.get(f"{head}.weight"), "shape", ()))
     if len(shape) == 2 and shape[1] == layer.in_features and shape[0] != layer.out_features:
         parent, _, name = head.rpartition(".")
-        made = nn.Linear(layer.in_features, shape[0], bias=layer.bias is not None)
+        made = nn.Linear(
+            layer.in_features,
+            shape[0],
+            bias=layer.bias is not None,
+            device=layer.weight.device,
+        )
         setattr(network.get_submodule(parent), name, made)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import logging
 import os
@@ -46,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     # Without colours to begin with, and numba's would write an escape sequence at the very end.
     os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1")
+    _escape_what_cannot_be_printed()
     try:
         options = _parser().parse_args(arguments)
     except SystemExit as stop:  # of --help, --version and what cannot be parsed
@@ -53,6 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise
     _log_to_stderr()
     return _flushed(_status(options))
+
+
+def _escape_what_cannot_be_printed() -> None:
+    """Have a terminal of few characters show the others as escapes: λ, names of classes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # it is None where the shell closed it
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _flushed(status: int) -> int:

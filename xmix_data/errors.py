@@ -1,6 +1,6 @@
 """The project's own exceptions; every message says what, where, and what to do about it."""
 
-__all__ = ["BetonError", "ImageError", "MissingDependencyError", "XMixError"]
+__all__ = ["BetonError", "DatasetError", "ImageError", "MissingDependencyError", "XMixError"]
 
 
 class XMixError(Exception):
@@ -9,6 +9,13 @@ class XMixError(Exception):
 
 class ImageError(XMixError, ValueError):
     """Error about an image of a conversion's source that cannot be read; names file or index."""
+
+
+class DatasetError(ImageError):
+    """Error about a conversion's dataset: its samples are no images with their classes.
+
+    It names the index. No image is to blame, so ``on_error="skip"`` does not pass over it.
+    """
 
 
 class BetonError(XMixError, ValueError):

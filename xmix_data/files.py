@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import logging
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["whole_file"]
+__all__ = ["sync", "whole_file"]
+
+
+_log = logging.getLogger("xmix_data")
+
+_UNKNOWN = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY}
+"""Errors of a file system that does not know a call, as those of networks and containers may."""
+_NO_LOCKS = _UNKNOWN | {errno.ENOLCK}
+_LOST = {errno.EIO, errno.ENOSPC, errno.EDQUOT}
+"""Errors that say that data did not reach the disk."""
+
+_said: set[tuple[str, Path]] = set()
+"""What was said of which folder: a checkpoint a minute must not be a line a minute."""
 
 
 @contextmanager
@@ -17,7 +32,9 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open ``PATH.partial`` for writing; it becomes ``PATH`` if the block ends without an error.
 
     The file is synced before it is renamed, and locked against a second writer. What a killed
-    process leaves under the partial name, the next writer takes over.
+    process leaves under the partial name, the next writer takes over. Where a file system has no
+    locks, every writer takes a partial name of its own: the file is whole all the same, and the
+    last writer's stays. What a file system lacks is said once in the log.
 
     Args:
         path: The final name.
@@ -30,26 +47,71 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path}: is a folder; give the name of a file")
-    partial = path.with_name(path.name + ".partial")
     try:
-        with open(os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as stream:
-            if not _lock(stream, partial):
-                raise FileExistsError(f"{path}: another process is writing it; wait for it")
+        stream, partial = _open_partial(path)
+        with stream:
             try:
                 stream.truncate(0)
                 yield stream
-                stream.flush()
-                os.fsync(stream.fileno())
+                sync(stream, path)
                 os.replace(partial, path)
             except BaseException:
                 partial.unlink(missing_ok=True)
                 raise
+        _sync_folder(path.parent)
     except OSError as error:
         if error.errno is None or isinstance(error.__cause__, OSError):
             raise  # it says already what and where, as the error of a file written meanwhile does
         message = f"{path}: cannot be written ({error.strerror}); free space or write elsewhere"
         raise type(error)(error.errno, message) from error
-    _sync_folder(path.parent)
+
+
+def sync(stream: BinaryIO, path: Path) -> None:
+    """Write out all that a stream holds, down to the disk where the file system can.
+
+    Args:
+        stream: The file.
+        path: Its final name, for the log.
+
+    Raises:
+        OSError: The data did not reach the disk.
+    """
+    stream.flush()
+    try:
+        os.fsync(stream.fileno())
+    except OSError as error:
+        if error.errno not in _UNKNOWN:
+            raise
+        _say_once(path.parent, "files cannot be synced", error, "a power cut may lose the latest")
+
+
+def _open_partial(path: Path) -> tuple[BinaryIO, Path]:
+    """Open and lock a partial file; returns it with its name."""
+    partial = path.with_name(path.name + ".partial")
+    is_new = not partial.exists()
+    stream = _opened(partial)
+    try:
+        if not _lock(stream, partial):
+            raise FileExistsError(f"{path}: another process is writing it; wait for it")
+        return stream, partial
+    except OSError as error:
+        stream.close()
+        if error.errno not in _NO_LOCKS:
+            raise
+        if is_new:
+            partial.unlink(missing_ok=True)
+        _say_once(
+            path.parent,
+            "files cannot be locked",
+            error,
+            "do not write one file from two processes at once: the last one's would stay",
+        )
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    return _opened(partial), partial
+
+
+def _opened(partial: Path) -> BinaryIO:
+    return open(os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
 
 
 def _lock(stream: BinaryIO, partial: Path) -> bool:
@@ -62,8 +124,25 @@ def _lock(stream: BinaryIO, partial: Path) -> bool:
 
 
 def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Have the system keep a rename over a power cut, where the file system can.
+
+    Network file systems refuse it in many ways, and the file is there, whole: only an error that
+    says that data were lost counts.
+    """
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno in _LOST:
+            raise
+        _say_once(folder, "the folder cannot be synced", error, "a power cut may lose new names")
+
+
+def _say_once(folder: Path, what: str, error: OSError, consequence: str) -> None:
+    key = (what, folder.absolute())
+    if key not in _said:
+        _said.add(key)
+        _log.warning("%s: %s (%s); %s", folder, what, error.strerror, consequence)

@@ -74,14 +74,14 @@ def pinned(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
     """
     size = math.prod(shape)
     if size == 0:
-        return torch.empty(shape, dtype=torch.uint8)
+        return torch.empty(shape, dtype=torch.uint8, device="cpu")
     # Shared: a fork would leave the pages that the GPU knows to the child, on older kernels.
     memory = np.frombuffer(mmap.mmap(-1, size), np.uint8)
     address, runtime = memory.ctypes.data, torch.cuda.cudart()  # type: ignore[no-untyped-call]
     if int(runtime.cudaHostRegister(address, size, 0)):
         with suppress(RuntimeError):  # or the next kernel would be told of it
             torch.ones(1, device=device)
-        return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        return torch.empty(shape, dtype=torch.uint8, device="cpu", pin_memory=True)
     end = weakref.finalize(memory, _unpin, address, device)
     end.atexit = False  # the process gives all of it back
     return torch.from_numpy(memory).view(shape)
@@ -131,7 +131,9 @@ class Slot:
         self.host_crops = pinned(crops, device)
         self.crops = torch.empty(crops, dtype=torch.uint8, device=device)
         # Mirror the target, mirror the source, λ.
-        self.host_numbers = torch.empty((3, count), dtype=torch.float32, pin_memory=True)
+        self.host_numbers = torch.empty(
+            (3, count), dtype=torch.float32, device="cpu", pin_memory=True
+        )
         self.numbers = torch.empty((3, count), dtype=torch.float32, device=device)
         self.copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         """Event after which the host's buffers have been read, and the device's are full."""

@@ -9,7 +9,6 @@ arithmetic on the device.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from resource import RUSAGE_THREAD, getrusage
 import numpy as np
 import numpy.typing as npt
 import torch
+from numba.core.event import Event, Listener, install_listener
 
 from xmix_data import decode
 from xmix_data.backends.device import DeviceStage, Slot
@@ -41,7 +41,6 @@ _STRIPE = 8
 _STRIPE_OF_RAW = 32
 """Most images (pairs) that a thread takes at a time where nothing is decoded."""
 
-_SLOW_COMPILATION_S = 1.0
 _KINDS = {
     torch.float32: decode.FLOAT32,
     torch.float16: decode.FLOAT16,
@@ -153,7 +152,7 @@ class HostBackend:
 
     def _compile(self) -> None:
         """Compile or load the kernels now, on an empty batch, rather than in the first real one."""
-        with _said_if_slow():
+        with _compilation_said():
             none = np.zeros(0, np.int64)
             crops = Crops(np.zeros((0, 4), np.int32), np.zeros(0, bool))
             pair = self.spec.source is not None
@@ -274,13 +273,27 @@ class HostBackend:
 
 
 @contextmanager
-def _said_if_slow() -> Iterator[None]:
-    """Log one line if the block takes long, for those who wait for the compiler and wonder."""
-    line = "compiling the decoding kernels for this machine, once; it takes about ten seconds"
-    timer = threading.Timer(_SLOW_COMPILATION_S, _log.warning, [line])
-    timer.daemon = True
-    timer.start()
-    try:
+def _compilation_said() -> Iterator[None]:
+    """Log one line if the block compiles, for those who wait and wonder.
+
+    Nothing is said where kernels are loaded from numba's cache, however slow the machine is.
+    """
+    listener = _CompilationListener()
+    with install_listener("numba:compile", listener):
         yield
-    finally:
-        timer.cancel()
+
+
+class _CompilationListener(Listener):
+    """Listener to numba's compiler, which logs its first event."""
+
+    said = False
+
+    def on_start(self, event: Event) -> None:
+        if not self.said:
+            self.said = True
+            _log.warning(
+                "compiling the decoding kernels for this machine, once; it takes about ten seconds"
+            )
+
+    def on_end(self, event: Event) -> None:
+        pass

@@ -53,8 +53,8 @@ class ReferenceStream:
                 rows, crops = self._crops(rows, side, domain)
                 images.append(crops)
         if spec.dtype != torch.uint8:
-            mean = torch.tensor(spec.mean, dtype=torch.float64)
-            std = torch.tensor(spec.std, dtype=torch.float64)
+            mean = torch.tensor(spec.mean, dtype=torch.float64, device="cpu")
+            std = torch.tensor(spec.std, dtype=torch.float64, device="cpu")
             images = [(crops.double() / 255 - mean) / std for crops in images]
         if spec.mix:
             lam = torch.from_numpy(rows.lam).double()[:, None, None, None]

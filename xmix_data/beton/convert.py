@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,14 @@ from xmix_data.beton.manifest import manifest_bytes, manifest_path, shard_entry
 from xmix_data.beton.pages import PageWriter
 from xmix_data.beton.reader import Beton
 from xmix_data.beton.source import BetonImages, open_images
-from xmix_data.beton.workers import Failure, encoded_samples, named_worker_death
+from xmix_data.beton.workers import (
+    Failure,
+    encoded_samples,
+    named_worker_death,
+    require_main_guard,
+)
 from xmix_data.errors import ImageError
-from xmix_data.files import whole_file
+from xmix_data.files import sync, whole_file
 from xmix_data.images import ImageSource, numbered_names
 from xmix_data.names import first_repeated, same_forms
 from xmix_data.progress import Progress
@@ -60,7 +66,8 @@ def write_beton(
 
     Args:
         dataset: A class folder, a ``.beton``, any map-style dataset of (image, label), or a
-            ``datasets.Dataset`` of Hugging Face.
+            ``datasets.Dataset`` of Hugging Face. A map-style dataset is read by this process, in
+            order, so that it may hold open files.
         path: The file to write, usually ``NAME.beton``.
         image_size: Shorter edge in pixels after resizing; ``None`` keeps every image's own size.
         crop: ``"square"`` keeps the centre square, ``"none"`` all of the image.
@@ -68,8 +75,11 @@ def write_beton(
             (JPEG bytes as they are wherever the image needs no change).
         quality: JPEG quality, 1 to 100.
         on_error: ``"raise"`` stops at an unreadable image; ``"skip"`` leaves it out and lists it
-            in the manifest.
-        num_workers: Worker processes; default one a core, 0 works in this process.
+            in the manifest. What a dataset raises is about an image if it is an ``OSError`` or
+            comes from Pillow; anything else is an error in any case.
+        num_workers: Worker processes; 0 works in this thread alone. Default one a core, but for a
+            map-style dataset none, and a thread a core for encoding: more processes would share
+            its open files.
         progress: Show progress on stderr.
         overwrite: Replace an existing file.
         shard: ``(i, n)`` writes the i-th of n equal parts of the samples, counted from 0.
@@ -83,11 +93,14 @@ def write_beton(
     Raises:
         FileExistsError: ``path`` exists and ``overwrite`` is false.
         FileNotFoundError: The dataset or the folder of ``path`` does not exist.
+        DatasetError: The dataset gives something else than an image and an integer, or raises an
+            error that is not about an image, which is kept as the cause.
         ImageError: An image cannot be read, or a label lies outside the classes.
         OSError: The disk is full or not writable.
+        TypeError: The dataset is a stream, a set of splits, or none at all.
         ValueError: An option is impossible, the dataset is empty, two classes have one name, or
             ``classes_from`` lacks a class that has images.
-        XMixError: A worker process was killed.
+        XMixError: A worker process died, or memory or file descriptors ran out.
 
     Examples:
         >>> pixels = np.zeros((48, 64, 3), np.uint8)
@@ -98,6 +111,7 @@ def write_beton(
         >>> beton.heights.shape, beton.image_size
         ((3,), 32)
     """
+    require_main_guard()
     path = Path(path)
     _check_options(image_size, crop, encoding, quality, on_error, num_workers, shard)
     if not path.parent.is_dir():
@@ -128,22 +142,20 @@ def write_beton(
     options = {"encoding": encoding, "image_size": image_size, "crop": crop, "quality": quality}
     manifest_file = manifest_path(path)
     with (
-        named_worker_death(),
+        named_worker_death() as workers,
         whole_file(manifest_file) as manifest_stream,
         whole_file(path) as stream,
     ):
         writer = PageWriter(stream, path.parent, len(indices))
-        skipped = []
-        with Progress(f"convert {path.name}", len(indices), enabled=progress) as bar:
-            for position, item in enumerate(encoded_samples(source, indices, options, num_workers)):
+        skipped, enlarged = [], 0
+        # Closed here: an error holds this frame, and would keep the workers with it.
+        made = closing(encoded_samples(source, indices, options, num_workers, workers))
+        bar = Progress(f"convert {path.name}", len(indices), enabled=progress)
+        with made as samples, bar:
+            for position, item in enumerate(samples):
                 if isinstance(item, Failure):
-                    if item.is_label or on_error == "raise":
-                        remedy = (
-                            "correct the label"
-                            if item.is_label
-                            else "mend or remove it, or skip such images (on_error='skip')"
-                        )
-                        raise ImageError(f"{item.where}: {item.reason}; {remedy}")
+                    if on_error == "raise" or not item.skippable:
+                        raise item.error from item.cause
                     skipped.append(
                         {"index": indices[position], "path": item.where, "reason": item.reason}
                     )
@@ -153,6 +165,7 @@ def write_beton(
                         label if ids is None else _found(label, ids, source, indices[position]),
                         image,
                     )
+                    enlarged += image.enlarged
                 bar.advance()
         if not len(writer):
             raise ImageError(
@@ -182,9 +195,17 @@ def write_beton(
         }
         manifest_stream.write(manifest_bytes(facts))
         for written in (stream, manifest_stream):  # a disk that is full now costs nothing
-            written.flush()
-            os.fsync(written.fileno())
+            sync(written, path)
         manifest_file.unlink(missing_ok=True)  # an earlier one must not meet the new beton
+    if enlarged:
+        _log.warning(
+            "%s: %d of %d images were smaller than %d pixels, and were enlarged; a smaller "
+            "image_size stores as much in fewer bytes",
+            path,
+            enlarged,
+            len(writer),
+            image_size,
+        )
     if skipped:
         _log.warning(
             "%s: skipped %d unreadable images, listed in %s",

@@ -32,6 +32,8 @@ class StoredImage(NamedTuple):
     """Width in pixels."""
     data: bytes
     """Stored bytes: a JPEG stream, or H*W*3 bytes of RGB."""
+    enlarged: bool = False
+    """Whether the image was smaller than what is stored."""
 
 
 def encode_image(
@@ -58,6 +60,7 @@ def encode_image(
     try:
         opened = _open(image)
         size = _stored_size(opened, image_size, crop)
+        enlarged = min(size) > min(opened.size)
         if max(size) > _MAX_SIDE[mode]:
             raise ImageError(
                 f"it would be stored as {size[0]}x{size[1]}, above the limit of "
@@ -81,10 +84,10 @@ def encode_image(
         raise ImageError(f"unreadable or truncated image ({error})") from error
     width, height = size
     if mode == RAW:
-        return StoredImage(RAW, height, width, pixels.tobytes())
+        return StoredImage(RAW, height, width, pixels.tobytes(), enlarged=enlarged)
     stream = io.BytesIO()
     pixels.save(stream, "JPEG", quality=quality, comment=None)  # the source's may be too long
-    return StoredImage(JPG, height, width, stream.getvalue())
+    return StoredImage(JPG, height, width, stream.getvalue(), enlarged=enlarged)
 
 
 def _open(image: Any) -> Image.Image:

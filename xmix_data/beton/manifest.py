@@ -49,13 +49,19 @@ def read_manifest(beton: Path, *, byte_length: int, num_samples: int) -> dict[st
 
     Raises:
         BetonError: The manifest is damaged, or describes another beton.
+        OSError: The manifest cannot be read.
     """
     path = manifest_path(beton)
     if not path.exists():
         return None
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        message = f"{path}: cannot be read ({error.strerror}); it belongs to {beton.name}, mend it"
+        raise type(error)(error.errno, message) from error
     remedy = "convert it again, or remove the manifest to load it without class names"
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text("utf-8", "surrogateescape"))
+        manifest: dict[str, Any] = json.loads(data.decode("utf-8", "surrogateescape"))
         if manifest["format"] != _FORMAT:
             raise ValueError(f"its format is {manifest['format']!r}")
         if manifest["version"] != _VERSION:
@@ -70,7 +76,7 @@ def read_manifest(beton: Path, *, byte_length: int, num_samples: int) -> dict[st
         if not _are_texts([manifest["content_hash"], manifest["encoding"]]):
             raise ValueError("content_hash or encoding is no text")
         _check_shard(manifest.get("shard"))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise BetonError(f"{path}: damaged manifest ({reason}); {remedy}") from error
     if (length, samples) != (byte_length, num_samples):

@@ -29,6 +29,7 @@ from xmix_data.beton.layout import (
     content_hash,
 )
 from xmix_data.beton.manifest import manifest_path, read_manifest
+from xmix_data.beton.mapping import mapped
 from xmix_data.errors import BetonError
 from xmix_data.jpeg import MAX_PIXELS_PER_BYTE, jpeg_problem
 from xmix_data.progress import Progress
@@ -57,6 +58,7 @@ class Beton:
         FileNotFoundError: No such file.
         BetonError: The file or its manifest is damaged, unfinished or of another kind, or it cannot
             be told which of several int fields is the label.
+        OSError: The file cannot be opened or mapped into memory; names the limit that was met.
 
     Attributes:
         path: Path of the file.
@@ -96,10 +98,10 @@ class Beton:
         return BetonError(f"{self.path}: {problem}; {remedy}")
 
     def _read_index(self) -> None:
-        self.byte_length = self.path.stat().st_size
+        self._bytes = mapped(self.path)
+        self.byte_length = len(self._bytes)
         if self.byte_length < HEADER.itemsize:
             raise self._fail(f"no beton: only {self.byte_length} bytes long")
-        self._bytes = np.memmap(self.path, np.uint8, "r")
         header = self._view(0, HEADER, 1, "header")[0]
         if header["version"] != FFCV_VERSION or not 1 <= header["num_fields"] <= 1024:
             raise self._fail("no beton: it does not begin with the header of FFCV's version 2")

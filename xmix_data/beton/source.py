@@ -24,6 +24,8 @@ _log = logging.getLogger("xmix_data")
 class BetonImages:
     """A beton as the source of another conversion."""
 
+    parallel = True
+
     def __init__(self, beton: Beton) -> None:
         self.beton = beton
 

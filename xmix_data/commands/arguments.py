@@ -42,11 +42,11 @@ def add_betons(
     )
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Add ``--model`` and ``--weights``, which name a backbone."""
     parser.add_argument(
         "--model",
-        required=True,
+        required=required,
         help="a torchvision classifier, e.g. resnet50; timm:NAME; or your own, FILE.py:FUNCTION",
     )
     parser.add_argument(

@@ -8,6 +8,7 @@ import logging
 from pathlib import Path
 
 from xmix_data.commands.answer import Answer
+from xmix_data.files import whole_file
 
 __all__ = ["EXAMPLES", "HELP", "add_arguments", "run"]
 
@@ -59,5 +60,6 @@ def run(options: argparse.Namespace) -> Answer:
     logging.getLogger("xmix_data").setLevel(logging.WARNING)  # its loaders are not the user's
     result, text = report(options.data, crop=options.crop, rounds=options.rounds)
     if file is not None:
-        file.write_text(json.dumps(result, indent=1) + "\n")
+        with whole_file(file) as stream:
+            stream.write(json.dumps(result, indent=1).encode() + b"\n")
     return Answer(result, text.splitlines())

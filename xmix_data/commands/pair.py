@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from xmix_data.commands.answer import Answer, saved_pairs
 from xmix_data.commands.arguments import (
@@ -15,6 +16,10 @@ from xmix_data.commands.arguments import (
     add_overwrite,
     check_output,
 )
+
+if TYPE_CHECKING:
+    from xmix_data.beton import Domain
+    from xmix_data.pairing import Centroids
 
 __all__ = ["EXAMPLES", "HELP", "add_arguments", "run"]
 
@@ -31,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
     add_betons(parser, "--target", "T.beton")
     add_betons(parser, "--source", "S.beton")
-    add_model(parser)
+    add_model(parser, required=False)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="PAIRING.json")
     amount = parser.add_mutually_exclusive_group()
     amount.add_argument("--rounds", type=int, metavar="R", help="one-to-one rounds (default: 1)")
@@ -88,7 +93,12 @@ def run(options: argparse.Namespace) -> Answer | None:
     from xmix_data.backbones import load_backbone
     from xmix_data.beton import open_domain
     from xmix_data.features import class_centroids
-    from xmix_data.pairing import check_options, pair_classes, pairs_table
+    from xmix_data.pairing import (
+        check_options,
+        needs_features,
+        pair_classes,
+        pairs_table,
+    )
     from xmix_data.plan import CenterCrop
     from xmix_data.ranks import default_device, job
 
@@ -97,10 +107,15 @@ def run(options: argparse.Namespace) -> Answer | None:
         for key in ("method", "rounds", "min_images", "num_images", "strict", "seed")
     }
     check_options(**chosen)
+    featureless = not needs_features(options.method, options.num_images, options.strict)
+    if options.model is None and not featureless:
+        raise ValueError(
+            "--model is missing: classes are paired by its features; give e.g. --model resnet50"
+        )
     domains = [open_domain(options.target), open_domain(options.source)]
     n, m = (len(domain.class_names) for domain in domains)
     needed = n * (options.rounds or 1)
-    if m < needed:
+    if m < needed and not options.strict:  # a strict stop may come before the round's end
         raise ValueError(
             f"{options.rounds or 1} round(s) for {n} target classes need {needed} source classes, "
             f"and there are {m}; add source classes"
@@ -116,9 +131,11 @@ def run(options: argparse.Namespace) -> Answer | None:
         )
     with job() as (rank, local_rank):
         device = options.device or default_device(local_rank)
-        backbone = load_backbone(options.model, options.weights)
+        backbone = None if featureless else load_backbone(options.model, options.weights)
         target, source = (
-            class_centroids(
+            _without_features(domain)
+            if backbone is None
+            else class_centroids(
                 domain,
                 backbone,
                 device=device,
@@ -136,7 +153,8 @@ def run(options: argparse.Namespace) -> Answer | None:
     pairing.save(options.output)
     lines = [
         *pairs_table(pairing),
-        f"{options.output}: {pairing!r}, mean cosine {pairing.mean_cosine:.3f}",
+        f"{options.output}: {pairing!r}"
+        + ("" if featureless else f", mean cosine {pairing.mean_cosine:.3f}"),
     ]
     similarity = None
     if pairing.similarity is not None:
@@ -156,8 +174,24 @@ def run(options: argparse.Namespace) -> Answer | None:
     document = {
         "path": str(options.output),
         "num_images": pairing.num_images,
-        "mean_cosine": pairing.mean_cosine,
+        "mean_cosine": None if featureless else pairing.mean_cosine,
         "similarity": similarity,
         "pairs": saved_pairs(options.output),
     }
     return Answer(document, lines)
+
+
+def _without_features(domain: Domain) -> Centroids:
+    """Return a domain's classes and their counts, which are all that random pairs need."""
+    import numpy as np
+
+    from xmix_data.pairing import Centroids
+
+    classes = len(domain.class_names)
+    return Centroids(
+        np.zeros((classes, 0), np.float32),
+        np.bincount(domain.labels, minlength=classes),
+        domain.class_names,
+        {"domains": domain.provenance},
+        domain.domain_of_class(np.arange(classes)),
+    )

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
-from xmix_data.errors import ImageError
+from xmix_data.errors import DatasetError
 from xmix_data.images.class_names import dataset_names
-from xmix_data.images.source import shorten
+from xmix_data.images.source import require_map_style, shorten
 
 __all__ = ["MapDataset"]
 
@@ -23,19 +24,17 @@ class MapDataset:
         dataset: Its images are encoded ``bytes``, PIL images, uint8 (or uint16) arrays (H, W) or
             (H, W, C), or uint8 tensors (C, H, W). Class names come from ``dataset.classes`` or
             ``dataset.wnids``, through torch's ``Subset`` and ``ConcatDataset``.
+        parallel: Whether several processes may read it at once. That is not known of a user's:
+            an open file has one position for all.
 
     Raises:
-        TypeError: The object has no ``len()`` or no ``[i]``.
+        TypeError: The object has no ``len()`` or no ``[i]``, or holds several datasets.
         ValueError: Its class names are no list, or differ between the parts that it is made of.
     """
 
-    def __init__(self, dataset: Any) -> None:
-        if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
-            raise TypeError(
-                f"{type(dataset).__name__} is no source of images: give a class folder, a .beton, "
-                "or a map-style dataset with len() and [i] -> (image, label)"
-            )
-        self._dataset = dataset
+    def __init__(self, dataset: Any, *, parallel: bool = False) -> None:
+        require_map_style(dataset)
+        self._dataset, self.parallel = dataset, parallel
         self._names = dataset_names(dataset)
 
     @property
@@ -59,21 +58,25 @@ class MapDataset:
             try:
                 labels[index] = _label(targets[index]) if known else self.read(index)[1]
             except Exception as error:  # whatever the user's dataset raises, named with its sample
-                reason = str(error) if isinstance(error, ImageError) else repr(error)
-                raise ImageError(
+                reason = str(error) if isinstance(error, DatasetError) else repr(error)
+                raise DatasetError(
                     f"{self.where(index)}: its label cannot be read: {reason}; correct the dataset"
                 ) from error
         return labels
 
     def read(self, index: int) -> tuple[Any, int]:
-        sample = self._dataset[index]
         try:
-            image, label = sample
-        except (TypeError, ValueError):
-            raise ImageError(
+            sample = self._dataset[index]
+        except Exception as error:
+            if _is_of_an_image(error):
+                raise
+            said = " ".join(f"{type(error).__name__}: {error}".split())
+            raise DatasetError(f"the dataset raised {said}") from error
+        if not isinstance(sample, (tuple, list)) or len(sample) != 2:
+            raise DatasetError(
                 f"the sample is {shorten(sample)}, expected a pair (image, integer label)"
-            ) from None
-        return image, _label(label)
+            )
+        return sample[0], _label(sample[1])
 
     def where(self, index: int) -> str:
         return f"{type(self._dataset).__name__}[{index}]"
@@ -83,4 +86,19 @@ def _label(label: Any) -> int:
     try:
         return operator.index(label)
     except TypeError:
-        raise ImageError(f"the label is {shorten(label)}, expected an integer") from None
+        raise DatasetError(f"the label is {shorten(label)}, expected an integer") from None
+
+
+def _is_of_an_image(error: Exception) -> bool:
+    """Return whether what a dataset raised is about one image: a file's error, or Pillow's.
+
+    Pillow raises errors of any kind over damaged files.
+    """
+    kinds = (OSError, EOFError, SyntaxError, MemoryError, Image.DecompressionBombError)
+    if isinstance(error, kinds):
+        return True
+    frames = error.__traceback__
+    while frames is not None and frames.tb_next is not None:
+        frames = frames.tb_next
+    origin = "" if frames is None else str(frames.tb_frame.f_globals.get("__name__", ""))
+    return origin.partition(".")[0] == "PIL"

@@ -28,6 +28,8 @@ class ImageFiles:
         class_names: Name of each class id; in Unicode's NFC form from here on.
     """
 
+    parallel = True
+
     def __init__(
         self,
         root: Path,

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xmix_data.errors import ImageError, MissingDependencyError
-from xmix_data.images.source import shorten
+from xmix_data.errors import DatasetError, ImageError, MissingDependencyError
+from xmix_data.images.source import require_map_style, shorten
 from xmix_data.images.splits import chosen_split, log_split
 from xmix_data.names import same_forms
 
@@ -26,17 +26,24 @@ def is_huggingface(dataset: Any) -> bool:
 class HuggingFaceDataset:
     """Source that reads a ``datasets.Dataset``: a column of images and one of class labels.
 
-    Images stay as they are stored, JPEG bytes for instance, and are not decoded here.
+    Images stay as they are stored, JPEG bytes for instance: they are not decoded here, and the
+    dataset's format or transform is not applied.
 
     Args:
         dataset: Read are its first column of the type ``Image``, and its first of the type
             ``ClassLabel``, or else its only column of integers.
 
     Raises:
+        TypeError: It is a set of splits, or a stream.
         ValueError: The dataset lacks one of these columns.
     """
 
+    parallel = True
+
     def __init__(self, dataset: Any) -> None:
+        require_map_style(dataset)
+        if dataset.format["type"] is not None:
+            dataset = dataset.with_format(None)
         kinds = {name: type(feature).__name__ for name, feature in dataset.features.items()}
         images = [name for name, kind in kinds.items() if kind == "Image"]
         labels = [name for name, kind in kinds.items() if kind == "ClassLabel"]
@@ -76,14 +83,16 @@ class HuggingFaceDataset:
         values = self._dataset[self._label][:]
         for index, value in enumerate(values):
             if value is None:
-                raise ImageError(f"{self.where(index)}: it has no label; correct the data set")
+                raise DatasetError(f"{self.where(index)}: it has no label; correct the data set")
         return np.array(values, np.int64)
 
     def read(self, index: int) -> tuple[bytes, int]:
         sample = self._dataset[index]
         image, label = sample[self._image], sample[self._label]
-        if image is None or label is None:
-            raise ImageError("it has no image" if image is None else "it has no label")
+        if label is None:
+            raise DatasetError("it has no label")
+        if image is None:
+            raise ImageError("it has no image")
         data = image["bytes"]
         return (Path(image["path"]).read_bytes() if data is None else data), int(label)
 

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["MAX_CLASSES", "ImageSource", "label_problem", "numbered_names", "shorten"]
+__all__ = [
+    "MAX_CLASSES",
+    "ImageSource",
+    "label_problem",
+    "numbered_names",
+    "require_map_style",
+    "shorten",
+]
 
 MAX_CLASSES = 1 << 20
 """Most classes that a source without class names may have: a label beyond is taken for damage."""
 
 
 class ImageSource(Protocol):
-    """Protocol of a source: labelled images by index, not yet decoded where they are files."""
+    """Protocol of a source: labelled images by index, not yet decoded where they are files.
+
+    A source that several processes may read at once, because it opens what it reads anew each
+    time, says so by an attribute ``parallel = True``. Any other is read by one process, in order.
+    """
 
     @property
     def class_names(self) -> list[str] | None:
@@ -35,6 +46,30 @@ class ImageSource(Protocol):
 
     def where(self, index: int) -> str:
         """Name a sample for an error message."""
+
+
+def require_map_style(dataset: Any) -> None:
+    """Check that a dataset has a length and can be indexed, as far as that can be seen.
+
+    Raises:
+        TypeError: It is a set of splits, a stream of samples, or no dataset.
+    """
+    kind = type(dataset).__name__
+    if isinstance(dataset, Mapping):
+        raise TypeError(
+            f"{kind} is no dataset but holds several ({shorten([*map(str, dataset)])}); give one "
+            f"of them, as in dataset[{next(iter(dataset), 'train')!r}]"
+        )
+    advice = (
+        "give a class folder, a .beton, or a map-style dataset with len() and [i] -> (image, label)"
+    )
+    if any(base.__name__ == "IterableDataset" for base in type(dataset).__mro__):
+        raise TypeError(f"{kind} is a stream of samples, which has no order to keep; {advice}")
+    try:
+        len(dataset)
+        dataset.__getitem__  # noqa: B018
+    except (TypeError, AttributeError, NotImplementedError) as error:
+        raise TypeError(f"{kind} is no source of images: {advice}") from error
 
 
 def label_problem(label: int, names: Sequence[str] | None) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xmix_data.errors import ImageError
+from xmix_data.errors import DatasetError, ImageError
 from xmix_data.images.source import (
     MAX_CLASSES,
     ImageSource,
@@ -45,6 +45,11 @@ class Subset:
         self._names = [same_form(names[old]) if names else str(old) for old in classes]
 
     @property
+    def parallel(self) -> bool:
+        """Whether several processes may read it at once, as its source says."""
+        return bool(getattr(self._source, "parallel", False))
+
+    @property
     def class_names(self) -> list[str]:
         return self._names
 
@@ -65,7 +70,7 @@ class Subset:
         image, label = self._source.read(int(self._indices[index]))
         expected = int(self._old_labels[index])
         if label != expected:
-            raise ImageError(
+            raise DatasetError(
                 f"its label is {label}, and {expected} by the dataset's `targets`; make them agree"
             )
         return image, int(self._labels[index])

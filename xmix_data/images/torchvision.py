@@ -186,4 +186,4 @@ def _bytes_of(path: str | os.PathLike[str]) -> bytes:
 
 def open_source(place: str, *, split: str | None, root: str | os.PathLike[str]) -> MapDataset:
     """Open the source that ``torchvision:NAME`` names, see `torchvision_dataset`."""
-    return MapDataset(torchvision_dataset(place, root, split))
+    return MapDataset(torchvision_dataset(place, root, split), parallel=True)

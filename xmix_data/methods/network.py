@@ -248,7 +248,7 @@ def source_head(
     if classifier is None:
         if rows is not None:
             raise ValueError("rows are given, and there is no classifier to take them from")
-        head, found = nn.Linear(features, len(class_names)), dict[int, int]()
+        head, found = nn.Linear(features, len(class_names), device="cpu"), dict[int, int]()
     else:
         if classifier.in_features != features:
             raise ValueError(

@@ -6,7 +6,7 @@ classes; and its class ids in given betons.
 
 from xmix_data.pairing.centroids import Centroids, CentroidSum
 from xmix_data.pairing.ids import Draw
-from xmix_data.pairing.pair import check_options, pair_classes, pairs_table
+from xmix_data.pairing.pair import check_options, needs_features, pair_classes, pairs_table
 from xmix_data.pairing.paired import PairedClass, Similarity, shown_classes
 from xmix_data.pairing.pairing import Pairing, log_provenance
 
@@ -19,6 +19,7 @@ __all__ = [
     "Similarity",
     "check_options",
     "log_provenance",
+    "needs_features",
     "pair_classes",
     "pairs_table",
     "shown_classes",

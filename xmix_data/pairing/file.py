@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import operator
 import os
 from collections.abc import Mapping, Sequence
@@ -103,7 +104,8 @@ def _parse(document: Any) -> Contents:
 
 def _entry(paired: PairedClass) -> dict[str, Any]:
     """Return a source class as JSON's values, without what is at its default."""
-    entry: dict[str, Any] = {"name": paired.name, "cosine": paired.cosine, "images": paired.images}
+    cosine = None if math.isnan(paired.cosine) else paired.cosine
+    entry: dict[str, Any] = {"name": paired.name, "cosine": cosine, "images": paired.images}
     if paired.first is not None:
         entry["first"] = paired.first
     if paired.domain:
@@ -145,6 +147,9 @@ def _parse_pairs(entries: Any, *, shared: bool) -> dict[str, list[PairedClass]]:
 
 def _parse_paired(entry: Any) -> PairedClass:
     name, cosine = entry["name"], entry["cosine"]
+    if cosine is None:  # a random pair, made without features
+        known = _parse_paired({**entry, "cosine": 0.0})
+        return known._replace(cosine=math.nan)
     numbers = (entry["images"], entry.get("domain", 0), entry.get("first"))
     if not isinstance(name, str):
         raise ValueError(f"source class {name!r} is no name")

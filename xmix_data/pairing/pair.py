@@ -9,6 +9,7 @@ Table 3 show that the similarity is maximised, and so it is here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -30,7 +31,7 @@ from xmix_data.pairing.matching import (
 from xmix_data.pairing.paired import MATRIX_DECIMALS, PairedClass, Similarity, shown_classes
 from xmix_data.pairing.pairing import Pairing
 
-__all__ = ["check_options", "pair_classes", "pairs_table"]
+__all__ = ["check_options", "needs_features", "pair_classes", "pairs_table"]
 
 
 _MAX_PAIRS_ASSIGNED = 25_000_000
@@ -54,7 +55,8 @@ def pair_classes(
 
     Args:
         target: n target centroids.
-        source: m source centroids of the same model.
+        source: m source centroids of the same model. Random source classes need no features:
+            values (C, 0) will do, and the pairs have the cosine NaN then.
         method: ``"greedy"``: the best remaining pair first, ties by (target, source) id.
             ``"in-order"``: target class after target class, each with the best remaining source
             class. ``"optimal"``: the assignment with the largest sum of cosines. ``"random"``:
@@ -88,8 +90,19 @@ def pair_classes(
         [PairedClass(name='s2', cosine=1.0, images=60, first=None, domain=0)]
     """
     check_options(method, rounds, min_images, num_images, strict, seed)
-    _check_fit(target, source, rounds or 1)
-    cosines = cosine_similarity(target.values, source.values)
+    _check_fit(target, source, 0 if strict else rounds or 1)
+    featureless = target.values.shape[1] == 0
+    if featureless and needs_features(method, num_images, strict):
+        raise ValueError(
+            "the centroids have no features, which only pairs of random source classes do without; "
+            "compute them with class_centroids"
+        )
+    shape = len(target.class_names), len(source.class_names)
+    cosines = (
+        np.full(shape, np.nan, np.float32)
+        if featureless
+        else cosine_similarity(target.values, source.values)
+    )
     random = np.random.Philox(key=np.array([seed, 0], np.uint64))
     choose = METHODS.get(method, METHODS["greedy"])
     chosen, finished = select_rounds(
@@ -109,7 +122,11 @@ def pair_classes(
     pairs = {
         name: [
             PairedClass(
-                source.class_names[s], float(cosines[t, s]), images, first, int(source.domains[s])
+                source.class_names[s],
+                math.nan if featureless else float(cosines[t, s]),
+                images,
+                first,
+                int(source.domains[s]),
             )
             for s, first, images in parts[t]
         ]
@@ -129,8 +146,17 @@ def pair_classes(
         options,
         dict(target.provenance),
         dict(source.provenance),
-        _similarity(cosines, firsts, seed),
+        None if featureless else _similarity(cosines, firsts, seed),
     )
+
+
+def needs_features(method: str, num_images: int | None, strict: bool) -> bool:
+    """Return whether `pair_classes` looks at how similar classes are.
+
+    Random source classes are drawn; only a strict stop, and a number of images, go on from there
+    by similarity.
+    """
+    return method != "random" or strict or num_images is not None
 
 
 def check_options(
@@ -184,7 +210,7 @@ def _check_fit(target: Centroids, source: Centroids, rounds: int) -> None:
 
 
 def _check_usable(kind: str, centroids: Centroids) -> None:
-    lengths = np.linalg.norm(centroids.values, axis=1)
+    lengths = np.linalg.norm(centroids.values, axis=1) if centroids.values.size else np.ones(1)
     for problem, wrong in (
         ("has no images", centroids.counts < 1),
         ("has a centroid that is not finite", ~np.isfinite(lengths)),
@@ -221,7 +247,9 @@ def pairs_table(pairing: Pairing, width: int = 28) -> Iterator[str]:
 
     def one(paired: PairedClass) -> str:
         where = f" of {domains[paired.domain]['files'][0]}" if len(domains) > 1 else ""
-        return f"{paired.name}{where} ({paired.cosine:.3f})"
+        return f"{paired.name}{where}" + (
+            "" if math.isnan(paired.cosine) else f" ({paired.cosine:.3f})"
+        )
 
     for name, paired in pairing.pairs.items():
         shown = ", ".join(map(one, paired[:_SHOWN]))

@@ -33,7 +33,7 @@ class PairedClass(NamedTuple):
     name: str
     """Name of the source class."""
     cosine: float
-    """Cosine of the two classes' centroids, in -1 .. 1."""
+    """Cosine of the two classes' centroids, in -1 .. 1; NaN for random pairs without features."""
     images: int
     """Number of images of the source class that are drawn from."""
     first: int | None = None

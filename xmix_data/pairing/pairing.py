@@ -76,7 +76,7 @@ class Pairing:
 
     @property
     def mean_cosine(self) -> float:
-        """Mean cosine of all pairs, in -1 .. 1."""
+        """Mean cosine of all pairs, in -1 .. 1; NaN for random pairs without features."""
         return float(np.mean([p.cosine for p in self._paired()]))
 
     def _paired(self) -> Iterator[PairedClass]:

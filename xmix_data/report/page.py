@@ -70,6 +70,11 @@ def write_report(
         raise FileNotFoundError(f"{path.parent}: no such folder; create it first")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path}: exists; choose another name or overwrite it")
+    if math.isnan(pairing.mean_cosine):
+        raise ValueError(
+            "the pairing was drawn at random, without features: it has no cosines to report; see "
+            "its file"
+        )
     page = _page(pairing, open_domain(target), open_domain(source), alpha, beta)
     with whole_file(path) as stream:
         # A folder's name may hold bytes that are no text; they show as question marks.

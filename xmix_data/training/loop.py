@@ -343,7 +343,7 @@ class _Run:
         torch.manual_seed(_seed(self.recipe.seed, number, 0, 0))
         target = source = None
         if "target" in phase.heads or "joint" in phase.heads:
-            target = nn.Linear(self.features, len(self.target.class_names))
+            target = nn.Linear(self.features, len(self.target.class_names), device="cpu")
         if self.source is not None and ("source" in phase.heads or "joint" in phase.heads):
             source = source_head(
                 self.classifier, self.features, self.source.class_names, self.source_rows

@@ -45,8 +45,7 @@ class MetricsLog:
             raise NotADirectoryError(f"{folder}: is a file; give the name of a folder")
         folder.mkdir(parents=True, exist_ok=True)
         if get_rank() == 0:
-            with (folder / "metrics.jsonl").open("a"):  # can it be written?
-                pass
+            self._append("")  # can it be written?
             if tensorboard:
                 self._board = _summary_writer(folder)
 
@@ -55,11 +54,20 @@ class MetricsLog:
         if self.folder is None or get_rank() > 0:
             return
         line = {"phase": phase, "step": step, **values}
-        with (self.folder / "metrics.jsonl").open("a") as stream:
-            stream.write(json.dumps(line) + "\n")
+        self._append(json.dumps(line) + "\n")
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(f"phase {phase}/{name}", value, step)
+
+    def _append(self, text: str) -> None:
+        assert self.folder is not None
+        path = self.folder / "metrics.jsonl"
+        try:
+            with path.open("a") as stream:
+                stream.write(text)
+        except OSError as error:
+            message = f"{path}: cannot be written ({error.strerror}); free space or write elsewhere"
+            raise type(error)(error.errno, message) from error
 
     def cut(self, phase: int, step: int, *, test_again: bool = False) -> None:
         """Forget what was logged after a checkpoint: it will be logged again."""
