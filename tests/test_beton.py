@@ -586,7 +586,8 @@ def test_skip_leaves_unreadable_images_out_and_lists_them(
     assert "not an image" in skipped[1]["reason"]
     assert "No such file" in skipped[2]["reason"]
     assert [record.getMessage() for record in caplog.records] == [
-        f"{tmp_path}/x.beton: skipped 3 unreadable images, listed in x.beton.json"
+        f"{tmp_path}/x.beton: skipped 3 unreadable images (1 unreadable or truncated image, 1 not "
+        "an image in a format that Pillow reads, 1 No such file or directory), see x.beton.json"
     ]
 
 

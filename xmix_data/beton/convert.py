@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from xmix_data.beton.manifest import manifest_bytes, manifest_path, shard_entry
+from xmix_data.beton.manifest import manifest_bytes, manifest_path, shard_entry, what_is_missing
 from xmix_data.beton.pages import PageWriter
+from xmix_data.beton.pixels import silent_pillow
 from xmix_data.beton.reader import Beton
 from xmix_data.beton.source import BetonImages, open_images
 from xmix_data.beton.workers import Failure, encoded_samples, named_worker_death
@@ -113,11 +114,12 @@ def write_beton(
     manifest_file = manifest_path(path)
     with (
         named_worker_death(),
+        silent_pillow(),
         whole_file(manifest_file) as manifest_stream,
         whole_file(path) as stream,
     ):
         writer = PageWriter(stream, path.parent, len(indices))
-        skipped = []
+        skipped, kept = [], 0
         with Progress(f"convert {path.name}", len(indices), enabled=progress) as bar:
             for position, item in enumerate(encoded_samples(source, indices, options, num_workers)):
                 if isinstance(item, Failure):
@@ -133,6 +135,7 @@ def write_beton(
                     )
                 else:
                     writer.append(*item)
+                    kept += item[1].kept
                 bar.advance()
         if not len(writer):
             raise ImageError(
@@ -156,19 +159,16 @@ def write_beton(
             "source_fingerprint": source.fingerprint,
             "shard": None if shard is None else shard_entry(source, shard, options),
             "skipped": skipped,
+            "left_out": getattr(source, "left_out", {}),
+            "kept": kept if encoding == "keep" else None,
         }
         manifest_stream.write(manifest_bytes(facts))
         for written in (stream, manifest_stream):  # a disk that is full now costs nothing
             written.flush()
             os.fsync(written.fileno())
         manifest_file.unlink(missing_ok=True)  # an earlier one must not meet the new beton
-    if skipped:
-        _log.warning(
-            "%s: skipped %d unreadable images, listed in %s",
-            path,
-            len(skipped),
-            manifest_file.name,
-        )
+    for phrase in what_is_missing({**facts, "kept": None}):
+        _log.warning("%s: %s, see %s", path, phrase, manifest_file.name)
     return Beton(path)
 
 

@@ -9,11 +9,13 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from xmix_data.beton.encoding import StoredImage, encode_image
+from xmix_data.beton.pixels import PILLOW
 from xmix_data.errors import ImageError, XMixError
 from xmix_data.images import ImageSource, label_problem
 
@@ -79,7 +81,7 @@ def encoded_samples(
         num_workers=min(num_workers, -(-len(encoder) // _SAMPLES_PER_TASK)),
         collate_fn=_unchanged,
         prefetch_factor=4,
-        worker_init_fn=_die_with_parent,
+        worker_init_fn=_begin_worker,
     )
     for batch in loader:
         yield from batch
@@ -105,11 +107,12 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _die_with_parent(_: int) -> None:
-    """Have the system end this worker with its parent.
+def _begin_worker(_: int) -> None:
+    """Keep Pillow silent, and have the system end this worker with its parent.
 
     Orphaned by SIGKILL, a worker would wait for ever to hand over images, and keep the lock.
     """
+    warnings.filterwarnings("ignore", module=PILLOW)
     set_parent_death_signal = 1
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
