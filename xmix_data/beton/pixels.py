@@ -6,6 +6,7 @@ Comes in: encoded bytes, a PIL image, an array or a tensor. Goes out: an RGB ima
 from __future__ import annotations
 
 import io
+import logging
 import struct
 import warnings
 from collections.abc import Iterator
@@ -21,9 +22,9 @@ from xmix_data.errors import ImageError
 from xmix_data.jpeg import decode_jpeg
 
 __all__ = [
-    "PILLOW",
     "decoded_jpeg",
     "is_jpeg",
+    "keep_pillow_silent",
     "loaded_rgb",
     "named_decoder_errors",
     "open_image",
@@ -33,8 +34,8 @@ __all__ = [
 ]
 
 
-PILLOW = r"PIL\."
-"""Pattern of the modules whose warnings are kept off the terminal."""
+_logger, _NOWHERE = logging.getLogger("PIL"), logging.NullHandler()
+
 _ORIENTATION = 0x0112
 """EXIF's and TIFF's tag of an image's orientation."""
 _TURNS = {
@@ -56,12 +57,24 @@ _PHOTOMETRIC, _MIN_IS_WHITE = 0x0106, 0
 """TIFF's tag of what values mean, and its value for negatives."""
 
 
+def keep_pillow_silent() -> None:
+    """Keep what Pillow warns of and logs off the terminal, from now on: it names no file.
+
+    What makes an image unreadable is in the error that names it.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    _logger.addHandler(_NOWHERE)
+
+
 @contextmanager
 def silent_pillow() -> Iterator[None]:
-    """Keep Pillow's warnings off the terminal: they name no file, and none is of pixels."""
+    """Keep Pillow silent in a block, in all threads: warnings' filters belong to the process."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=PILLOW)
-        yield
+        keep_pillow_silent()
+        try:
+            yield
+        finally:
+            _logger.removeHandler(_NOWHERE)
 
 
 @contextmanager

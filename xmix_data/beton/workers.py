@@ -9,13 +9,12 @@ import ctypes
 import multiprocessing
 import os
 import signal
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from xmix_data.beton.encoding import StoredImage, encode_image
-from xmix_data.beton.pixels import PILLOW
+from xmix_data.beton.pixels import keep_pillow_silent
 from xmix_data.errors import ImageError, XMixError
 from xmix_data.images import ImageSource, label_problem
 
@@ -112,7 +111,7 @@ def _begin_worker(_: int) -> None:
 
     Orphaned by SIGKILL, a worker would wait for ever to hand over images, and keep the lock.
     """
-    warnings.filterwarnings("ignore", module=PILLOW)
+    keep_pillow_silent()
     set_parent_death_signal = 1
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
