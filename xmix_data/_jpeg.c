@@ -216,10 +216,16 @@ int32_t xmix_jpeg_open(int64_t handle, int64_t data, int64_t size, int64_t heigh
         at[1] = left * 3;
         return status_of(decoder);
     }
+    /* Where a component has less than three samples across, its upsampling is no smooth one. */
+    JDIMENSION least = 3 * (JDIMENSION)jpeg->max_h_samp_factor;
     JDIMENSION from = left > MARGIN ? (JDIMENSION)left - MARGIN : 0;
     JDIMENSION to = (JDIMENSION)(left + columns + MARGIN);
+    if (to < from + least)
+        to = from + least;
     if (to > jpeg->output_width)
         to = jpeg->output_width;
+    if (to < from + least)
+        from = to > least ? to - least : 0;
     JDIMENSION span = to - from;
     if (span < jpeg->output_width)
         jpeg_crop_scanline(jpeg, &from, &span);

@@ -88,11 +88,16 @@ def _put_ac(bits: _Bits, numbers: Sequence[int]) -> None:
 
 
 def any_stream(random: Random) -> tuple[bytes, Sampling]:
-    """A sound JPEG stream of noise: of any size, sampling and restart interval, in one scan, in one
-    a component, or progressive."""
+    """A sound JPEG stream of any size and sampling."""
     sampling = any_sampling(random)
     sides = (1, 8, 17, 64, 150) if random.random() < 0.95 else (300, 500)
     height, width = (random.randint(1, random.choice(sides)) for _ in range(2))
+    return stream_of(random, sampling, height, width), sampling
+
+
+def stream_of(random: Random, sampling: Sampling, height: int, width: int) -> bytes:
+    """A sound JPEG stream of noise: in one scan, in one a component, or progressive; with or
+    without restart markers."""
     across, down = max(h for h, _ in sampling), max(v for _, v in sampling)
     columns, rows = -(-width // (8 * across)), -(-height // (8 * down))
     noise = np.random.default_rng(random.getrandbits(32))
@@ -155,7 +160,7 @@ def any_stream(random: Random) -> tuple[bytes, Sampling]:
         + segment(0xC4, b"\x10\0\0\7" + bytes(13) + bytes(_AC_SYMBOLS))
         + (segment(0xDD, struct.pack(">H", interval)) if interval else b"")
     )
-    return b"\xff\xd8" + body + b"".join(scan(*which) for which in scans) + b"\xff\xd9", sampling
+    return b"\xff\xd8" + body + b"".join(scan(*which) for which in scans) + b"\xff\xd9"
 
 
 def of_blocks(side: int, factor: int, greatest: int) -> int:

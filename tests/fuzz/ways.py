@@ -468,7 +468,7 @@ def of_sampling(random: Random, folder: Path, change: bool) -> str:
         problem = jpeg_problem(bytes_, height, width)
     if fractional(sampling) != (problem is not None):
         raise Finding(f"sampling {sampling}: {problem}")
-    outcomes = {of_window(random, data, bytes_, height, width, problem) for _ in range(3)}
+    outcomes = {of_window(random, data, bytes_, height, width, problem) for _ in range(8)}
     if problem is not None:
         return "error"
     for shrink in (1, 2, 4, 8):

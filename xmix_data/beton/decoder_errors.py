@@ -6,10 +6,10 @@ Comes in: a block that decodes a TIFF with Pillow. Goes out: libtiff's words, in
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 __all__ = ["libtiff_errors"]
@@ -22,6 +22,9 @@ _Handler = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_voi
 """libtiff's type of a function that gets an error: where, a format, and a ``va_list``."""
 
 _of_this_thread = threading.local()
+_once = threading.Lock()
+_handlers: list[Any] = []
+"""``None``, once it is filled, and the handlers, which must live as long as the process."""
 
 
 @contextmanager
@@ -30,7 +33,7 @@ def libtiff_errors() -> Iterator[list[str]]:
 
     Other threads' errors, and those outside the block, go where they went before.
     """
-    _handlers()
+    _set_handlers()
     told: list[str] = []
     _of_this_thread.told = told
     try:
@@ -39,23 +42,27 @@ def libtiff_errors() -> Iterator[list[str]]:
         _of_this_thread.told = None
 
 
-@cache
-def _handlers() -> list[Any]:
-    """Give each libtiff of this process a handler of ours, once; the handlers must live on."""
-    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
-        files = {line.split(maxsplit=5)[-1].strip() for line in maps if "libtiff" in line}
-    return [_handler(ctypes.CDLL(file)) for file in sorted(files)]
+def _set_handlers() -> None:
+    """Give each libtiff of this process a handler of ours, once."""
+    with _once:
+        if _handlers:
+            return
+        with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
+            files = {line.split(maxsplit=5)[-1].strip() for line in maps if "libtiff" in line}
+        _handlers.append(None)
+        _handlers.extend(_handler(ctypes.CDLL(f)) for f in sorted(files) if os.path.exists(f))
 
 
 def _handler(library: ctypes.CDLL) -> Any:
     before: list[Any] = []
+    vsnprintf = ctypes.CDLL(None).vsnprintf
 
     def handle(where: bytes | None, pattern: bytes, values: int | None) -> None:
         told = getattr(_of_this_thread, "told", None)
         if told is not None:
             text = ctypes.create_string_buffer(_LONGEST)
-            ctypes.CDLL(None).vsnprintf(text, _LONGEST, pattern, ctypes.c_void_p(values))
-            words = text.value.decode(errors="replace").strip(". \n")
+            vsnprintf(text, ctypes.c_size_t(_LONGEST), pattern, ctypes.c_void_p(values))
+            words = " ".join(text.value.decode(errors="replace").split()).rstrip(".")
             told.append(f"{where.decode(errors='replace')}: {words}" if where else words)
         elif before and before[0]:
             before[0](where, pattern, values)
