@@ -213,16 +213,52 @@ def test_a_negative_of_sixteen_bits_is_turned_into_a_positive() -> None:
     assert np.array_equal(raw_pixels(bytes(data))[..., 0], 255 - (values >> 8).astype(np.uint8))
 
 
+def tiff(pixels: npt.NDArray[np.uint16]) -> bytes:
+    """A TIFF of 16 bits a channel that Pillow itself cannot write."""
+    height, width, channels = pixels.shape
+    tags = [(0x100, width), (0x101, height), (0x102, 16), (0x103, 1), (0x106, 2), (0x111, 0)]
+    tags += [(0x115, channels), (0x116, height), (0x117, pixels.nbytes)]
+    bits_at = 8 + 2 + 12 * len(tags) + 4
+    data = b"II*\0" + struct.pack("<IH", 8, len(tags))
+    for tag, value in tags:
+        if tag == 0x102:
+            data += struct.pack("<HHII", tag, 3, channels, bits_at)
+        else:
+            data += struct.pack("<HHII", tag, 4, 1, value or bits_at + 2 * channels)
+    return data + bytes(4) + struct.pack("<H", 16) * channels + pixels.astype("<u2").tobytes()
+
+
+def ppm(pixels: npt.NDArray[np.uint16], greatest: int) -> bytes:
+    height, width, _ = pixels.shape
+    return b"P6 %d %d %d\n" % (width, height, greatest) + pixels.astype(">u2").tobytes()
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_colours_of_a_stated_range_have_it(bits: int) -> None:
+    values = np.linspace(0, (1 << bits) - 1, 4 * 5 * 3).reshape(4, 5, 3).astype(np.uint16)
+    expected = (values >> (bits - 8)).astype(np.uint8)
+    assert_close(raw_pixels(values), expected, 0)
+    if bits > 8:
+        assert_close(raw_pixels(ppm(values, (1 << bits) - 1)), expected, 1)
+    if 8 < bits < 16:
+        assert_close(raw_pixels(ppm(values // 8, (1 << bits) - 1)), expected // 8, 1)  # is dark
+    if bits == 16:
+        assert_close(raw_pixels(tiff(values)), expected, 0)
+
+
 @pytest.mark.parametrize("shift", [2, 4, 6, 8])
 def test_sixteen_bit_colour_that_would_become_black_is_refused(shift: int) -> None:
+    narrow = np.linspace(0, 65_535 >> shift, 4 * 5 * 3).reshape(4, 5, 3).astype(np.uint16)
+    for data in (tiff(narrow), ppm(narrow * 15 // 16, 65_535)):  # Pillow rounds PPM's up
+        with pytest.raises(ImageError, match="use 14 bits at most have no fixed range; scale"):
+            raw_pixels(data)
     values = np.linspace(0, 65_535 >> shift, 4 * 5 * 3).reshape(4, 5, 3).astype(">u2")
     alpha = np.full((4, 5, 1), 65_535, ">u2")
     for pixels, colour in ((values, 2), (np.concatenate([values, alpha], -1), 6)):
         rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
         with pytest.raises(ImageError, match="use 14 bits at most have no fixed range; scale"):
             raw_pixels(png(5, 4, 16, colour, rows))
-    narrow = raw_pixels(values.astype(np.uint16))  # an array tells all its bits
-    assert narrow.max() == 255
+    assert raw_pixels(values.astype(np.uint16)).max() == 255  # an array tells all its bits
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "PA", "LA", "La", "RGBA", "RGBa", "RGBX", "CMYK"])

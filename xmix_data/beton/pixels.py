@@ -162,8 +162,7 @@ def loaded_rgb(opened: Image.Image) -> Image.Image:
         ImageError: The range of its values is not known.
     """
     deep_colour = len(opened.getbands()) > 1 and any(
-        ";16" in str(tile[3] if isinstance(tile[3], str) else tile[3][:1])
-        for tile in getattr(opened, "tile", ())
+        _has_sixteen_bits(tile[0], tile[3]) for tile in getattr(opened, "tile", ())
     )
     opened.load()
     if deep_colour:
@@ -189,6 +188,13 @@ def _eight_bits(values: npt.NDArray[Any], *, negative: bool = False) -> npt.NDAr
     depth = next(bits for bits in _DEPTHS if high < 1 << bits)
     scaled = (values.astype(np.uint16) >> (depth - 8)).astype(np.uint8)
     return 255 - scaled if negative else scaled
+
+
+def _has_sixteen_bits(decoder: str, arguments: Any) -> bool:
+    """Tell whether a part of a file holds 16 bits, by what Pillow decodes it with."""
+    if decoder.startswith("ppm"):  # (mode, greatest value): a smaller one is the range itself
+        return not isinstance(arguments, str) and int(arguments[-1]) >= 1 << _DEPTHS[-2]
+    return ";16" in str(arguments if isinstance(arguments, str) else arguments[:1])
 
 
 def _check_high_bytes(image: Image.Image) -> None:
