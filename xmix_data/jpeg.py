@@ -136,6 +136,7 @@ def decode_jpeg(data: bytes, shrink: int = 1) -> npt.NDArray[np.uint8]:
         decoder.handle, stream.ctypes.data, stream.size, shrink, shape.ctypes.data
     )
     height, width, channels = shape.tolist()
+    # A fraction's sides are rounded up: to less than twice what they are.
     if status == OK and height * width * shrink**2 > 4 * MAX_PIXELS_PER_BYTE * stream.size:
         raise ImageError(f"its {width}x{height} pixels do not fit into {stream.size} bytes")
     pixels = np.empty((height, width, channels) if status == OK else 0, np.uint8)

@@ -19,19 +19,24 @@ FUZZED = {
 
 
 def fuzzing() -> str:
-    """Damaged files of each kind, and what came of them."""
-    document = result("fuzzing")
-    kinds = document["kinds"]
+    """Damaged files of each kind, and what came of them; a later run of a kind counts."""
+    documents = [result("fuzzing"), result("fuzzing_images")]
+    kinds = {name: found for document in documents for name, found in document["kinds"].items()}
     rows = [[kind, *(f"{found[key]:,}" for key in FUZZED)] for kind, found in kinds.items()]
     totals = [sum(found[key] for found in kinds.values()) for key in FUZZED]
     rows.append(["**all**", *(f"{total:,}" for total in totals)])
-    checked = "; ".join(
-        f"{run['what']}: {sum(found['cases'] for found in run['kinds'].values()):,} cases more"
-        for run in document["checked"].values()
+    first, images = documents
+    seeds = (
+        f"{first['configuration']['seed']}; {', '.join(images['kinds'])}: seed "
+        f"{images['configuration']['seed']} on {images['machine']['cpu']}"
     )
-    measured = f"seed {document['configuration']['seed']}; {checked}"
+    more: dict[str, int] = {}
+    for run in (run for document in documents for run in document["checked"].values()):
+        count = sum(found["cases"] for found in run["kinds"].values())
+        more[run["what"]] = more.get(run["what"], 0) + count
+    checked = "; ".join(f"{what}: {count:,} cases more" for what, count in more.items())
     head = ["what is damaged", *FUZZED.values()]
-    return table(head, rows, machine_line(document, measured))
+    return table(head, rows, machine_line(first, f"seed {seeds}; {checked}"))
 
 
 def damage() -> str:
