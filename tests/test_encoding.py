@@ -379,6 +379,10 @@ def test_the_errors_of_libtiff_are_in_the_message_and_not_on_the_terminal(
     data[40:60] = bytes(20)
     with pytest.raises(ImageError, match=r"unreadable or truncated image \(ZIPDecode: Decoding"):
         encode(bytes(data))
+    lzw = bytearray(encoded(picture(64, 64), "TIFF", compression="tiff_lzw"))
+    lzw[100:160] = b"\xff" * 60
+    with pytest.raises(ImageError, match=r"truncated image \(Using code not yet in table\)"):
+        encode(bytes(lzw))
     assert capfd.readouterr() == ("", "")
     with pytest.raises(OSError):  # elsewhere libtiff says what it always said
         Image.open(io.BytesIO(bytes(data))).load()

@@ -273,6 +273,11 @@ DEEP = b"[" * 100_000 + b"]" * 100_000
     "change",
     [
         {"skipped": DEEP},
+        {"skipped": [{"path": 1, "reason": "x"}]},
+        {"left_out": ["heic"]},
+        {"left_out": {".heic": "4"}},
+        {"kept": -1},
+        {"kept": 10**9},
         {"class_names": {"t0": 0, "t1": 1, "t2": 2, "t3": 3}},
         {"class_names": "abcd"},
         {"class_names": ["t0", "t1", "t2", "\ud800"]},

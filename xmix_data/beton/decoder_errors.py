@@ -18,6 +18,9 @@ __all__ = ["libtiff_errors"]
 _LONGEST = 300
 """Most bytes of an error that are kept."""
 
+_PILLOWS_NAMES = b"tempfile.tif", b"filename"
+"""What Pillow calls every file when it talks to libtiff."""
+
 _Handler = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p)
 """libtiff's type of a function that gets an error: where, a format, and a ``va_list``."""
 
@@ -63,7 +66,8 @@ def _handler(library: ctypes.CDLL) -> Any:
             text = ctypes.create_string_buffer(_LONGEST)
             vsnprintf(text, ctypes.c_size_t(_LONGEST), pattern, ctypes.c_void_p(values))
             words = " ".join(text.value.decode(errors="replace").split()).rstrip(".")
-            told.append(f"{where.decode(errors='replace')}: {words}" if where else words)
+            names_part = where is not None and where not in _PILLOWS_NAMES
+            told.append(f"{(where or b'').decode()}: {words}" if names_part else words)
         elif before and before[0]:
             before[0](where, pattern, values)
 

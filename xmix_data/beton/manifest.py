@@ -138,10 +138,15 @@ def _check_missing(manifest: Mapping[str, Any]) -> None:
         if not _are_texts([entry["path"], entry["reason"]]):
             raise ValueError("a skipped image has no path or reason")
     left_out = manifest.get("left_out", {})
-    if not _are_texts(list(left_out)) or not all(type(n) is int for n in left_out.values()):
+    if not _are_texts(list(left_out)) or not all(_is_count(n) for n in left_out.values()):
         raise ValueError("left_out does not count files by suffix")
-    if type(manifest.get("kept", 0)) not in (int, type(None)):
-        raise ValueError("kept is no number")
+    kept = manifest.get("kept")
+    if kept is not None and not (_is_count(kept) and kept <= manifest["num_samples"]):
+        raise ValueError("kept is no number of its images")
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
 
 
 def shard_entry(
