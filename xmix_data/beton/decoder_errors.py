@@ -67,7 +67,9 @@ def _handler(library: ctypes.CDLL) -> Any:
             vsnprintf(text, ctypes.c_size_t(_LONGEST), pattern, ctypes.c_void_p(values))
             words = " ".join(text.value.decode(errors="replace").split()).rstrip(".")
             names_part = where is not None and where not in _PILLOWS_NAMES
-            told.append(f"{(where or b'').decode()}: {words}" if names_part else words)
+            told.append(
+                f"{(where or b'').decode(errors='replace')}: {words}" if names_part else words
+            )
         elif before and before[0]:
             before[0](where, pattern, values)
 
