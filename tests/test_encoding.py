@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -654,6 +655,24 @@ def test_a_jpeg_that_decodes_with_a_warning_is_refused(encoding: str, size: int 
         data = with_warning(pixels)
         with pytest.raises(ImageError, match=r"4 extraneous bytes before marker 0xd\d\)"):
             encode(data, encoding, image_size=size)
+
+
+def test_an_image_that_was_only_opened_is_checked_as_a_file_is(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    path = tmp_path / "1.jpg"
+    path.write_bytes(with_warning(noise))
+    for image in (Image.open(path), Image.open(io.BytesIO(path.read_bytes()))):
+        with pytest.raises(ImageError, match="4 extraneous bytes"):
+            encode(image)
+    path.write_bytes(jpeg(noise, exif=orientation_tag(6)))
+    opened, decoded = Image.open(path), Image.open(path)
+    decoded.load()
+    for options in ({}, {"image_size": 8}):
+        assert encode(opened, **options) == encode(decoded, **options)
+    assert np.array_equal(np.asarray(opened), np.asarray(decoded))  # it can be read afterwards
+    drafted = Image.open(path)
+    drafted.draft("L", (16, 16))
+    assert raw_pixels(drafted).shape == (16, 16, 3)  # as the caller wants it
 
 
 def test_the_scans_of_a_jpeg_are_decoded_at_every_fraction_as_by_pillow() -> None:

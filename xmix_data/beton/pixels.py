@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from xmix_data.beton.decoder_errors import libtiff_errors
 from xmix_data.errors import ImageError
@@ -159,8 +159,11 @@ def loaded_rgb(opened: Image.Image) -> Image.Image:
     """Decode an image, if it is not, and convert it to RGB of 8 bits.
 
     Raises:
-        ImageError: The range of its values is not known.
+        ImageError: The range of its values is not known, or it is a JPEG that is damaged.
     """
+    stream = _unread_jpeg(opened)
+    if stream is not None:
+        return decoded_jpeg(stream, 1)
     deep_colour = len(opened.getbands()) > 1 and any(
         _has_sixteen_bits(tile[0], tile[3]) for tile in getattr(opened, "tile", ())
     )
@@ -173,9 +176,20 @@ def loaded_rgb(opened: Image.Image) -> Image.Image:
         grey = np.asarray(opened)
         negative = getattr(opened, "tag_v2", {}).get(_PHOTOMETRIC) == _MIN_IS_WHITE
         return Image.fromarray(_eight_bits(grey, negative=negative)).convert("RGB")
-    if opened.mode == "La":
-        return opened.convert("LA").convert("RGB")
+    if opened.mode in ("La", "RGBa"):  # premultiplied
+        opened = opened.convert(opened.mode.upper())
     return opened.convert("RGB")
+
+
+def _unread_jpeg(opened: Image.Image) -> bytes | None:
+    """Return the stream of a JPEG that `Image.open` gave and of which nothing is decoded yet."""
+    if not is_jpeg(opened) or not isinstance(opened, ImageFile.ImageFile) or opened.fp is None:
+        return None
+    if not opened.tile or opened.decoderconfig or opened.tell() != 0:
+        return None  # decoded; or to be decoded in part, or another image of the file
+    opened.fp.seek(0)
+    stream: bytes = opened.fp.read()
+    return stream
 
 
 def _eight_bits(values: npt.NDArray[Any], *, negative: bool = False) -> npt.NDArray[np.uint8]:
