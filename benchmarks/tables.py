@@ -42,6 +42,7 @@ TABLES: dict[str, Callable[[], str]] = {
         training.longer,
         training.probes,
         reliability.fuzzing,
+        reliability.damage,
         reliability.lifetimes,
         reliability.soak,
         gpu.gpu_steps,

@@ -1,13 +1,14 @@
-"""What mutated files do: betons, manifests, pairings, centroids, feature caches and JPEG streams.
+"""What mutated files do: betons, manifests, pairings, centroids, feature caches and images.
 
-    python tests/fuzzing.py [--cases 30000] [--seed 0] [--only KIND ...] [--workers 2]
+    python tests/fuzzing.py [--cases 60000] [--seed 0] [--only KIND ...] [--workers 2]
                                  [--case KIND:NUMBER] [--sanitize] [--json FILE]
 
 Each case goes the way of a user's file: open, verify, load an epoch. It must end in one clear
 error that names the file, or in the batches that the reference backend makes of the same file.
-Anything else is a finding: another exception, a warning, a signal, a hang, memory out of
-proportion to the file, pixels that differ. A case is a function of (seed, kind, number), and
-``--case`` shows it alone, in this process.
+A conversion is given image files of every format, and the decoder JPEGs of any sampling; they are
+held against Pillow. Anything else is a finding: another exception, a warning, a signal, a hang,
+memory out of proportion to the file, pixels that differ. A case is a function of (seed, kind,
+number), and ``--case`` shows it alone, in this process.
 
 Mapped files, streams and the kernels' buffers lie against pages that nobody may touch: one byte
 too far is a signal. ``--sanitize`` runs a part once more with bounds checks in the kernels
@@ -54,8 +55,10 @@ SHARES = {
     "centroids": 3000,
     "feature cache": 2000,
     "jpeg": 8000,
+    "sampling": 12000,
+    "conversion": 13000,
 }
-"""Cases by kind, of 35,000."""
+"""Cases by kind, of 60,000."""
 HANG_S = 20.0
 DATA_LIMIT_MB = 512
 """What a worker may ask for beyond what it had at its start."""
@@ -241,6 +244,8 @@ def checked_runs(options: argparse.Namespace) -> dict[str, Any]:
                 "data",
                 "--only",
                 "jpeg",
+                "--only",
+                "sampling",
                 "--no-memory-limit",
                 "--workers",
                 str(options.workers),

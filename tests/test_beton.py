@@ -9,6 +9,7 @@ import os
 import resource
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -587,10 +588,36 @@ def test_skip_leaves_unreadable_images_out_and_lists_them(
     assert "not an image" in skipped[1]["reason"]
     assert "No such file" in skipped[2]["reason"]
     assert [record.getMessage() for record in caplog.records] == [
-        f"{tmp_path}/x.beton: skipped 3 unreadable images, listed in x.beton.json",
+        f"{tmp_path}/x.beton: skipped 3 unreadable images (1 unreadable or truncated image, 1 not "
+        "an image in a format that Pillow reads, 1 No such file or directory), see x.beton.json",
         f"{tmp_path}/x.beton: 1 of 2 classes have no images: b",
     ]
     assert beton.manifest["classes_without_images"] == ["b"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_decoders_print_nothing_that_names_no_file(tmp_path: Path, workers: int) -> None:
+    """What Pillow warns of, what it logs, and what libtiff prints."""
+    folder = tmp_path / "images" / "a"
+    folder.mkdir(parents=True)
+    tiff = encoded(picture(20, 20, 0), "TIFF", compression="tiff_adobe_deflate")
+    broken = bytearray(tiff)
+    broken[tiff.index(b"\x78") : tiff.index(b"\x78") + 20] = bytes(20)
+    samples = bytearray(tiff)
+    place = tiff.index(struct.pack("<HHI", 0x0115, 3, 1))  # SamplesPerPixel
+    samples[place + 8 : place + 10] = struct.pack("<H", 2048)
+    odd = b"Exif\0\0II*\0" + struct.pack("<IHHHII", 8, 3, 0x10F, 2, 900, 9999)
+    (folder / "1.jpg").write_bytes(encoded(picture(20, 20, 1), exif=odd))
+    for name, data in (("2.tif", broken), ("3.tif", samples), ("4.tif", tiff[:-20])):
+        (folder / name).write_bytes(data)
+    out = tmp_path / "x.beton"
+    command = [sys.executable, "-m", "xmix_data", "convert", str(folder.parent), str(out)]
+    options = ["--on-error", "skip", "--image-size", "none", "--workers", str(workers)]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
+    said = [line for line in done.stderr.splitlines() if not line.startswith("convert x.beton")]
+    assert len(said) == 1 and said[0].startswith(f"xmix: {out}: skipped 3 unreadable images (")
+    skipped = Beton(out).manifest["skipped"]  # type: ignore[index]
+    assert "ZIPDecode" in skipped[0]["reason"]
 
 
 def test_nothing_readable_is_an_error_even_where_images_may_be_skipped(tmp_path: Path) -> None:

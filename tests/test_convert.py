@@ -246,12 +246,45 @@ def test_unreadable_images_are_skipped_counted_and_listed_when_asked(
     bad.write_bytes(bad.read_bytes()[:100])
     assert main(["convert", str(folder), str(out), "--on-error", "skip", "--workers", "0"]) == 0
     printed = capsys.readouterr()
-    assert f"xmix: {out}: skipped 1 unreadable images, listed in out.beton.json\n" in printed.err
+    phrase = "skipped 1 unreadable images (1 unreadable or truncated image)"
+    assert f"xmix: {out}: {phrase}, see out.beton.json\n" in printed.err
+    assert printed.out.endswith(f" MB; {phrase}\n")
     assert names_of(Beton(out)) == {**COUNTS, "dog": 4}
     inspected = xmix(capsys, "inspect", out)
     assert f"skipped at conversion: {bad}: " in inspected
     facts = json.loads(xmix(capsys, "inspect", out, "--json"))
     assert [(entry["index"], entry["path"]) for entry in facts["skipped"]] == [(8, str(bad))]
+
+
+def test_files_that_are_no_images_are_counted(capsys: Capture, folder: Path, out: Path) -> None:
+    for name in ("dog/1.heic", "dog/2.HEIC", "cat/notes.txt", "README", "3.jpg"):
+        (folder / name).write_bytes(b"")
+    assert main(["convert", str(folder), str(out), "--workers", "0"]) == 0
+    printed = capsys.readouterr()
+    phrase = "left out 5 files by suffix (2 .heic, 1 no suffix, 1 .jpg, 1 .txt)"
+    assert f"xmix: {out}: {phrase}, see out.beton.json\n" in printed.err
+    assert printed.out.endswith(f" MB; {phrase}\n")
+    facts = json.loads(xmix(capsys, "inspect", out, "--json"))
+    assert facts["left_out"] == {"": 1, ".heic": 2, ".jpg": 1, ".txt": 1}
+
+
+def test_keep_says_how_many_kept_their_bytes(capsys: Capture, folder: Path, out: Path) -> None:
+    file = folder / "dog" / "1.jpg"
+    junk = file.read_bytes().replace(b"\xff\xdb", b"junk\xff\xdb", 1)
+    file.write_bytes(junk)  # in the header: it is encoded anew, and no error
+    whole = ("--encoding", "keep", "--image-size", "none", "--crop", "none")
+    printed = convert(capsys, folder, out, *whole)
+    beton = Beton(out)
+    sources = {path.read_bytes() for path in folder.rglob("*.jpg")}
+    kept = sum(beton.data(i).tobytes() in sources for i in range(len(beton)))
+    assert 0 < kept < len(beton)
+    assert junk not in {beton.data(i).tobytes() for i in range(len(beton))}
+    anew = len(beton) - kept
+    assert f"; {kept} images kept their bytes, {anew} were encoded anew\n" in printed
+    assert json.loads(xmix(capsys, "inspect", out, "--json"))["kept"] == kept
+    again = out.with_name("again.beton")
+    convert(capsys, out, again, *whole)
+    assert json.loads(xmix(capsys, "inspect", again, "--json"))["kept"] == len(beton)
 
 
 def test_overwrite_replaces(capsys: Capture, folder: Path, out: Path) -> None:
@@ -542,6 +575,8 @@ def test_inspect_prints_json(capsys: Capture, folder: Path, out: Path) -> None:
         "shard": None,
         "manifest": True,
         "skipped": [],
+        "left_out": {},
+        "kept": None,
         "verified": False,
     }
     assert json.loads(xmix(capsys, "inspect", out, "--json", "--verify"))["verified"] is True

@@ -11,12 +11,14 @@ import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import Betons
+from fuzz.streams import stream_of
 from pictures import encoded, picture, written
 from PIL import Image
 from processes import Server
@@ -180,10 +182,18 @@ PLAIN: dict[str, tuple[bool, Callable[[bytes], bytes]]] = {
     "progressive": (False, progressive),
     "CMYK": (False, lambda data: encoded(drawn(0, "CMYK"))),
     "RGB": (False, lambda data: encoded(drawn(0), keep_rgb=True)),
+    "sampled 2x4": (False, lambda data: sampled(2, 4)),
+    "sampled 4x1": (True, lambda data: sampled(4, 1)),
     "without tables": (False, lambda data: data.replace(b"\xff\xdb", b"\xff\xe1")),
     "without codes": (False, lambda data: data.replace(b"\xff\xc4", b"\xff\xe1")),
     "with bytes after it": (False, lambda data: data + b"more"),
 }
+
+
+def sampled(across: int, down: int) -> bytes:
+    """A stream of one scan whose first component has these sampling factors."""
+    streams = (stream_of(Random(n), ((across, down), (1, 1), (1, 1)), SIDE, SIDE) for n in range(9))
+    return next(data for data in streams if data.count(b"\xff\xda") == 1)
 
 
 def thumbnail(data: bytes) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import encoded
-from PIL import Image
+from PIL import Image, features
 from PIL.PngImagePlugin import PngInfo
 
 from xmix_data import ImageError
 from xmix_data.beton.encoding import StoredImage, encode_image
 from xmix_data.beton.layout import JPG, RAW
-from xmix_data.jpeg import jpeg_problem
+from xmix_data.jpeg import decode_jpeg, jpeg_problem
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -39,11 +40,18 @@ def jpeg(image: Image.Image | Pixels, **options: Any) -> bytes:
     return encoded(image, "JPEG", **{"quality": 95, "subsampling": 0, **options})
 
 
-def with_warning(pixels: Pixels) -> bytes:
+def with_warning(pixels: Image.Image | Pixels) -> bytes:
     """A JPEG that Pillow reads and libjpeg calls corrupt: bytes too many before a restart."""
     data = jpeg(pixels, restart_marker_rows=1)
     place = data.index(b"\xff\xd0")
     return data[:place] + bytes(4) + data[place:]
+
+
+def with_junk_in_the_header(pixels: Pixels) -> bytes:
+    """A JPEG with bytes too many where they harm nothing: before a part of the header."""
+    data = jpeg(pixels)
+    place = data.index(b"\xff\xdb")
+    return data[:place] + b"junk" + data[place:]
 
 
 def encode(image: Any, encoding: str = "raw", **options: Any) -> StoredImage:
@@ -101,6 +109,15 @@ def png(width: int, height: int, bits: int, colour: int, rows: bytes) -> bytes:
     chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + chunks
 
+
+FORMATS_WITH_EXIF: dict[str, dict[str, Any]] = {
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "MPO": {"quality": 95, "subsampling": 0},
+    "PNG": {"lossless": True},
+    "WEBP": {"lossless": True},
+}
+if features.check("avif"):
+    FORMATS_WITH_EXIF["AVIF"] = {"quality": 95, "subsampling": "4:4:4"}
 
 # What may come in
 
@@ -168,6 +185,116 @@ def test_sixteen_bit_grey_keeps_the_high_byte() -> None:
     assert np.array_equal(raw_pixels(values), expected)
 
 
+@pytest.mark.parametrize("bits", [8, 9, 10, 11, 12, 13, 14, 15, 16])
+@pytest.mark.parametrize("dtype", ["<u2", ">u2", "<i4"])
+def test_grey_is_scaled_from_the_bits_that_its_camera_has(bits: int, dtype: str) -> None:
+    greatest = (1 << bits) - 1
+    values = np.linspace(0, greatest, 20 * 30).round().reshape(20, 30)
+    shift = bits + bits % 2 - 8  # cameras have 8, 10, 12, 14 or 16
+    expected = np.repeat((values.astype(int) >> shift).astype(np.uint8)[..., None], 3, -1)
+    assert expected.max() >= 127
+    image = Image.fromarray(values.astype(dtype))
+    if dtype == ">u2":
+        assert image.mode == "I;16B"
+    else:
+        assert np.array_equal(raw_pixels(encoded(image, "TIFF")), expected)
+    if dtype == "<u2":
+        assert np.array_equal(raw_pixels(encoded(image, "PNG")), expected)
+        assert np.array_equal(raw_pixels(image), expected)
+        assert np.array_equal(raw_pixels(values.astype(np.uint16)), expected)
+        assert np.array_equal(raw_pixels(torch.from_numpy(values.astype(np.uint16))), expected)
+    assert np.array_equal(raw_pixels(image), expected)
+
+
+def test_a_negative_of_sixteen_bits_is_turned_into_a_positive() -> None:
+    values = (np.arange(20 * 30).reshape(20, 30) * 109).astype(np.uint16)
+    data = bytearray(encoded(Image.fromarray(values), "TIFF"))
+    place = data.index(struct.pack("<HHIH", 0x0106, 3, 1, 1))
+    data[place + 8] = 0  # PhotometricInterpretation: WhiteIsZero
+    assert np.array_equal(raw_pixels(bytes(data))[..., 0], 255 - (values >> 8).astype(np.uint8))
+
+
+def tiff(pixels: npt.NDArray[np.uint16]) -> bytes:
+    """A TIFF of 16 bits a channel that Pillow itself cannot write."""
+    height, width, channels = pixels.shape
+    tags = [(0x100, width), (0x101, height), (0x102, 16), (0x103, 1), (0x106, 2), (0x111, 0)]
+    tags += [(0x115, channels), (0x116, height), (0x117, pixels.nbytes)]
+    bits_at = 8 + 2 + 12 * len(tags) + 4
+    data = b"II*\0" + struct.pack("<IH", 8, len(tags))
+    for tag, value in tags:
+        if tag == 0x102:
+            data += struct.pack("<HHII", tag, 3, channels, bits_at)
+        else:
+            data += struct.pack("<HHII", tag, 4, 1, value or bits_at + 2 * channels)
+    return data + bytes(4) + struct.pack("<H", 16) * channels + pixels.astype("<u2").tobytes()
+
+
+def ppm(pixels: npt.NDArray[np.uint16], greatest: int) -> bytes:
+    height, width, _ = pixels.shape
+    return b"P6 %d %d %d\n" % (width, height, greatest) + pixels.astype(">u2").tobytes()
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_colours_of_a_stated_range_have_it(bits: int) -> None:
+    values = np.linspace(0, (1 << bits) - 1, 4 * 5 * 3).reshape(4, 5, 3).astype(np.uint16)
+    expected = (values >> (bits - 8)).astype(np.uint8)
+    assert_close(raw_pixels(values), expected, 0)
+    if bits > 8:
+        assert_close(raw_pixels(ppm(values, (1 << bits) - 1)), expected, 1)
+    if 8 < bits < 16:
+        assert_close(raw_pixels(ppm(values // 8, (1 << bits) - 1)), expected // 8, 1)  # is dark
+    if bits == 16:
+        assert_close(raw_pixels(tiff(values)), expected, 0)
+
+
+@pytest.mark.parametrize("shift", [2, 4, 6, 8])
+def test_sixteen_bit_colour_that_would_become_black_is_refused(shift: int) -> None:
+    narrow = np.linspace(0, 65_535 >> shift, 4 * 5 * 3).reshape(4, 5, 3).astype(np.uint16)
+    for data in (tiff(narrow), ppm(narrow * 15 // 16, 65_535)):  # Pillow rounds PPM's up
+        with pytest.raises(ImageError, match="use 14 bits at most have no fixed range; scale"):
+            raw_pixels(data)
+    values = np.linspace(0, 65_535 >> shift, 4 * 5 * 3).reshape(4, 5, 3).astype(">u2")
+    alpha = np.full((4, 5, 1), 65_535, ">u2")
+    for pixels, colour in ((values, 2), (np.concatenate([values, alpha], -1), 6)):
+        rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+        with pytest.raises(ImageError, match="use 14 bits at most have no fixed range; scale"):
+            raw_pixels(png(5, 4, 16, colour, rows))
+    assert raw_pixels(values.astype(np.uint16)).max() == 255  # an array tells all its bits
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "PA", "LA", "La", "RGBA", "RGBa", "RGBX", "CMYK"])
+def test_each_of_pillows_modes_is_what_pillow_shows(mode: str) -> None:
+    grey = mode in ("1", "L", "LA", "La")
+    pixels = picture(20, 30)
+    rgb = Image.fromarray(pixels[..., 0]).convert("RGB") if grey else Image.fromarray(pixels)
+    if mode in ("La", "RGBa"):
+        image = rgb.convert(mode[:-1] + "A").convert(mode)
+    else:
+        image = rgb.convert(mode)
+    expected = image.convert("LA" if mode == "La" else "RGB").convert("RGB")
+    assert np.array_equal(raw_pixels(image), np.asarray(expected))
+    if mode not in ("1", "P", "PA"):
+        assert_close(raw_pixels(image), np.asarray(rgb), 2)
+
+
+@pytest.mark.parametrize("mode", ["YCbCr", "HSV"])
+def test_other_colours_become_rgb(mode: str) -> None:
+    image = Image.fromarray(picture(20, 30)).convert(mode)
+    assert np.array_equal(raw_pixels(image), np.asarray(image.convert("RGB")))
+
+
+def test_lab_becomes_rgb_or_is_refused() -> None:
+    from PIL import ImageCms
+
+    rgb = Image.new("RGB", (8, 6), (200, 30, 60))
+    profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    lab = ImageCms.applyTransform(rgb, ImageCms.buildTransform(*profiles, "RGB", "LAB"))
+    try:
+        assert_close(raw_pixels(lab), np.asarray(rgb), 2)
+    except ImageError as error:  # a Pillow that does not convert it
+        assert "LAB" in str(error)
+
+
 def test_sixteen_bit_colour_keeps_the_high_byte() -> None:
     values = (np.arange(4 * 5 * 3).reshape(4, 5, 3) * 1092).astype(">u2")
     rows = b"".join(b"\0" + row.tobytes() for row in values)
@@ -188,6 +315,84 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
     expected = oriented(pixels)[orientation]
     assert np.array_equal(raw_pixels(encoded(pixels, "PNG", exif=exif)), expected)
     assert_close(raw_pixels(jpeg(pixels, exif=exif)), expected)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("crop", ["none", "square"])
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_adobe_deflate"])
+def test_a_turned_tiff_is_turned_once(orientation: int, crop: str, compression: str) -> None:
+    pixels = picture(20, 34)
+    data = encoded(pixels, "TIFF", tiffinfo={0x0112: orientation}, compression=compression)
+    for image_size in (None, 8):
+        options = {"image_size": image_size, "crop": crop}
+        expected = raw_pixels(np.ascontiguousarray(oriented(pixels)[orientation]), **options)
+        assert np.array_equal(raw_pixels(data, **options), expected)
+        assert np.array_equal(raw_pixels(Image.open(io.BytesIO(data)), **options), expected)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_format_is_turned_alike(orientation: int) -> None:
+    pixels, exif = picture(16, 34), orientation_tag(orientation)
+    expected = oriented(pixels)[orientation]
+    for kind, options in FORMATS_WITH_EXIF.items():
+        data = encoded(pixels, kind, exif=exif, **options)
+        assert_close(raw_pixels(data), expected, 0 if "lossless" in options else JPEG_LOSS)
+
+
+def entry(tag: int, kind: int, count: int, value: bytes, order: str) -> bytes:
+    return struct.pack(f"{order}HHI", tag, kind, count) + value.ljust(4, b"\0")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of damaged EXIF
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "PNG"])
+def test_of_damaged_exif_the_orientation_is_taken(kind: str, order: str) -> None:
+    def exif(*entries: bytes, extra: bytes = b"") -> bytes:
+        magic = {"<": b"II", ">": b"MM"}[order] + struct.pack(f"{order}HI", 42, 8)
+        return (
+            b"Exif\0\0" + magic + struct.pack(f"{order}H", len(entries)) + b"".join(entries) + extra
+        )
+
+    turned = entry(0x0112, 3, 1, struct.pack(f"{order}H", 6), order)
+    wide = entry(0x0112, 4, 1, struct.pack(f"{order}I", 6), order)
+    ratio = entry(0x011A, 10, 1, struct.pack(f"{order}I", 50), order)
+    pixels = picture(20, 34)
+    for block, expected in (
+        (exif(turned, ratio, extra=bytes(4) + struct.pack(f"{order}ii", -1, 0)), 6),
+        (exif(turned, entry(0x8769, 4, 1, b"\xff\xff\xff\x0f", order)), 6),
+        (exif(turned), 6),  # without the end
+        (exif(wide, turned), 6),
+        (exif(entry(0x0112, 2, 3, b"6\0\0", order)), 1),  # an orientation in letters
+        (exif(entry(0x0112, 7, 90, b"\xff\xff\0\0", order), ratio), 1),
+        (b"Exif\0\0not a TIFF header", 1),
+        (b"Exif\0\0II*\0", 1),
+    ):
+        options = {"lossless": True} if kind == "WEBP" else {}
+        options |= {"quality": 95, "subsampling": 0} if kind == "JPEG" else {}
+        data = encoded(pixels, kind, exif=block, **options)
+        assert_close(raw_pixels(data), oriented(pixels)[expected])
+
+
+def test_the_errors_of_libtiff_are_in_the_message_and_not_on_the_terminal(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    data = bytearray(encoded(picture(64, 64), "TIFF", compression="tiff_adobe_deflate"))
+    data[40:60] = bytes(20)
+    with pytest.raises(ImageError, match=r"unreadable or truncated image \(ZIPDecode: Decoding"):
+        encode(bytes(data))
+    lzw = bytearray(encoded(picture(64, 64), "TIFF", compression="tiff_lzw"))
+    lzw[100:160] = b"\xff" * 60
+    with pytest.raises(ImageError, match=r"truncated image \(Using code not yet in table\)"):
+        encode(bytes(lzw))
+    assert capfd.readouterr() == ("", "")
+    with pytest.raises(OSError):  # elsewhere libtiff says what it always said
+        Image.open(io.BytesIO(bytes(data))).load()
+    assert "ZIPDecode" in capfd.readouterr().err
+
+
+def test_a_program_that_draws_is_not_run() -> None:
+    with pytest.raises(ImageError, match="EPS is a program that draws; store"):
+        encode(encoded(picture(8, 8), "EPS"))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -270,7 +475,7 @@ def test_pixels_without_a_fixed_range_are_refused() -> None:
     with pytest.raises(ImageError, match="floating point pixels have no fixed range; convert"):
         encode(Image.new("F", (4, 4)))
     for value in (-1, 70_000):
-        with pytest.raises(ImageError, match="32-bit grey values have no fixed range; convert"):
+        with pytest.raises(ImageError, match=r"integer pixels from .* have no fixed range"):
             encode(Image.new("I", (4, 4), value))
 
 
@@ -388,7 +593,7 @@ def test_jpg_holds_pixels_only() -> None:
     ids=["4:4:4", "4:2:0", "comment", "upright", "restarts", "grey", "rgb"],
 )
 def test_keep_keeps_the_bytes_of_a_jpeg_that_needs_no_change(data: bytes) -> None:
-    expected = StoredImage(JPG, 32, 32, data)
+    expected = StoredImage(JPG, 32, 32, data, kept=True)
     assert encode(data, "keep") == expected
     assert encode(data, "keep", image_size=32) == expected
     assert encode(data, "keep", image_size=32, crop="square") == expected
@@ -409,9 +614,9 @@ def test_keep_keeps_an_uncropped_jpeg_whose_shorter_edge_fits() -> None:
         jpeg(picture(40, 40)),
         jpeg(picture(32, 34)),
         encoded(picture(32, 32), "PNG"),
-        with_warning(picture(32, 32)),
+        with_junk_in_the_header(picture(32, 32)),
     ],
-    ids=["progressive", "cmyk", "rotated", "larger", "oblong", "png", "libjpeg warns"],
+    ids=["progressive", "cmyk", "rotated", "larger", "oblong", "png", "junk in the header"],
 )
 def test_keep_encodes_anew_what_a_stock_decoder_would_not_read_alike(data: bytes) -> None:
     options = {"image_size": 32, "crop": "square"}
@@ -434,6 +639,49 @@ def test_the_same_image_gives_the_same_bytes(encoding: str) -> None:
 
 
 # Damage
+
+
+@pytest.mark.parametrize("encoding", ["jpg", "raw", "keep"])
+def test_junk_in_the_header_is_no_damage(encoding: str) -> None:
+    data, sound = with_junk_in_the_header(picture(32, 32)), jpeg(picture(32, 32))
+    assert encode(data, encoding) == encode(sound, "raw" if encoding == "raw" else "jpg")
+
+
+@pytest.mark.parametrize("encoding", ["jpg", "raw", "keep"])
+@pytest.mark.parametrize("size", [None, 32, 16, 8, 4])
+def test_a_jpeg_that_decodes_with_a_warning_is_refused(encoding: str, size: int | None) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    for pixels in (noise, noise[..., 0], Image.fromarray(noise).convert("CMYK")):
+        data = with_warning(pixels)
+        with pytest.raises(ImageError, match=r"4 extraneous bytes before marker 0xd\d\)"):
+            encode(data, encoding, image_size=size)
+
+
+def test_an_image_that_was_only_opened_is_checked_as_a_file_is(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    path = tmp_path / "1.jpg"
+    path.write_bytes(with_warning(noise))
+    for image in (Image.open(path), Image.open(io.BytesIO(path.read_bytes()))):
+        with pytest.raises(ImageError, match="4 extraneous bytes"):
+            encode(image)
+    path.write_bytes(jpeg(noise, exif=orientation_tag(6)))
+    opened, decoded = Image.open(path), Image.open(path)
+    decoded.load()
+    for options in ({}, {"image_size": 8}):
+        assert encode(opened, **options) == encode(decoded, **options)
+    assert np.array_equal(np.asarray(opened), np.asarray(decoded))  # it can be read afterwards
+    drafted = Image.open(path)
+    drafted.draft("L", (16, 16))
+    assert raw_pixels(drafted).shape == (16, 16, 3)  # as the caller wants it
+
+
+def test_the_scans_of_a_jpeg_are_decoded_at_every_fraction_as_by_pillow() -> None:
+    for options in ({}, {"progressive": True}, {"subsampling": 2}, {"keep_rgb": True}):
+        data = jpeg(picture(97, 130), **options)
+        for shrink in (1, 2, 4, 8):
+            image = Image.open(io.BytesIO(data))
+            image.draft(None, (130 // shrink, 97 // shrink))
+            assert np.array_equal(decode_jpeg(data, shrink), np.asarray(image.convert("RGB")))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from PIL import Image
+from PIL import Image, features
 
 from xmix_data import ImageError
 from xmix_data.images import MAX_CLASSES, ClassFolder, MapDataset, select, torchvision_dataset
@@ -79,7 +79,46 @@ def test_a_class_folder_yields_the_bytes_of_its_files(folder: Path) -> None:
 
 
 def test_a_class_folder_counts_what_is_no_image_by_suffix(folder: Path) -> None:
-    assert ClassFolder(folder).ignored_files == 1
+    for name in ("a/1.heic", "a/x/2.HEIC", "b/.hidden", "b/3.eps", "4.png"):
+        (folder / name).write_bytes(b"")
+    source = ClassFolder(folder)
+    expected = {".heic": 2, ".txt": 1, ".csv": 1, "": 1, ".eps": 1, ".png": 1}
+    assert source.left_out == expected
+    assert select(source, per_class=1).left_out == expected  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "kind", "codec"),
+    [
+        (".gif", "GIF", None),
+        (".jfif", "JPEG", None),
+        (".jpe", "JPEG", None),
+        (".mpo", "MPO", None),
+        (".avif", "AVIF", "avif"),
+        (".jp2", "JPEG2000", "jpg_2000"),
+    ],
+)
+def test_further_suffixes_are_images_where_pillow_reads_them(
+    tmp_path: Path, suffix: str, kind: str, codec: str | None
+) -> None:
+    for name in (f"a/1{suffix}", f"a/2{suffix.upper()}"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        if codec and codec not in features.get_supported():
+            pytest.skip(f"this Pillow reads no {suffix}")
+        Image.new("RGB", (8, 8), "red").save(tmp_path / name, kind)
+    source = ClassFolder(tmp_path)
+    assert len(source) == 2
+    assert Image.open(io.BytesIO(source.read(1)[0])).convert("RGB").getpixel((4, 4))[0] > 200
+    assert source.left_out == {}
+
+
+@pytest.mark.parametrize("suffix", [".eps", ".ps", ".pdf", ".svg", ".heic"])
+def test_what_pillow_would_have_to_draw_is_never_an_image(tmp_path: Path, suffix: str) -> None:
+    image_file(tmp_path / "a" / "1.png")
+    (tmp_path / "a" / f"2{suffix}").write_bytes(b"%!PS")
+    source = ClassFolder(tmp_path)
+    assert len(source) == 1
+    assert source.left_out == {suffix: 1}
 
 
 def test_file_names_may_be_any_bytes(tmp_path: Path) -> None:

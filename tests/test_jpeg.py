@@ -6,17 +6,19 @@ import io
 import os
 import threading
 from collections.abc import Iterator
+from random import Random
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from fuzz.streams import stream_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import encoded
 from PIL import Image
 
-from xmix_data.jpeg import DAMAGED, OK, WRONG_SIZE, Decoder, jpeg_problem, library
+from xmix_data.jpeg import DAMAGED, OK, WRONG_SIZE, Decoder, decode_jpeg, jpeg_problem, library
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -244,6 +246,35 @@ def test_windows_of_a_large_image(decoder: Decoder, kind: str, options: dict[str
         expected = whole(data, shrink)
         for box in boxes_of(*expected.shape[:2], np.random.default_rng(1)):
             assert_window(decoder, data, size, box, expected, shrink)
+
+
+UNUSUAL = [
+    ((2, 4), (1, 1), (1, 1)),
+    ((4, 2), (1, 1), (1, 1)),
+    ((1, 1), (2, 4), (1, 1)),
+    ((1, 4), (4, 1), (1, 1)),
+    ((1, 4), (1, 2), (1, 1)),
+    ((2, 2), (2, 1), (1, 2)),
+    ((4, 1), (1, 1), (2, 1)),
+    ((3, 2), (1, 1), (1, 1)),
+    ((3, 1), (3, 1), (1, 1)),
+]
+"""Sampling factors, across and down, of the three components."""
+
+
+@pytest.mark.parametrize("sampling", UNUSUAL, ids=str)
+@pytest.mark.parametrize("shrink", [1, 2, 4, 8])
+def test_windows_of_any_sampling_are_those_of_the_whole_image(
+    decoder: Decoder, sampling: Any, shrink: int
+) -> None:
+    """libjpeg-turbo 2 reads memory that nobody wrote, where it cuts some of them out."""
+    for seed in range(6):
+        height, width = ((97, 130), (160, 64), (40, 200))[seed % 3]
+        data = stream_of(Random(seed), sampling, height, width)
+        expected = whole(data, shrink)
+        for box in boxes_of(*expected.shape[:2], np.random.default_rng(seed)):
+            assert_window(decoder, data, (height, width), box, expected, shrink)
+        assert np.array_equal(decode_jpeg(data, shrink), expected)
 
 
 def test_grey_comes_as_three_equal_channels(decoder: Decoder) -> None:

@@ -16,6 +16,8 @@
 
 #include <jpeglib.h>
 
+#include <jerror.h>
+
 #ifndef LIBJPEG_TURBO_VERSION
 #error "this libjpeg decodes whole images only: libjpeg-turbo is needed"
 #endif
@@ -28,12 +30,21 @@ enum { OK, DAMAGED, WRONG_SIZE };
 /* A scan may be a few bytes long and costs a pass over the whole image; encoders make about ten. */
 #define MOST_SCANS 500
 
+#if JPEG_LIB_VERSION >= 70
+#define DCT_SIZE(component) ((component)->DCT_h_scaled_size)
+#define LEAST_DCT_SIZE(jpeg) ((jpeg)->min_DCT_h_scaled_size)
+#else
+#define DCT_SIZE(component) ((component)->DCT_scaled_size)
+#define LEAST_DCT_SIZE(jpeg) ((jpeg)->min_DCT_scaled_size)
+#endif
+
 typedef struct {
     struct jpeg_decompress_struct jpeg;
     struct jpeg_error_mgr errors;
     struct jpeg_progress_mgr progress;
     jmp_buf failed;
     int ends_well; /* the stream ends with the marker that must end it */
+    int forgives;  /* bytes between the parts of the header are no damage */
     char message[JMSG_LENGTH_MAX];
 } Decoder;
 
@@ -48,6 +59,8 @@ static void on_error(j_common_ptr jpeg)
 static void on_message(j_common_ptr jpeg, int level)
 {
     Decoder *decoder = jpeg->client_data;
+    if (decoder->forgives && jpeg->err->msg_code == JWRN_EXTRANEOUS_DATA)
+        return;
     if (level == -1 && jpeg->err->num_warnings++ == 0)
         jpeg->err->format_message(jpeg, decoder->message);
 }
@@ -103,6 +116,26 @@ static int32_t status_of(const Decoder *decoder)
     return decoder->errors.num_warnings ? DAMAGED : OK;
 }
 
+/* Begin a stream, whoever calls this has set `failed`. */
+static void read_header(Decoder *decoder, int64_t data, int64_t size, int forgives)
+{
+    struct jpeg_decompress_struct *jpeg = &decoder->jpeg;
+    const unsigned char *bytes = (const unsigned char *)(intptr_t)data;
+
+    decoder->errors.num_warnings = 0;
+    decoder->message[0] = 0;
+    decoder->ends_well = size >= 2 && bytes[size - 2] == 0xFF && bytes[size - 1] == JPEG_EOI;
+    /* Made anew: libjpeg keeps tables for streams without, and an image that lacks its own would
+       be decoded with those of whatever image came before. */
+    jpeg_destroy_decompress(jpeg);
+    jpeg_create_decompress(jpeg);
+    jpeg->progress = &decoder->progress;
+    jpeg_mem_src(jpeg, bytes, (unsigned long)size);
+    decoder->forgives = forgives;
+    jpeg_read_header(jpeg, TRUE);
+    decoder->forgives = 0;
+}
+
 /* Whether a progressive stream sends every bit. Where one does not, libjpeg guesses from the blocks
    around, and a window's pixels would depend on the window. */
 static int is_complete(const struct jpeg_decompress_struct *jpeg)
@@ -115,6 +148,32 @@ static int is_complete(const struct jpeg_decompress_struct *jpeg)
     return 1;
 }
 
+/* Whether libjpeg decodes a window as it decodes the whole image. At a fraction of the size it makes
+   the blocks of subsampled chroma larger, where that is a whole factor in both directions. If an
+   expansion is left to do (2x4 or 4x2 sampling), jpeg_crop_scanline and jpeg_skip_scanlines of
+   libjpeg-turbo 2 count with the size before: samples are read that nobody wrote. */
+static int makes_windows(const struct jpeg_decompress_struct *jpeg)
+{
+    for (int i = 0; i < jpeg->num_components; i++) {
+        const jpeg_component_info *component = jpeg->comp_info + i;
+        int size = DCT_SIZE(component), least = LEAST_DCT_SIZE(jpeg);
+        if (size != least && (component->h_samp_factor * size != jpeg->max_h_samp_factor * least ||
+                              component->v_samp_factor * size != jpeg->max_v_samp_factor * least))
+            return 0;
+    }
+    return 1;
+}
+
+/* Decode rows that nobody wants, with everything that depends on them. */
+static void pass_over(struct jpeg_decompress_struct *jpeg, JDIMENSION stop)
+{
+    JSAMPROW row =
+        jpeg->mem->alloc_large((j_common_ptr)jpeg, JPOOL_IMAGE,
+                               (size_t)jpeg->output_width * jpeg->output_components);
+    while (jpeg->output_scanline < stop)
+        jpeg_read_scanlines(jpeg, &row, 1);
+}
+
 /* Begin a window of an image: `columns` pixels from `left`, rows from `top` on, in an image that
    is decoded at 1/`shrink` of its size (1, 2, 4 or 8).
 
@@ -125,23 +184,13 @@ int32_t xmix_jpeg_open(int64_t handle, int64_t data, int64_t size, int64_t heigh
 {
     Decoder *decoder = (Decoder *)(intptr_t)handle;
     struct jpeg_decompress_struct *jpeg = &decoder->jpeg;
-    const unsigned char *bytes = (const unsigned char *)(intptr_t)data;
     int64_t *at = (int64_t *)(intptr_t)layout;
 
-    decoder->errors.num_warnings = 0;
-    decoder->message[0] = 0;
-    decoder->ends_well = size >= 2 && bytes[size - 2] == 0xFF && bytes[size - 1] == JPEG_EOI;
     if (setjmp(decoder->failed)) {
         jpeg_abort_decompress(jpeg);
         return DAMAGED;
     }
-    /* Made anew: libjpeg keeps tables for streams without, and an image that lacks its own would
-       be decoded with those of whatever image came before. */
-    jpeg_destroy_decompress(jpeg);
-    jpeg_create_decompress(jpeg);
-    jpeg->progress = &decoder->progress;
-    jpeg_mem_src(jpeg, bytes, (unsigned long)size);
-    jpeg_read_header(jpeg, TRUE);
+    read_header(decoder, data, size, 0);
     if (jpeg->image_height != height || jpeg->image_width != width) {
         snprintf(decoder->message, sizeof decoder->message,
                  "the JPEG is %ux%u, the index says %dx%d", jpeg->image_width, jpeg->image_height,
@@ -161,10 +210,22 @@ int32_t xmix_jpeg_open(int64_t handle, int64_t data, int64_t size, int64_t heigh
         return DAMAGED;
     }
 
+    if (!makes_windows(jpeg)) {
+        pass_over(jpeg, (JDIMENSION)top);
+        at[0] = (int64_t)jpeg->output_width * 3;
+        at[1] = left * 3;
+        return status_of(decoder);
+    }
+    /* Where a component has less than three samples across, its upsampling is no smooth one. */
+    JDIMENSION least = 3 * (JDIMENSION)jpeg->max_h_samp_factor;
     JDIMENSION from = left > MARGIN ? (JDIMENSION)left - MARGIN : 0;
     JDIMENSION to = (JDIMENSION)(left + columns + MARGIN);
+    if (to < from + least)
+        to = from + least;
     if (to > jpeg->output_width)
         to = jpeg->output_width;
+    if (to < from + least)
+        from = to > least ? to - least : 0;
     JDIMENSION span = to - from;
     if (span < jpeg->output_width)
         jpeg_crop_scanline(jpeg, &from, &span);
@@ -175,12 +236,37 @@ int32_t xmix_jpeg_open(int64_t handle, int64_t data, int64_t size, int64_t heigh
     return status_of(decoder);
 }
 
+/* Begin a whole image of any size, at 1/`shrink` of it, for a conversion: RGB, or CMYK as it is
+   stored. `layout` receives height, width and channels of what `xmix_jpeg_read` gives. */
+int32_t xmix_jpeg_open_whole(int64_t handle, int64_t data, int64_t size, int64_t shrink,
+                             int64_t layout)
+{
+    Decoder *decoder = (Decoder *)(intptr_t)handle;
+    struct jpeg_decompress_struct *jpeg = &decoder->jpeg;
+    int64_t *shape = (int64_t *)(intptr_t)layout;
+
+    if (setjmp(decoder->failed)) {
+        jpeg_abort_decompress(jpeg);
+        return DAMAGED;
+    }
+    read_header(decoder, data, size, 1);
+    jpeg->out_color_space = jpeg->num_components == 4 ? JCS_CMYK : JCS_RGB;
+    jpeg->dct_method = JDCT_ISLOW;
+    jpeg->scale_num = 1;
+    jpeg->scale_denom = (unsigned)shrink;
+    jpeg_start_decompress(jpeg);
+    shape[0] = jpeg->output_height;
+    shape[1] = jpeg->output_width;
+    shape[2] = jpeg->output_components;
+    return status_of(decoder);
+}
+
 /* Decode the next `count` rows to `rows`, one after the other. */
 int32_t xmix_jpeg_read(int64_t handle, int64_t rows, int64_t count)
 {
     Decoder *decoder = (Decoder *)(intptr_t)handle;
     struct jpeg_decompress_struct *jpeg = &decoder->jpeg;
-    size_t row_bytes = (size_t)jpeg->output_width * 3;
+    size_t row_bytes = (size_t)jpeg->output_width * jpeg->output_components;
     JDIMENSION first = jpeg->output_scanline;
 
     if (setjmp(decoder->failed)) {
@@ -208,10 +294,7 @@ int32_t xmix_jpeg_close(int64_t handle)
     }
     if (!decoder->ends_well || jpeg->output_scanline == jpeg->output_height) {
         /* Skipping to the end would not look at what it skips. */
-        JSAMPROW row = jpeg->mem->alloc_large((j_common_ptr)jpeg, JPOOL_IMAGE,
-                                              (size_t)jpeg->output_width * 3);
-        while (jpeg->output_scanline < jpeg->output_height)
-            jpeg_read_scanlines(jpeg, &row, 1);
+        pass_over(jpeg, jpeg->output_height);
         jpeg_finish_decompress(jpeg);
     }
     jpeg_abort_decompress(jpeg);

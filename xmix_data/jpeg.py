@@ -1,7 +1,8 @@
-"""Windows of JPEG images, decoded row by row: the Python side of ``_jpeg.c``.
+"""JPEG images, whole or a window of them, decoded row by row: the Python side of ``_jpeg.c``.
 
 Comes in: a JPEG stream in memory, and which window of the image is wanted. Goes out: RGB rows,
-bit for bit those that Pillow decodes. Kernels call the functions by address, without Python.
+bit for bit those that Pillow decodes, or what libjpeg warns of. Kernels call the functions by
+address, without Python.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xmix_data.errors import MissingDependencyError
+from xmix_data.errors import ImageError, MissingDependencyError
 
 __all__ = [
     "DAMAGED",
@@ -23,6 +24,7 @@ __all__ = [
     "OK",
     "WRONG_SIZE",
     "Decoder",
+    "decode_jpeg",
     "jpeg_problem",
     "library",
 ]
@@ -65,6 +67,7 @@ def library() -> ctypes.CDLL:
         "free": (None, 1),
         "message": (ctypes.c_char_p, 1),
         "open": (status, 10),
+        "open_whole": (status, 5),
         "read": (status, 3),
         "close": (status, 1),
     }
@@ -96,6 +99,56 @@ class Decoder:
 _of_this_thread = threading.local()
 
 
+def _decoder() -> Decoder:
+    if not hasattr(_of_this_thread, "decoder"):
+        _of_this_thread.decoder = Decoder()
+    decoder: Decoder = _of_this_thread.decoder
+    return decoder
+
+
+def decode_jpeg(data: bytes, shrink: int = 1) -> npt.NDArray[np.uint8]:
+    """Decode a whole JPEG, and accept no damage; bytes between the parts of its header are none.
+
+    A decoder sees all the damage at any fraction of the size: each bit of the stream is read.
+
+    Args:
+        data: The stream.
+        shrink: Divisor of both sides, 1, 2, 4 or 8, which are rounded up.
+
+    Returns:
+        (H, W, 3) RGB, bit for bit as Pillow decodes it, or (H, W, 4) CMYK as it is stored.
+
+    Raises:
+        ImageError: libjpeg warns of something, or cannot decode the stream.
+
+    Examples:
+        >>> import io
+        >>> from PIL import Image
+        >>> from xmix_data.jpeg import decode_jpeg
+        >>> file = io.BytesIO()
+        >>> Image.new("RGB", (30, 20), "red").save(file, "JPEG")
+        >>> decode_jpeg(file.getvalue(), 2).shape
+        (10, 15, 3)
+    """
+    stream, shape = np.frombuffer(data, np.uint8), np.zeros(3, np.int64)
+    decoder, functions = _decoder(), library()
+    status = functions.xmix_jpeg_open_whole(
+        decoder.handle, stream.ctypes.data, stream.size, shrink, shape.ctypes.data
+    )
+    height, width, channels = shape.tolist()
+    # A fraction's sides are rounded up: to less than twice what they are.
+    if status == OK and height * width * shrink**2 > 4 * MAX_PIXELS_PER_BYTE * stream.size:
+        raise ImageError(f"its {width}x{height} pixels do not fit into {stream.size} bytes")
+    pixels = np.empty((height, width, channels) if status == OK else 0, np.uint8)
+    if status == OK:
+        status = functions.xmix_jpeg_read(decoder.handle, pixels.ctypes.data, height)
+    if status == OK:
+        status = functions.xmix_jpeg_close(decoder.handle)
+    if status != OK:
+        raise ImageError(f"unreadable or truncated image ({decoder.message()})")
+    return pixels
+
+
 def jpeg_problem(data: bytes | npt.NDArray[np.uint8], height: int, width: int) -> str | None:
     """Find what is wrong with a JPEG stream.
 
@@ -108,9 +161,7 @@ def jpeg_problem(data: bytes | npt.NDArray[np.uint8], height: int, width: int) -
         The problem in words, or ``None`` where the stream decodes without a warning.
     """
     stream = np.frombuffer(data, np.uint8)
-    if not hasattr(_of_this_thread, "decoder"):
-        _of_this_thread.decoder = Decoder()
-    decoder: Decoder = _of_this_thread.decoder
+    decoder = _decoder()
     functions, handle = library(), decoder.handle
     height, width, layout = int(height), int(width), np.empty(2, np.int64)
     window = (height, width, 1, 0, 0, width, layout.ctypes.data)

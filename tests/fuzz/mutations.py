@@ -245,7 +245,8 @@ def change_tree(random: Random, document: Any) -> None:
     elif way == 5:
         container[f"{key}x"] = container.pop(key)
     elif way == 6 and isinstance(value, (int, float)) and not isinstance(value, bool):
-        container[key] = random.choice((value + 1, value - 1, -value, value * 1.0, str(value)))
+        as_float = value * 1.0 if abs(value) < 1 << 1000 else value  # a float's limit
+        container[key] = random.choice((value + 1, value - 1, -value, as_float, str(value)))
     elif way == 6 and isinstance(value, list):
         random.shuffle(value)
     else:

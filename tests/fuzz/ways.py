@@ -7,22 +7,21 @@ import io
 import itertools
 import json
 import shutil
-import sys
 import tempfile
-import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
-from unittest import mock
 
 import numpy as np
 import torch
 from PIL import Image
 
+from fuzz.conversion import of_conversion
+from fuzz.findings import Finding, watched
 from fuzz.memory import (
     Bytes,
     GuardedWorkspace,
@@ -34,6 +33,7 @@ from fuzz.memory import (
 )
 from fuzz.mutations import Form, jpeg_form, mutated, mutated_json, mutated_npz, size_of
 from fuzz.sound import STOCK_FIELDS, Backbone, Domain, Sample, features, lay_out, put, sound
+from fuzz.streams import Sampling, any_stream
 from xmix_data import (
     Beton,
     CenterCrop,
@@ -51,7 +51,7 @@ from xmix_data.beton.layout import JPG, content_hash
 from xmix_data.decode import dct_fractions
 from xmix_data.errors import XMixError
 from xmix_data.features import class_centroids
-from xmix_data.jpeg import OK, jpeg_problem
+from xmix_data.jpeg import OK, decode_jpeg, jpeg_problem
 from xmix_data.pairing import Centroids, pair_classes, pairs_table
 
 UNCHANGED = 25
@@ -59,10 +59,6 @@ UNCHANGED = 25
 GROWTH_MB, GROWTH_A_BYTE = 48, 64
 """Resident memory that a case may take: in all, and for each byte of its files."""
 TOLERANCE = 1e-5
-
-
-class Finding(Exception):
-    """Neither a clear error nor right batches."""
 
 
 class Case(NamedTuple):
@@ -103,22 +99,6 @@ def clear(error: BaseException) -> str:
     if len(text.splitlines()) != 1:
         raise Finding(f"an error of several lines: {text[:300]!r}") from error
     return "error"
-
-
-@contextlib.contextmanager
-def watched() -> Iterator[None]:
-    """Warnings, and exceptions that nobody sees, are findings."""
-    seen: list[str] = []
-    with (
-        warnings.catch_warnings(record=True) as caught,
-        mock.patch.object(sys, "unraisablehook", lambda x: seen.append(f"{x.exc_value!r}")),
-        mock.patch.object(threading, "excepthook", lambda x: seen.append(f"{x.exc_value!r}")),
-    ):
-        warnings.simplefilter("always")
-        yield
-    seen += [f"{x.category.__name__}: {x.message}" for x in caught]
-    if seen:
-        raise Finding(f"a warning: {seen[0][:300]}")
 
 
 def an_epoch(make: Callable[[str], Any], backend: str) -> tuple[list[list[Any]], int]:
@@ -472,6 +452,36 @@ def of_jpeg(random: Random, folder: Path, change: bool) -> str:
     return "error"
 
 
+def fractional(sampling: Sampling) -> bool:
+    """Whether a component is to be enlarged by no whole number: libjpeg refuses that."""
+    return any(max(way) % factor for way in zip(*sampling, strict=True) for factor in way)
+
+
+def of_sampling(random: Random, folder: Path, change: bool) -> str:
+    """Streams of any sampling: whole at each fraction, and windows as the kernels cut them."""
+    data, sampling = any_stream(random)
+    while not change and fractional(sampling):
+        data, sampling = any_stream(random)
+    height, width = size_of(data) or (1, 1)
+    bytes_ = guarded_bytes(data, front=random.random() < 0.2)
+    with watched():
+        problem = jpeg_problem(bytes_, height, width)
+    if fractional(sampling) != (problem is not None):
+        raise Finding(f"sampling {sampling}: {problem}")
+    outcomes = {of_window(random, data, bytes_, height, width, problem) for _ in range(8)}
+    if problem is not None:
+        return "error"
+    for shrink in (1, 2, 4, 8):
+        image = opened_by_pillow(data)
+        if min(height, width) >= shrink:
+            image.draft("RGB", (width // shrink, height // shrink))
+            if not np.array_equal(decode_jpeg(data, shrink), np.asarray(image.convert("RGB"))):
+                raise Finding(f"sampling {sampling}, at 1/{shrink}: not as Pillow decodes it")
+    if outcomes != {"right"}:
+        raise Finding(f"sampling {sampling}: windows are {outcomes}")
+    return "right"
+
+
 def of_window(
     random: Random, data: bytes, bytes_: Bytes, height: int, width: int, problem: str | None
 ) -> str:
@@ -543,6 +553,8 @@ KINDS: dict[str, Callable[[Random, Path, bool], str]] = {
     "centroids": of_centroids,
     "feature cache": of_cache,
     "jpeg": of_jpeg,
+    "sampling": of_sampling,
+    "conversion": of_conversion,
 }
 
 

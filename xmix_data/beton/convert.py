@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from xmix_data.beton.classes import class_list, ids_of_source
-from xmix_data.beton.manifest import manifest_bytes, manifest_path, shard_entry
+from xmix_data.beton.manifest import manifest_bytes, manifest_path, shard_entry, what_is_missing
 from xmix_data.beton.pages import PageWriter
+from xmix_data.beton.pixels import silent_pillow
 from xmix_data.beton.reader import Beton
 from xmix_data.beton.source import BetonImages, open_images
 from xmix_data.beton.workers import (
@@ -143,11 +144,12 @@ def write_beton(
     manifest_file = manifest_path(path)
     with (
         named_worker_death() as workers,
+        silent_pillow(),
         whole_file(manifest_file) as manifest_stream,
         whole_file(path) as stream,
     ):
         writer = PageWriter(stream, path.parent, len(indices))
-        skipped, enlarged = [], 0
+        skipped, enlarged, kept = [], 0, 0
         # Closed here: an error holds this frame, and would keep the workers with it.
         made = closing(encoded_samples(source, indices, options, num_workers, workers))
         bar = Progress(f"convert {path.name}", len(indices), enabled=progress)
@@ -166,6 +168,7 @@ def write_beton(
                         image,
                     )
                     enlarged += image.enlarged
+                    kept += image.kept
                 bar.advance()
         if not len(writer):
             raise ImageError(
@@ -192,11 +195,15 @@ def write_beton(
             "source_fingerprint": source.fingerprint,
             "shard": None if shard is None else shard_entry(source, shard, options),
             "skipped": skipped,
+            "left_out": getattr(source, "left_out", {}),
+            "kept": kept if encoding == "keep" else None,
         }
         manifest_stream.write(manifest_bytes(facts))
         for written in (stream, manifest_stream):  # a disk that is full now costs nothing
             sync(written, path)
         manifest_file.unlink(missing_ok=True)  # an earlier one must not meet the new beton
+    for phrase in what_is_missing({**facts, "kept": None}):
+        _log.warning("%s: %s, see %s", path, phrase, manifest_file.name)
     if enlarged:
         _log.warning(
             "%s: %d of %d images were smaller than %d pixels, and were enlarged; a smaller "
@@ -205,13 +212,6 @@ def write_beton(
             enlarged,
             len(writer),
             image_size,
-        )
-    if skipped:
-        _log.warning(
-            "%s: skipped %d unreadable images, listed in %s",
-            path,
-            len(skipped),
-            manifest_file.name,
         )
     if empty and shard is None:  # a shard has few of the classes, the set may have all
         shown = ", ".join(empty[:_SHOWN]) + ", ..." * (len(empty) > _SHOWN)

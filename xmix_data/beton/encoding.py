@@ -5,10 +5,18 @@ from __future__ import annotations
 import io
 from typing import Any, NamedTuple
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from xmix_data.beton.layout import JPG, RAW
+from xmix_data.beton.pixels import (
+    decoded_jpeg,
+    is_jpeg,
+    loaded_rgb,
+    named_decoder_errors,
+    open_image,
+    orientation,
+    upright,
+)
 from xmix_data.errors import ImageError
 from xmix_data.jpeg import jpeg_problem
 
@@ -17,8 +25,6 @@ __all__ = ["StoredImage", "encode_image"]
 
 _MAX_SIDE = {JPG: 65_500, RAW: 65_535}
 """Longest side in pixels that can be stored: libjpeg's limit, and that of 16 bits in the beton."""
-_ORIENTATION = 0x0112
-"""EXIF tag of an image's orientation."""
 
 
 class StoredImage(NamedTuple):
@@ -34,6 +40,8 @@ class StoredImage(NamedTuple):
     """Stored bytes: a JPEG stream, or H*W*3 bytes of RGB."""
     enlarged: bool = False
     """Whether the image was smaller than what is stored."""
+    kept: bool = False
+    """Whether they are the source's own bytes."""
 
 
 def encode_image(
@@ -41,12 +49,13 @@ def encode_image(
 ) -> StoredImage:
     """Encode any image as a beton stores it.
 
-    Orientation tags are applied; alpha is dropped; 16-bit channels keep their high byte. The
-    shorter edge is resized to ``image_size`` with Pillow's antialiased bilinear filter.
+    An orientation is applied, alpha is dropped, 16 bits become 8, and a JPEG of which libjpeg
+    warns is an error: docs/images.md has all rules. The shorter edge is resized to ``image_size``
+    with Pillow's antialiased bilinear filter.
 
     Args:
         image: Encoded ``bytes``, a PIL image, a uint8 or uint16 array (H, W) or (H, W, C), or a
-            uint8 tensor (C, H, W), with C = 1, 3 or 4.
+            tensor (C, H, W) of these, with C = 1, 3 or 4.
         encoding: ``"jpg"``, ``"raw"``, or ``"keep"``: a baseline JPEG that needs no change keeps
             its bytes, everything else becomes a JPEG.
         image_size: Length of the shorter edge in pixels; ``None`` keeps the image's own.
@@ -54,34 +63,34 @@ def encode_image(
         quality: JPEG quality, 1 to 100.
 
     Raises:
-        ImageError: The image cannot be read, or is too long to be stored.
+        ImageError: The image cannot be read, is damaged, has values of an unknown range, or is too
+            long to be stored.
+
+    Examples:
+        >>> from xmix_data.beton.encoding import encode_image
+        >>> grey = np.zeros((48, 64), np.uint8)
+        >>> stored = encode_image(grey, encoding="raw", image_size=32, crop="square", quality=90)
+        >>> stored.height, stored.width, len(stored.data)
+        (32, 32, 3072)
     """
     mode = RAW if encoding == "raw" else JPG
-    try:
-        opened = _open(image)
-        size = _stored_size(opened, image_size, crop)
+    with named_decoder_errors():
+        opened = open_image(image)
+        streams = isinstance(image, bytes) and is_jpeg(opened)  # decoded later, perhaps shrunk
+        pixels = opened if streams else loaded_rgb(opened)
+        turn = orientation(opened)
+        size = _stored_size(opened.size, turn, image_size, crop)
         enlarged = min(size) > min(opened.size)
         if max(size) > _MAX_SIDE[mode]:
             raise ImageError(
                 f"it would be stored as {size[0]}x{size[1]}, above the limit of "
                 f"{_MAX_SIDE[mode]} a side; use a square crop or a smaller image size"
             )
-        if isinstance(image, bytes):
-            kept = _keep(opened, image, size) if encoding == "keep" else None
-            if kept is not None:
-                return kept
-            # Decoding a large JPEG at a fraction of its size, at least twice what is needed.
-            # Only here: it would change a PIL image that belongs to the caller.
-            opened.draft(None, (2 * min(size), 2 * min(size)))
-        pixels = _resize(_rgb(opened), size, crop)
-    except ImageError:
-        raise
-    except UnidentifiedImageError:
-        raise ImageError("not an image in a format that Pillow reads") from None
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{error}; resize it first") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise ImageError(f"unreadable or truncated image ({error})") from error
+        if streams:
+            if encoding == "keep" and turn == 1 and _keeps(opened, image, size):
+                return StoredImage(JPG, size[1], size[0], image, kept=True)
+            pixels = decoded_jpeg(image, _shrink(opened.size, size))
+        pixels = _resize(upright(pixels, turn), size, crop)
     width, height = size
     if mode == RAW:
         return StoredImage(RAW, height, width, pixels.tobytes(), enlarged=enlarged)
@@ -90,39 +99,11 @@ def encode_image(
     return StoredImage(JPG, height, width, stream.getvalue(), enlarged=enlarged)
 
 
-def _open(image: Any) -> Image.Image:
-    if isinstance(image, bytes):
-        return Image.open(io.BytesIO(image))
-    if isinstance(image, Image.Image):
-        return image
-    if hasattr(image, "detach"):  # a tensor (C, H, W), without importing torch for its type
-        array = image.detach().cpu().numpy()
-        array = np.moveaxis(array, 0, -1) if array.ndim == 3 else array
-    else:
-        array = np.asarray(image)
-    if array.dtype == np.uint16:
-        array = (array >> 8).astype(np.uint8)
-    if array.ndim == 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-    if array.dtype != np.uint8 or not (
-        array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (3, 4))
-    ):
-        raise ImageError(
-            f"an image of type {type(image).__name__}, dtype {array.dtype}, shape {array.shape} "
-            "cannot be stored; give bytes, a PIL image, or uint8 pixels (H, W, 3) "
-            "(leave out ToTensor and normalisation)"
-        )
-    return Image.fromarray(np.ascontiguousarray(array))
-
-
-def _stored_size(image: Image.Image, image_size: int | None, crop: str) -> tuple[int, int]:
-    """Return the (width, height) to store.
-
-    Called before `draft`, whose rounded sides would change it.
-    """
-    width, height = image.size
-    if image.getexif().get(_ORIENTATION) in (5, 6, 7, 8):  # turned by 90 degrees
-        width, height = height, width
+def _stored_size(
+    found: tuple[int, int], turn: int, image_size: int | None, crop: str
+) -> tuple[int, int]:
+    """Return the (width, height) to store."""
+    width, height = found if turn < 5 else found[::-1]  # 5 to 8: turned by 90 degrees
     short = min(width, height)
     if short == 0:
         raise ImageError(f"the image has no pixels ({width}x{height})")
@@ -130,16 +111,10 @@ def _stored_size(image: Image.Image, image_size: int | None, crop: str) -> tuple
     return (size, size) if crop == "square" else _uncropped_size(width, height, size)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16") or image.mode == "I":
-        array = np.asarray(image)
-        if array.min(initial=0) < 0 or array.max(initial=0) > 65_535:
-            raise ImageError("32-bit grey values have no fixed range; convert it to 8 or 16 bits")
-        image = Image.fromarray((array >> 8).astype(np.uint8))
-    elif image.mode == "F":
-        raise ImageError("floating point pixels have no fixed range; convert it to 8 or 16 bits")
-    return image.convert("RGB")
+def _shrink(found: tuple[int, int], size: tuple[int, int]) -> int:
+    """Return the divisor that leaves a JPEG at least twice what is stored; as Pillow's `draft`."""
+    most = min(found) // (2 * min(size))
+    return next(divisor for divisor in (8, 4, 2, 1) if divisor <= max(most, 1))
 
 
 def _resize(image: Image.Image, size: tuple[int, int], crop: str) -> Image.Image:
@@ -161,16 +136,12 @@ def _uncropped_size(width: int, height: int, size: int) -> tuple[int, int]:
     return size * width // height, size
 
 
-def _keep(image: Image.Image, data: bytes, size: tuple[int, int]) -> StoredImage | None:
-    """Keep a JPEG where a stock decoder makes the stored pixels from it, else return ``None``."""
-    width, height = size
-    if (
-        image.format != "JPEG"
-        or image.mode not in ("RGB", "L")
-        or image.info.get("progressive")
-        or image.getexif().get(_ORIENTATION, 1) != 1
-        or image.size != size
-        or jpeg_problem(data, height, width) is not None
-    ):
-        return None
-    return StoredImage(JPG, height, width, data)
+def _keeps(opened: Image.Image, data: bytes, size: tuple[int, int]) -> bool:
+    """Tell whether a stock decoder makes the stored pixels from a JPEG's own bytes."""
+    return (
+        opened.format == "JPEG"
+        and opened.mode in ("RGB", "L")
+        and not opened.info.get("progressive")
+        and opened.size == size
+        and jpeg_problem(data, opened.height, opened.width) is None
+    )

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from xmix_data.images import ImageSource
 from xmix_data.names import first_repeated, same_forms
 from xmix_data.version import VERSION
 
-__all__ = ["manifest_bytes", "manifest_path", "read_manifest", "shard_entry"]
+__all__ = ["manifest_bytes", "manifest_path", "read_manifest", "shard_entry", "what_is_missing"]
 
 
 _NO_TEXT = re.compile("[\ud800-\udc7f\udd00-\udfff]")
@@ -76,7 +77,8 @@ def read_manifest(beton: Path, *, byte_length: int, num_samples: int) -> dict[st
         if not _are_texts([manifest["content_hash"], manifest["encoding"]]):
             raise ValueError("content_hash or encoding is no text")
         _check_shard(manifest.get("shard"))
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        _check_missing(manifest)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise BetonError(f"{path}: damaged manifest ({reason}); {remedy}") from error
     if (length, samples) != (byte_length, num_samples):
@@ -94,6 +96,35 @@ def manifest_bytes(facts: Mapping[str, Any]) -> bytes:
     return text.encode(errors="surrogateescape")
 
 
+def what_is_missing(facts: Mapping[str, Any]) -> list[str]:
+    """Say what of the source is not in a beton as it was, counted, a phrase each.
+
+    Args:
+        facts: A manifest; what an earlier version did not count is left out.
+    """
+    phrases = []
+    if facts.get("skipped"):
+        reasons = Counter(_kind(entry["reason"]) for entry in facts["skipped"])
+        phrases.append(f"skipped {len(facts['skipped'])} unreadable images ({_counted(reasons)})")
+    if facts.get("left_out"):
+        suffixes = Counter({suffix or "no suffix": n for suffix, n in facts["left_out"].items()})
+        phrases.append(f"left out {suffixes.total()} files by suffix ({_counted(suffixes)})")
+    if facts.get("kept") is not None:
+        anew = facts["num_samples"] - facts["kept"]
+        phrases.append(f"{facts['kept']} images kept their bytes, {anew} were encoded anew")
+    return phrases
+
+
+def _counted(things: Counter[str]) -> str:
+    return ", ".join(f"{count} {thing}" for thing, count in things.most_common())
+
+
+def _kind(reason: str) -> str:
+    """Shorten a reason to what images have in common: without numbers, names and details."""
+    text = re.sub(r"^\[Errno \d+\] ", "", reason)
+    return re.sub(r"\d+", "N", re.split(r"[(:;,]", text)[0].strip())
+
+
 def _are_texts(values: Any) -> bool:
     return isinstance(values, list) and all(
         isinstance(value, str) and not _NO_TEXT.search(value) for value in values
@@ -108,6 +139,22 @@ def _check_shard(shard: Any) -> None:
         raise ValueError("it is a shard without a place in its set")
     if not isinstance(shard["set"], str):
         raise ValueError("it is a shard of no set")
+
+
+def _check_missing(manifest: Mapping[str, Any]) -> None:
+    for entry in manifest.get("skipped", []):
+        if not _are_texts([entry["path"], entry["reason"]]):
+            raise ValueError("a skipped image has no path or reason")
+    left_out = manifest.get("left_out", {})
+    if not _are_texts(list(left_out)) or not all(_is_count(n) for n in left_out.values()):
+        raise ValueError("left_out does not count files by suffix")
+    kept = manifest.get("kept")
+    if kept is not None and not (_is_count(kept) and kept <= manifest["num_samples"]):
+        raise ValueError("kept is no number of its images")
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
 
 
 def shard_entry(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,6 @@ from xmix_data.images import ClassFolder, ImageSource, MapDataset
 from xmix_data.images.huggingface import HuggingFaceDataset, is_huggingface
 
 __all__ = ["BetonImages", "open_images"]
-
-
-_log = logging.getLogger("xmix_data")
 
 
 class BetonImages:
@@ -72,10 +68,7 @@ def open_images(dataset: Any) -> ImageSource:
         path = Path(dataset)
         if path.is_file() or path.suffix == ".beton":
             return BetonImages(Beton(path))
-        folder = ClassFolder(path)
-        if folder.ignored_files:
-            _log.info("%s: %d files are no images by suffix", path, folder.ignored_files)
-        return folder
+        return ClassFolder(path)
     if isinstance(dataset, Beton):
         return BetonImages(dataset)
     if is_huggingface(dataset):

@@ -27,6 +27,7 @@ import numpy as np
 from PIL import Image
 
 from xmix_data.beton.encoding import StoredImage, encode_image
+from xmix_data.beton.pixels import keep_pillow_silent, own_image
 from xmix_data.errors import DatasetError, ImageError, XMixError
 from xmix_data.images import ImageSource, label_problem
 
@@ -84,7 +85,7 @@ class Encoder:
             image, label = self._source.read(index)
             problem = label_problem(label, self._names)
             if problem is None:
-                return _Sample(where, _own(image), label)
+                return _Sample(where, own_image(image), label)
             wrong = ImageError(f"{where}: {problem}; correct the label")
             return Failure(where, problem, wrong, skippable=False)
         except Exception as error:  # whatever the user's dataset raises, named with its sample
@@ -100,20 +101,6 @@ class Encoder:
             if _is_no_image(sample.image):
                 error = DatasetError(str(error))
             return _failure(sample.where, error)
-
-
-def _own(image: Any) -> Any:
-    """Take an image out of its dataset's hands.
-
-    A PIL image may read its file only now; arrays may be a buffer that the next sample overwrites.
-    """
-    if isinstance(image, Image.Image):
-        image.load()
-    elif isinstance(image, np.ndarray):
-        return image.copy()
-    elif hasattr(image, "detach"):  # a tensor, without importing torch for its type
-        return image.detach().clone()
-    return image
 
 
 def _is_no_image(image: Any) -> bool:
@@ -207,7 +194,7 @@ def _by_processes(
         num_workers=min(count, -(-len(encoder) // _SAMPLES_PER_TASK)),
         collate_fn=_portable,
         prefetch_factor=4,
-        worker_init_fn=_die_with_parent,
+        worker_init_fn=_begin_worker,
     )
     others = multiprocessing.active_children()
     try:
@@ -258,11 +245,12 @@ def _sendable(error: Exception | None) -> Exception | None:
     return copy if known else RuntimeError(f"{type(error).__name__}: {error}")
 
 
-def _die_with_parent(_: int) -> None:
-    """Have the system end this worker with its parent.
+def _begin_worker(_: int) -> None:
+    """Keep Pillow silent, and have the system end this worker with its parent.
 
     Orphaned by SIGKILL, a worker would wait for ever to hand over images, and keep the lock.
     """
+    keep_pillow_silent()
     set_parent_death_signal = 1
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 

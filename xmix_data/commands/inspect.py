@@ -41,19 +41,23 @@ def facts_of(beton: Any, *, verified: bool = False) -> dict[str, Any]:
     facts: dict[str, Any] = {"path": str(beton.path)}
     facts |= {key: getattr(beton, key) for key in keys}
     facts["manifest"] = beton.manifest is not None
-    facts["skipped"] = (beton.manifest or {}).get("skipped", [])
+    for key, without in (("skipped", []), ("left_out", {}), ("kept", None)):
+        facts[key] = (beton.manifest or {}).get(key, without)
     facts["verified"] = verified
     return facts
 
 
 def describe(beton: Any) -> str:
-    """Describe a beton in one line."""
+    """Describe a beton in one line, with what of its source is not in it, counted."""
+    from xmix_data.beton.manifest import what_is_missing
+
     megabytes = beton.byte_length / 1e6
     size = "sizes vary" if beton.image_size is None else f"shorter edge {beton.image_size}"
-    return (
+    first = (
         f"{beton.path}: {beton.num_samples} images, {len(beton.class_names)} classes, "
         f"{beton.encoding}, {size}, {megabytes:.1f} MB"
     )
+    return "; ".join([first, *what_is_missing(beton.manifest or {})])
 
 
 def run(options: argparse.Namespace) -> Answer:

@@ -29,6 +29,9 @@ _BASELINE, _EXTENDED, _CODES, _START, _END, _SCAN, _TABLES, _ADOBE = (
 )
 """Markers of JPEG: two kinds of frames, Huffman codes, start and end of the image, a scan,
 quantisation tables, Adobe's colours."""
+_SAMPLINGS = 0x11, 0x21, 0x12, 0x22, 0x41
+"""Sampling factors, across and down, of a first component whose chroma is sampled once: 4:4:4,
+4:2:2, 4:4:0, 4:2:0 and 4:1:1. Decoders differ in others, or refuse them."""
 _RED = ord("R")
 """Name of the first component in JPEG files that store RGB."""
 
@@ -37,7 +40,8 @@ _RED = ord("R")
 def plain_jpegs(images: Any, plain: Any) -> None:
     """Find the JPEGs that every decoder takes for the same image, by their headers and last bytes.
 
-    They are whole, of the size in the index, grey or YCbCr, with one scan and tables of their own.
+    They are whole, of the size in the index, grey or YCbCr in a usual sampling, with one scan and
+    tables of their own.
     The search costs a microsecond an image. Damage between header and end is not seen.
 
     Args:
@@ -74,6 +78,13 @@ def _is_plain(data: Any, height: int, width: int) -> bool:
                 np.int64(data[at + 5]) << 8 | data[at + 6] != height
                 or np.int64(data[at + 7]) << 8 | data[at + 8] != width
                 or not (components == 1 or (components == 3 and data[at + 10] != _RED))
+            ):
+                return False
+            if components == 3 and (
+                length < 17
+                or data[at + 11] not in _SAMPLINGS
+                or data[at + 14] != 0x11
+                or data[at + 17] != 0x11
             ):
                 return False
         elif marker == _ADOBE and length >= 14 and data[at + 15] != 1:

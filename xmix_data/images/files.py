@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,30 @@ import numpy.typing as npt
 
 from xmix_data.names import same_form, same_forms
 
-__all__ = ["ClassFolder", "ImageFiles"]
+__all__ = ["ClassFolder", "ImageFiles", "image_suffixes"]
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-"""Suffixes of the files that count as images, as for `torchvision.datasets.ImageFolder`."""
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+"""Suffixes of `torchvision.datasets.ImageFolder`."""
+_FURTHER_SUFFIXES = (".gif", ".jfif", ".jpe", ".mpo")
+"""Suffixes of what every Pillow reads, and `ImageFolder` leaves out."""
+_BY_CODEC = {"avif": ".avif", "jpg_2000": ".jp2"}
+"""Suffixes of what a Pillow with a codec reads."""
+
+
+@cache
+def image_suffixes() -> tuple[str, ...]:
+    """Return the suffixes, in lower case, of the files that count as images here.
+
+    Never those of programs that draw (EPS, PS, PDF): Pillow would run Ghostscript.
+    """
+    from PIL import features
+
+    known = features.get_supported()
+    return (
+        *_SUFFIXES,
+        *_FURTHER_SUFFIXES,
+        *(suffix for codec, suffix in _BY_CODEC.items() if codec in known),
+    )
 
 
 class ImageFiles:
@@ -75,7 +97,12 @@ class ClassFolder(ImageFiles):
 
     Args:
         root: The folder. Each folder directly inside it is a class, ids in sorted order. Images
-            anywhere below a class's folder belong to that class, in sorted order.
+            anywhere below a class's folder belong to that class, in sorted order. Files count as
+            images by their suffix, see `image_suffixes`.
+
+    Attributes:
+        left_out: Number of all other files in and below ``root``, by suffix in lower case, ``""``
+            where a name has none. Files beside the class folders are among them, images too.
 
     Raises:
         FileNotFoundError: ``root`` does not exist.
@@ -90,7 +117,7 @@ class ClassFolder(ImageFiles):
             raise FileNotFoundError(f"{root}: no such folder; give a folder of class folders")
         folders = sorted((e for e in os.scandir(root) if e.is_dir()), key=lambda e: e.name)
         if not folders:
-            loose = sum(e.name.lower().endswith(IMAGE_SUFFIXES) for e in os.scandir(root))
+            loose = sum(e.name.lower().endswith(image_suffixes()) for e in os.scandir(root))
             raise ValueError(
                 f"{root}: no class folders in it"
                 + (f", but {loose} images" if loose else "")
@@ -99,21 +126,28 @@ class ClassFolder(ImageFiles):
         _reject_same_folder(folders)
         paths: list[str] = []
         labels: list[int] = []
-        self.ignored_files = 0
-        """Number of files below the class folders whose suffix is no image's."""
+        left_out = Counter(_suffix(e.name) for e in os.scandir(root) if not e.is_dir())
+        taken = image_suffixes()
         for label, folder in enumerate(folders):
             before = len(paths)
             for where, files in sorted(_folders(folder.path)):
-                images = [name for name in sorted(files) if name.lower().endswith(IMAGE_SUFFIXES)]
-                paths += [os.path.join(where, name) for name in images]
-                self.ignored_files += len(files) - len(images)
+                for name in sorted(files):
+                    if name.lower().endswith(taken):
+                        paths.append(os.path.join(where, name))
+                    else:
+                        left_out[_suffix(name)] += 1
             if len(paths) == before:
                 raise ValueError(
                     f"{folder.path}: no images in this class folder "
-                    f"(looked for {', '.join(IMAGE_SUFFIXES)}); add images or remove the folder"
+                    f"(looked for {', '.join(taken)}); add images or remove the folder"
                 )
             labels += [label] * (len(paths) - before)
+        self.left_out = dict(sorted(left_out.items()))
         super().__init__(root, paths, labels, [folder.name for folder in folders])
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
 
 
 def _folders(top: str) -> Iterator[tuple[str, list[str]]]:

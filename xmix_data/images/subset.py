@@ -43,6 +43,8 @@ class Subset:
         self._labels = np.searchsorted(classes, labels).astype(np.int64)
         names = source.class_names
         self._names = [same_form(names[old]) if names else str(old) for old in classes]
+        self.left_out: dict[str, int] = getattr(source, "left_out", {})
+        """Number of the files that the whole source left out, by suffix."""
 
     @property
     def parallel(self) -> bool:
