@@ -31,7 +31,8 @@ class _Mapping:
     """A mapped file, as NumPy takes it: mapped until no array shows it any more."""
 
     def __init__(self, descriptor: int, length: int) -> None:
-        address = _libc.mmap(None, length, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
+        # Private: to a reader it is the same, and some network file systems refuse a shared one.
+        address = _libc.mmap(None, length, mmap.PROT_READ, mmap.MAP_PRIVATE, descriptor, 0)
         if address == _FAILED:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
