@@ -51,6 +51,7 @@ EXTRAS = {
         "auditwheel>=6.1",  # the release: libjpeg-turbo goes into the wheel
         "build>=1.2",  # the release, as a user gets it
         "datasets>=3",  # huggingface:FOLDER
+        "h5py>=3.10",  # a user's dataset that holds a handle
         "hypothesis>=6.100",
         "ipykernel>=6.29",  # the notebook of the docs
         "import-linter>=2.1",

@@ -515,3 +515,30 @@ def test_a_conversion_under_another_default_device(tmp_path: Path, folder: Path)
     finally:
         torch.set_default_device(None)
     assert Beton(tmp_path / "2.beton").path.read_bytes() == (tmp_path / "0.beton").read_bytes()
+
+
+@pytest.mark.parametrize("workers", [None, 0, 2])
+def test_an_image_that_was_only_opened_is_checked_as_its_file_is(
+    tmp_path: Path, workers: int | None
+) -> None:
+    """A data set that opens and does not decode: what is damaged, or of a depth that is not known,
+    is found, whoever decodes it."""
+    sound, damaged = (bytearray(encoded(picture(64, 64, seed), "JPEG")) for seed in (1, 2))
+    middle = len(damaged) // 2
+    damaged[middle : middle + 200] = bytes(range(1, 201))
+
+    class Opened:
+        classes = ("a",)
+
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+            return Image.open(io.BytesIO((sound, damaged, sound)[index])), 0
+
+    options: dict[str, Any] = {"image_size": 32, "progress": False, "num_workers": workers}
+    with pytest.raises(ImageError, match=r"Opened\[1\]"):
+        write_beton(Opened(), tmp_path / "a.beton", **options)
+    beton = write_beton(Opened(), tmp_path / "b.beton", on_error="skip", **options)
+    assert len(beton) == 2 and beton.manifest is not None
+    assert [entry["index"] for entry in beton.manifest["skipped"]] == [1]
