@@ -113,6 +113,7 @@ def lay_out(samples: Sequence[Sample], fields: Sequence[int], random: Random) ->
     row = np.dtype([("", kind) for kind in kinds], align=True)
     rows, descriptors = np.zeros(len(samples), row), np.zeros(len(fields), layout.FIELD)
     descriptors["type_id"] = fields
+    descriptors["name"][fields.index(1), :5] = list(b"label")  # of several int fields
     start = layout.HEADER.itemsize + descriptors.nbytes + rows.nbytes
     data, table = bytearray(), []
     image, label = f"f{fields.index(2)}", f"f{fields.index(1)}"
