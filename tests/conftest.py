@@ -5,9 +5,9 @@ from __future__ import annotations
 import gc
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import processes
 import pytest
@@ -128,3 +128,13 @@ def real_images() -> Iterator[Path]:
     if not folder.is_dir():
         pytest.skip("needs the photographs in ../shared/data, which are not part of the project")
     yield folder
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Make what was captured such that one process can tell another: paths may be odd bytes."""
+    report = yield
+    report.sections = [
+        (name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections
+    ]
+    return report
