@@ -32,7 +32,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import Full
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -283,8 +283,6 @@ class ImageXMixup(_Mixing):
         >>> pipeline = [RandomResizedCropRGBImageDecoder((32, 32)), mixing, ToTensor()]
     """
 
-    _names: ClassVar[str] = "xmix-ffcv"
-
     def __init__(
         self,
         target: DomainLike,
@@ -410,7 +408,7 @@ class ImageXMixup(_Mixing):
         key = os.getpid(), self._workers
         with self._lock:
             if self._threads is None or self._threads[:2] != key:
-                pool = ThreadPoolExecutor(self._workers, thread_name_prefix=self._names)
+                pool = ThreadPoolExecutor(self._workers, thread_name_prefix="xmix-ffcv")
                 self._threads = (*key, pool)
             return self._threads[2]
 

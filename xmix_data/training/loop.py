@@ -281,6 +281,7 @@ class _Run:
                     self._test(number, done, network)
                 if saves:
                     self._save(number, done, network, start, optimizer)
+        method.mixing = True  # it is the caller's
         for loader in loaders:
             loader.close()
         return network
