@@ -30,6 +30,7 @@ TABLES: dict[str, Callable[[], str]] = {
         loading.limits,
         loading.cold_cache,
         loading.startup,
+        loading.epoch_end,
         loading.dali,
         loading.feeding,
         training.pairing,

@@ -193,3 +193,31 @@ def feeding() -> str:
         f"median and range of n = {setup['rounds']} interleaved rounds of {setup['steps']} batches"
     )
     return table(head, rows, machine_line(document, measured))
+
+
+def epoch_end() -> str:
+    """The wait for an epoch's first batch beside that for the others, now and before."""
+    document = result("epoch_end")
+    setup, waits = document["configuration"], document["wait_ms"]
+
+    def waited(version: str, row: str, which: str) -> str:
+        values = [run[row][which] for run in waits[version] if run.get(row)]
+        values = [value for value in values if value is not None]
+        if not values:
+            return ""
+        return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
+
+    def row(name: str) -> list[str]:
+        batches, loop, _ = name.split(", ")
+        cells = [waited(v, name, w) for v in ("after", "before") for w in ("first", "others")]
+        return [batches.replace("1 batches", "1 batch"), loop, *cells]
+
+    slower = [name for name in waits["after"][0] if name.endswith(", slower")]
+    head = ["an epoch", "loop", "its first batch, ms", "the others, ms"]
+    head += ["first batch before, ms", "the others before, ms"]
+    measured = (
+        f"{setup['encodings']}, crops of {setup['crop']} px, batch {setup['batch_size']}; a "
+        f"consumer that takes {setup['consumer_times_loader']['slower']:g} times the loader's time "
+        f"for a batch; median and range of n = {setup['rounds']} interleaved rounds"
+    )
+    return table(head, [row(name) for name in slower], machine_line(document, measured))
