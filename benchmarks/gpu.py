@@ -13,6 +13,8 @@
     smoke       fit(): methods, half precision, compiled, resumed, DDP; centroids against the CPU's
     doctor      xmix doctor
     data        the betons that the others read; written when first needed, and kept
+    accuracy    what the methods gain with pre-trained weights (see gpu_parts/accuracy.py); alone,
+                as it takes nine minutes and data of its own
 
 Every figure is written to $OUT/PART.json (default build/gpu) as soon as it is there: a part that is
 stopped leaves what it had. What a GPU gave is a result of the project as well, and goes to
@@ -61,7 +63,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=description, epilog=more, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = ("all", *PARTS, "data")
+    names = ("all", *PARTS, "data", "accuracy")
     parser.add_argument("part", nargs="?", default="all", choices=names, metavar="PART")
     parser.add_argument("--photographs", type=Path, help="a class folder (default: made up)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")

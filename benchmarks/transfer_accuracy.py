@@ -1,615 +1,68 @@
-"""The paper's tables in small: every method on one target set, tuned with the same budget.
+"""What the methods gain: every one of them on one target set, with the same budget.
 
-    python benchmarks/transfer_accuracy.py SOURCE TARGET [--scale cpu|gpu] [--work DIR] [--jobs 2]
+    python benchmarks/transfer_accuracy.py SOURCE TARGET --scale pretrained --model FILE.py:FUNCTION
+    python benchmarks/transfer_accuracy.py SOURCE TARGET --scale cpu
 
-SOURCE and TARGET are folders with the class folders ``train`` and ``test``; their classes must not
-overlap. A network is trained on SOURCE/train from scratch, classes are paired by its features, and
-every method fine-tunes it to TARGET/train. Options of a method (six combinations for each) are
-chosen by cross-validation within TARGET/train; TARGET/test is seen by the chosen ones, trained on
-all of TARGET/train, with several seeds, and by the sweeps that say why they came out as they did.
-Everything is kept in DIR: run again after an interruption.
+SOURCE and TARGET are folders with the class folders ``train`` and ``test`` (of a pretrained scale's
+source ``train`` is enough); their classes must not overlap.
+
+    pretrained      weights that know ImageNet, few images, 3,000 iterations
+    pretrained-gpu  the same with 9,000 iterations and five seeds for every row
+    cpu, gpu        a small network that is trained from scratch on the source
+
+Every training is kept as soon as it has ended: run again after an interruption.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import itertools
-import json
-import multiprocessing
 import os
-import statistics
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from torch import nn
-from torch.optim.swa_utils import update_bn
+from accuracy_parts import pretrained, small
 
-from xmix_data import (
-    Beton,
-    CenterCrop,
-    ImageLoader,
-    Pairing,
-    RandomCrop,
-    class_centroids,
-    pair_classes,
-    write_beton,
-)
-from xmix_data.backbones import penultimate_features
-from xmix_data.bench import machine
-from xmix_data.beton import open_images
-from xmix_data.images import ClassFolder, Subset, select
-from xmix_data.methods import METHODS, FineTune
-from xmix_data.training import Recipe, evaluate, fit
-
-FOLDS, FINALISTS = 3, 3
-"""Folds of the cross-validation, and the best combinations of the first that see the others too:
-one fold is not enough to tell two learning rates apart."""
-TUNING_SEED = 1000
-"""Of the first fold."""
-PROBE_STEPS = 300
-
-
-@dataclass(frozen=True)
-class Scale:
-    """What a machine can do in some hours."""
-
-    widths: tuple[int, ...]
-    image_size: int
-    crop: int
-    pretraining: Recipe
-    iterations: int
-    seeds: int
-    sweep_seeds: int
-    """Of everything but the methods themselves."""
-    validation: int
-    """Images of each target class that a fold keeps from training while options are chosen."""
-    device: str = "cpu"
-
-
-SCALES = {
-    "cpu": Scale(
-        (32, 64, 128, 256),
-        56,
-        48,
-        Recipe(iterations=4700, batch_size=128, learning_rate=0.1, weight_decay=5e-4, crop=48),
-        iterations=800,
-        seeds=5,
-        sweep_seeds=3,
-        validation=8,
-    ),
-    "gpu": Scale(
-        (64, 128, 256, 512),
-        64,
-        56,
-        Recipe(iterations=12_000, batch_size=256, learning_rate=0.2, weight_decay=5e-4, crop=56),
-        iterations=3000,
-        seeds=5,
-        sweep_seeds=3,
-        validation=8,
-        device="cuda",
-    ),
+ROOT = Path(__file__).parents[1]
+REGIMES = {
+    "pretrained": pretrained.Regime(),
+    "pretrained-gpu": pretrained.ON_A_GPU,
 }
-
-RATES = (0.001, 0.003, 0.006, 0.01, 0.03, 0.1)
-PAIR = "one round"
-SINGLE_RATES = (0.003, 0.01, 0.03)
-
-
-def _grid(rates: Sequence[float], **options: Sequence[Any]) -> list[dict[str, Any]]:
-    names = ["learning_rate", *options]
-    return [
-        dict(zip(names, values, strict=True))
-        for values in itertools.product(rates, *options.values())
-    ]
-
-
-GRIDS: Mapping[str, list[dict[str, Any]]] = {
-    "finetune": _grid(RATES),
-    "l2sp": _grid(SINGLE_RATES, alpha=(0.001, 0.01)),
-    "bss": _grid(SINGLE_RATES, eta=(0.001, 0.01)),
-    "seqtrain": _grid(RATES),
-    "cotrain": _grid(SINGLE_RATES, source_weight=(0.3, 1.0)),
-    "mixup": _grid(SINGLE_RATES, alpha=(0.2, 1.0)),
-    "xmixup": _grid(SINGLE_RATES, loader_alpha=(1.0, 4.0)),
-    "gradmix": _grid(SINGLE_RATES, gamma=(1.0, 4.0)),
-}
-"""Six combinations for each method. ``loader_alpha`` is that of λ ~ Beta(alpha, 1)."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of a table: a method and what it trains on."""
-
-    name: str
-    method: str
-    pairing: str = PAIR
-    fixed: tuple[tuple[str, Any], ...] = ()
-    """Options beside those of the grid."""
-    like: str | None = None
-    """Takes the options chosen for this row. Others: methods choose, ablations take `UNIFORM`."""
-    folds: int = FOLDS
-    """Of the cross-validation."""
-
-
-METHOD_ROWS = (
-    Row("L2", "finetune"),
-    Row("L2-SP", "l2sp"),
-    Row("BSS", "bss"),
-    Row("Seq-Train", "seqtrain"),
-    Row("Co-Train", "cotrain"),
-    Row("Mixup", "mixup"),
-    # A step costs four of the others'; with one fold it still has the largest tuning budget.
-    Row("GradMix, two sources", "gradmix", pairing="two sources", folds=1),
-    Row("XMixup", "xmixup"),
-)
-ABLATION_BASE = "XMixup, α = 1, rate 0.01"
-"""What ablations, and other sizes of the auxiliary set, differ from in one thing."""
-UNIFORM = {"learning_rate": 0.01, "loader_alpha": 1.0}
-"""Its options: λ is uniform, so that the source weighs as much as the target."""
-ABLATION_ROWS = (
-    Row("XMixup, joint head", "xmixup", fixed=(("heads", "joint"),)),
-    Row("XMixup, one λ a batch", "xmixup", fixed=(("lam", "batch"),)),
-    Row("XMixup, w/o Label", "xmixup", fixed=(("source_labels", False),)),
-    Row("XMixup, new source head", "xmixup", fixed=(("head_start", False),)),
-    Row("XMixup, random classes", "xmixup", pairing="random"),
-    Row("XMixup, random images", "xmixup", pairing="random-images"),
-)
-LONGER = (2,)
-LONGER_ROWS = tuple(
-    Row(f"{name}, {times} x the iterations", method, fixed=(("times", times),), like=name)
-    for times in LONGER
-    for name, method in (("L2", "finetune"), ("XMixup", "xmixup"))
-)
-CLEAN_ROWS = tuple(
-    Row(f"{name}, clean statistics", method, fixed=(("clean_statistics", True),), like=name)
-    for name, method in (("L2", "finetune"), ("XMixup", "xmixup"))
-)
-SWEEP_RATES = (0.003, 0.01)
-ALPHAS = (0.5, 1.0, 2.0, 4.0, 16.0)
-SIZES = (0.25, 0.5, 2.0, 3.0)
-"""Source images, as multiples of those that one round selects."""
-
-
-class SmallResNet(nn.Module):
-    """A residual network of one block a stage with a linear classifier."""
-
-    def __init__(self, classes: int, widths: Sequence[int]) -> None:
-        super().__init__()
-        layers: list[nn.Module] = [
-            nn.Conv2d(3, widths[0], 3, 2, 1, bias=False),
-            nn.BatchNorm2d(widths[0]),
-            nn.ReLU(),
-        ]
-        for number, (inputs, outputs) in enumerate(zip((widths[0], *widths), widths, strict=False)):
-            layers.append(_Block(inputs, outputs, 1 if number == 0 else 2))
-        self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.fc = nn.Linear(widths[-1], classes)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.fc(self.body(images))
-        return logits
-
-
-class _Block(nn.Module):
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.residual = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
-            nn.BatchNorm2d(outputs),
-            nn.ReLU(),
-            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
-            nn.BatchNorm2d(outputs),
-        )
-        self.shortcut: nn.Module = nn.Identity()
-        if (inputs, stride) != (outputs, 1):
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-            )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.relu(self.residual(x) + self.shortcut(x))
 
 
 def main() -> None:
     """Train everything that is not there yet, and write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    description, _, more = __doc__.partition("\n")
+    parser = argparse.ArgumentParser(
+        description=description, epilog=more, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
-    parser.add_argument("--scale", choices=SCALES, default="cpu")
+    parser.add_argument("--scale", choices=(*REGIMES, *small.SCALES), default="cpu")
     parser.add_argument("--work", type=Path, default=Path("transfer-accuracy"))
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--json", type=Path, default=None)
+    pre = parser.add_argument_group("pretrained scales")
+    pre.add_argument("--second-source", type=Path, help="a source beside the first")
+    pre.add_argument("--model", help="as xmix train takes it, with weights of its own")
+    for name in ("iterations", "tuning-iterations", "crop", "seeds"):
+        pre.add_argument(f"--{name}", type=int)
     options = parser.parse_args()
-    scale, work = SCALES[options.scale], options.work / options.scale
-    work.mkdir(parents=True, exist_ok=True)
-    prepare(options.source, options.target, scale, work)
-    pretrain(scale, work)
-    selected = pair(scale, work)
-    runs = Runs(scale, work, options.jobs)
-    chosen = {row.name: choose(row, runs) for row in METHOD_ROWS}
-    tasks = []
-    for row in METHOD_ROWS:
-        tasks += final_tasks(row, chosen[row.name], scale.seeds)
-    sizes = [Row(f"XMixup, {s:g} x", "xmixup", pairing=f"{s:g} x") for s in SIZES]
-    sweeps = [
-        Row(
-            f"XMixup, α = {a:g}, rate {r:g}",
-            "xmixup",
-            fixed=(("learning_rate", r), ("loader_alpha", a)),
-        )
-        for r, a in itertools.product(SWEEP_RATES, ALPHAS)
-    ]
-    others = (*sweeps, *LONGER_ROWS, *CLEAN_ROWS, *ABLATION_ROWS, *sizes)
-    for row in others:
-        tasks += final_tasks(row, chosen[row.like] if row.like else UNIFORM, scale.sweep_seeds)
-    done = runs.of(tasks)
-
-    def accuracies(row: Row) -> list[float]:
-        return [
-            done[key]["accuracy"]
-            for key in (task_key(t) for t in tasks)
-            if json.loads(key)["row"] == row.name
-        ]
-
-    rows = (*METHOD_ROWS, *others)
-    result = {
-        "benchmark": "transfer_accuracy",
-        "machine": machine.describe(),
-        "configuration": {
-            "scale": options.scale,
-            "rounds": scale.seeds,
-            **dataclasses.asdict(scale),
-            "selected": selected,
-            "grids": GRIDS,
-            "folds": FOLDS,
-            "finalists": FINALISTS,
-            "first_fold_seed": TUNING_SEED,
-            "longer": LONGER,
-            "ablation_base": ABLATION_BASE,
-        },
-        "pretrained": json.loads((work / "pretraining" / "result.json").read_text())["accuracy"],
-        "chosen": chosen,
-        "validation": {row.name: tried(row, runs) for row in METHOD_ROWS},
-        "accuracy": {row.name: accuracies(row) for row in rows},
-        "model": what_it_does_to_the_model(scale, work, chosen),
+    work = options.work / options.scale
+    name = options.scale.replace("-", "_")
+    path = options.json or ROOT / f"benchmarks/results/transfer_accuracy_{name}.json"
+    if options.scale in small.SCALES:
+        small.run(options.scale, options.source, options.target, work, options.jobs, path)
+        return
+    if options.model is None:
+        parser.error(f"--scale {options.scale} needs --model")
+    given = {
+        name: getattr(options, name)
+        for name in ("iterations", "tuning_iterations", "crop", "seeds")
+        if getattr(options, name) is not None
     }
-    path = options.json or Path(f"benchmarks/results/transfer_accuracy_{options.scale}.json")
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    for row in rows:
-        values = accuracies(row)
-        print(f"{row.name:26} {100 * statistics.mean(values):.2f} %")
-    print(f"{path} written")
-
-
-def prepare(source: Path, target: Path, scale: Scale, work: Path) -> None:
-    """Betons: source and target, train and test; the target's parts for choosing options."""
-    shared = {p.name for p in (source / "train").iterdir()} & {
-        p.name for p in (target / "train").iterdir()
-    }
-    if shared:
-        raise SystemExit(f"{source} and {target} share the class {min(shared)}; separate them")
-    parts: dict[str, Any] = {
-        f"{name}-{part}": open_images(folder / part)
-        for name, folder in (("source", source), ("target", target))
-        for part in ("train", "test")
-    }
-    for fold in range(FOLDS):
-        names = (f"target-fit-{fold}", f"target-validation-{fold}")
-        parts |= zip(names, divided(parts["target-train"], fold, scale.validation), strict=True)
-    names = parts["source-train"].class_names or []
-    for number, part in enumerate((names[::2], names[1::2])):
-        parts[f"source-half-{number}"] = select(parts["source-train"], classes=part)
-    for name, images in parts.items():
-        path = work / f"{name}.beton"
-        if not path.exists():
-            write_beton(images, path, image_size=scale.image_size, encoding="raw")
-
-
-def divided(images: ClassFolder, fold: int, size: int) -> tuple[Subset, Subset]:
-    """Each class without the images of a fold, and these; folds share none."""
-    labels = images.labels()
-    random = np.random.default_rng(0)
-    held = np.concatenate(
-        [
-            random.permutation(np.flatnonzero(labels == label))[fold * size : (fold + 1) * size]
-            for label in range(len(images.class_names))
-        ]
-    )
-    kept = np.setdiff1d(np.arange(len(labels)), held)
-    classes = range(len(images.class_names))
-    return (
-        Subset(images, kept, labels[kept], classes),
-        Subset(images, np.sort(held), labels[np.sort(held)], classes),
-    )
-
-
-def pretrain(scale: Scale, work: Path) -> None:
-    """The backbone, from scratch on the source."""
-    torch.manual_seed(0)
-    classes = len(Beton(work / "source-train.beton").class_names)
-    fit(
-        FineTune(),
-        SmallResNet(classes, scale.widths),
-        work / "source-train.beton",
-        test=work / "source-test.beton",
-        recipe=scale.pretraining,
-        device=scale.device,
-        output=work / "pretraining",
-        progress=True,
-    )
-
-
-def pretrained(scale: Scale, work: Path) -> SmallResNet:
-    """What `pretrain` made, as a classifier of the source."""
-    saved = torch.load(work / "pretraining" / "model.pt", weights_only=True)
-    network = SmallResNet(len(saved["target_classes"]), scale.widths)
-    state = {
-        key.replace("backbone.", "").replace("target_head.", "fc."): value
-        for key, value in saved["network"].items()
-    }
-    network.load_state_dict(state)
-    return network.eval()
-
-
-def pair(scale: Scale, work: Path) -> dict[str, int]:
-    """The pairings, and how many source images each selects."""
-    network = pretrained(scale, work)
-
-    def centroids(*names: str) -> Any:
-        return class_centroids(
-            [work / f"{name}.beton" for name in names],
-            network,
-            device=scale.device,
-            crop=CenterCrop(scale.crop),
-            cache=work / "features",
-        )
-
-    target, source = centroids("target-train"), centroids("source-train")
-    pairings = {PAIR: pair_classes(target, source)}
-    pairings["two sources"] = pair_classes(target, centroids("source-half-0", "source-half-1"))
-    for method in ("random", "random-images"):
-        pairings[method] = pair_classes(target, source, method=method)
-    for size in SIZES:
-        images = int(size * pairings[PAIR].num_images)
-        pairings[f"{size:g} x"] = pair_classes(target, source, num_images=images)
-    for name, pairing in pairings.items():
-        pairing.save(work / f"pairing {name}.json")
-    return {name: pairing.num_images for name, pairing in pairings.items()}
-
-
-def task(row: Row, options: Mapping[str, Any], seed: int, train: str, test: str) -> dict[str, Any]:
-    """One training, as plain values."""
-    return {
-        "row": row.name,
-        "method": row.method,
-        "pairing": row.pairing,
-        "seed": seed,
-        "train": train,
-        "test": test,
-        "options": {**options, **dict(row.fixed)},
-    }
-
-
-def task_key(one: Mapping[str, Any]) -> str:
-    """Names a training in the file of results."""
-    return json.dumps(one, sort_keys=True)
-
-
-def final_tasks(row: Row, options: Mapping[str, Any], seeds: int) -> list[dict[str, Any]]:
-    """A row's trainings on all of the target."""
-    return [task(row, options, seed, "target-train", "target-test") for seed in range(seeds)]
-
-
-def tried(row: Row, runs: Runs) -> list[dict[str, Any]]:
-    """Each combination of options with its accuracy in the folds that it saw."""
-    grids = GRIDS[row.method]
-
-    def of(seen: Sequence[tuple[int, int]]) -> dict[tuple[int, int], float]:
-        """Accuracy by combination and fold."""
-        tasks = [
-            task(
-                row, grids[n], TUNING_SEED + fold, f"target-fit-{fold}", f"target-validation-{fold}"
-            )
-            for n, fold in seen
-        ]
-        done = runs.of(tasks)
-        return {
-            place: done[task_key(one)]["accuracy"] for place, one in zip(seen, tasks, strict=True)
-        }
-
-    accuracy = of([(n, 0) for n in range(len(grids))])
-    best = sorted(range(len(grids)), key=lambda n: accuracy[n, 0], reverse=True)[:FINALISTS]
-    accuracy |= of([(n, fold) for n in best for fold in range(1, row.folds)])
-    return [
-        {
-            "options": options,
-            "accuracy": [accuracy[n, fold] for fold in range(FOLDS) if (n, fold) in accuracy],
-        }
-        for n, options in enumerate(grids)
-    ]
-
-
-def choose(row: Row, runs: Runs) -> dict[str, Any]:
-    """The finalist with the highest mean accuracy over all folds."""
-    finalists = [one for one in tried(row, runs) if len(one["accuracy"]) == row.folds]
-    options: dict[str, Any] = max(finalists, key=lambda one: statistics.mean(one["accuracy"]))[
-        "options"
-    ]
-    return options
-
-
-class Runs:
-    """Trainings that are done, kept in a file, and processes that do more."""
-
-    def __init__(self, scale: Scale, work: Path, jobs: int) -> None:
-        self._scale, self._work, self._jobs = scale, work, jobs
-        self._path = work / "runs.jsonl"
-        lines = self._path.read_text().splitlines() if self._path.exists() else []
-        self._done = {task_key(line["task"]): line for line in map(json.loads, lines)}
-
-    def of(self, tasks: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        """Results by key; trains what is missing."""
-        missing = [one for one in tasks if task_key(one) not in self._done]
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self._jobs, spawn) as pool:
-            futures = {pool.submit(train, one, self._scale, self._work): one for one in missing}
-            for future in as_completed(futures):
-                line = {"task": futures[future], "accuracy": future.result()}
-                with self._path.open("a") as stream:
-                    stream.write(json.dumps(line) + "\n")
-                self._done[task_key(line["task"])] = line
-                one = line["task"]
-                print(
-                    f"{one['row']}, {one['options']}, seed {one['seed']}, {one['test']}: "
-                    f"{100 * line['accuracy']:.2f} %",
-                    flush=True,
-                )
-        return {task_key(one): self._done[task_key(one)] for one in tasks}
-
-
-def train(one: Mapping[str, Any], scale: Scale, work: Path) -> float:
-    """Accuracy of one training."""
-    accuracy: float = fine_tuned(one, scale, work).accuracy
-    return accuracy
-
-
-def fine_tuned(one: Mapping[str, Any], scale: Scale, work: Path) -> Any:
-    """The network and accuracy of one training, in one thread."""
-    if scale.device == "cpu":
-        torch.set_num_threads(1)
-    options = dict(one["options"])
-    recipe = Recipe(
-        iterations=scale.iterations * options.pop("times", 1),
-        crop=scale.crop,
-        seed=one["seed"],
-        learning_rate=options.pop("learning_rate"),
-        alpha=options.pop("loader_alpha", 1.0),
-    )
-    names = {"two sources": ["source-half-0", "source-half-1"]}.get(
-        one["pairing"], ["source-train"]
-    )
-    sources = [work / f"{name}.beton" for name in names]
-    rows = None
-    if options.pop("head_start", True):
-        # The backbone was trained on the source: its classifier has the classes in beton's order.
-        known = Beton(work / "source-train.beton").class_names
-        rows = [known.index(name) for path in sources for name in Beton(path).class_names]
-    clean = options.pop("clean_statistics", False)
-    result = fit(
-        METHODS[one["method"]](**options),
-        pretrained(scale, work),
-        work / f"{one['train']}.beton",
-        source=sources,
-        pairing=work / f"pairing {one['pairing']}.json",
-        source_rows=rows,
-        test=work / f"{one['test']}.beton",
-        recipe=recipe,
-        device=scale.device,
-        num_workers=1,
-    )
-    if clean:
-        accuracy = with_clean_statistics(result.network, one, scale, work)
-        result = dataclasses.replace(result, accuracy=accuracy)
-    return result
-
-
-def with_clean_statistics(
-    network: nn.Module, one: Mapping[str, Any], scale: Scale, work: Path
-) -> float:
-    """Accuracy when batch normalisation's statistics are those of images that are not mixed."""
-    train, test = work / f"{one['train']}.beton", work / f"{one['test']}.beton"
-    options: dict[str, Any] = {"batch_size": 48, "device": scale.device}
-    with ImageLoader(train, crop=RandomCrop(scale.crop), shuffle=True, **options) as loader:
-        update_bn(itertools.chain(loader, loader), network)
-    with ImageLoader(test, crop=CenterCrop(scale.crop), **options) as loader:
-        return evaluate(network, loader)
-
-
-def what_it_does_to_the_model(
-    scale: Scale, work: Path, chosen: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Any]:
-    """Table 2 and Fig. 2: source classes that a probe still tells, and singular values.
-
-    Of the pre-trained network, and of those that L2 and XMixup made with seed 0. A linear probe is
-    trained on the features of SOURCE/train and tested on SOURCE/test: on the classes that the
-    pairing uses, on the others, and on all.
-    """
-    rows = {row.name: row for row in METHOD_ROWS}
-    used = set(Pairing.load(work / f"pairing {PAIR}.json").source_classes)
-    networks: dict[str, nn.Module] = {"pre-trained": pretrained(scale, work)}
-    for name in ("L2", "XMixup"):
-        one = final_tasks(rows[name], chosen[name], 1)[0]
-        networks[name] = fine_tuned(one, scale, work).network.backbone
-    result: dict[str, Any] = {}
-    for name, network in networks.items():
-        backbone = deepcopy(network).eval()
-        train, test = (
-            features_of(backbone, work / f"source-{part}.beton", scale)
-            for part in ("train", "test")
-        )
-        names = Beton(work / "source-train.beton").class_names
-        groups = {
-            "auxiliary classes": [i for i, n in enumerate(names) if n in used],
-            "other classes": [i for i, n in enumerate(names) if n not in used],
-            "all classes": list(range(len(names))),
-        }
-        target, _ = features_of(backbone, work / "target-train.beton", scale)
-        batches = target[torch.randperm(len(target), generator=torch.Generator().manual_seed(0))]
-        values = torch.stack([torch.linalg.svdvals(b) for b in batches.split(48)[:-1]]).mean(0)
-        result[name] = {
-            "probe": {group: probe(train, test, ids) for group, ids in groups.items()},
-            "singular_values": values.tolist(),
-        }
-    return result
-
-
-@torch.no_grad()
-def features_of(network: nn.Module, path: Path, scale: Scale) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N, D) features and (N,) labels of a beton."""
-    network = network.to(scale.device)
-    with ImageLoader(
-        path, batch_size=256, crop=CenterCrop(scale.crop), device=scale.device
-    ) as loader:
-        pairs = [(penultimate_features(network, x).cpu(), y.cpu()) for x, y in loader]
-    features, labels = (torch.cat(part) for part in zip(*pairs, strict=True))
-    return features, labels
-
-
-def probe(
-    train: tuple[torch.Tensor, torch.Tensor],
-    test: tuple[torch.Tensor, torch.Tensor],
-    ids: Sequence[int],
-) -> float:
-    """Accuracy of multinomial regression on standardised features, among some classes."""
-    position = torch.full((int(train[1].max()) + 1,), -1)
-    position[list(ids)] = torch.arange(len(ids))
-
-    def of(part: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        kept = position[part[1]] >= 0
-        return part[0][kept], position[part[1][kept]]
-
-    (x, y), (x_test, y_test) = of(train), of(test)
-    mean, std = x.mean(0), x.std(0) + 1e-6
-    x, x_test = (x - mean) / std, (x_test - mean) / std
-    torch.manual_seed(0)
-    layer = nn.Linear(x.shape[1], len(ids))
-    optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=PROBE_STEPS, history_size=10)
-
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(layer(x), y) + 1e-3 * layer.weight.square().sum() / 2
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    return float((layer(x_test).argmax(1) == y_test).float().mean())
+    regime = replace(REGIMES[options.scale], **given)
+    sources = [options.source, *filter(None, [options.second_source])]
+    pretrained.run(regime, sources, options.target, options.model, work, options.jobs, [path])
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ from xmix_data.methods import (
 )
 from xmix_data.training import Recipe, evaluate, fit
 from xmix_data.training.checkpoint import identity_of
+from xmix_data.training.recipe import PRESETS
 
 CROP = 36
 
@@ -990,6 +991,14 @@ def test_the_command_trains(
     assert main([*command, "--json"]) == 0  # it was finished
     assert json.loads(capsys.readouterr().out) == result
 
+    preset = train_command(betons, tmp_path / "preset", "finetune", "--preset", "paper")
+    assert main(preset) == 0  # what is given beside it wins
+    numbers = json.loads((tmp_path / "preset/result.json").read_text())["recipe"]
+    assert numbers == dataclasses.asdict(
+        dataclasses.replace(PRESETS["paper"], iterations=2, batch_size=4, crop=32, log_every=1)
+    )
+    capsys.readouterr()
+
     untested = train_command(betons, tmp_path / "untested", "finetune")
     del untested[untested.index("--test") : untested.index("--test") + 2]
     assert main(untested) == 0
@@ -1205,5 +1214,115 @@ def test_unmixed_is_for_methods_that_mix(betons: Betons) -> None:
 def test_a_checkpoint_of_before_these_options_goes_on() -> None:
     """They are not in its identity, and mean their defaults."""
     named = identity_of(FineTune(), "m", Recipe())["recipe"]
-    assert not {"epochs", "nesterov", "unmixed", "clean_statistics"} & set(named)
+    later = {"epochs", "nesterov", "unmixed", "clean_statistics", "label_smoothing", "compile_mode"}
+    assert not later & set(named)
     assert identity_of(FineTune(), "m", Recipe(unmixed=0.3))["recipe"]["unmixed"] == 0.3
+
+
+def smoothed(logits: torch.Tensor, labels: torch.Tensor, share: float) -> torch.Tensor:
+    """Cross-entropy with labels of (1 - share) e + share / n, by its definition, (B,)."""
+    rows = torch.full_like(logits, share / logits.shape[1])
+    rows[torch.arange(len(labels)), labels] += 1 - share
+    return -(rows * logits.log_softmax(1)).sum(1)
+
+
+def of_mixed(outputs: Any, batch: Any, share: float) -> torch.Tensor:
+    target = smoothed(outputs.target_logits, batch.target_labels, share)
+    source = smoothed(outputs.source_logits, batch.source_labels, share)
+    return (batch.lam * target + (1 - batch.lam) * source).mean()
+
+
+def of_joint(outputs: Any, batch: Any, share: float) -> torch.Tensor:
+    """Contract: row = lam ((1 - e) e_t + e / n) beside (1 - lam) ((1 - e) e_s + e / m)."""
+    both = torch.cat([outputs.target_logits, outputs.source_logits], 1).log_softmax(1)
+    blocks = both.split([outputs.target_logits.shape[1], outputs.source_logits.shape[1]], 1)
+    weights = batch.lam, 1 - batch.lam
+    loss = torch.zeros(len(batch.lam))
+    for block, labels, weight in zip(
+        blocks, (batch.target_labels, batch.source_labels), weights, strict=True
+    ):
+        chosen = block.gather(1, labels[:, None])[:, 0]
+        loss = loss - weight * ((1 - share) * chosen + share * block.mean(1))
+    return loss.mean()
+
+
+def of_pairs(outputs: Any, batch: Any, share: float) -> torch.Tensor:
+    size = len(batch.lam)
+    target = smoothed(outputs.target_logits[:size], batch.target_labels, share)
+    source = smoothed(outputs.source_logits[size:], batch.source_labels, share)
+    return target.mean() + source.mean()
+
+
+def of_target(outputs: Any, batch: Any, share: float) -> torch.Tensor:
+    return smoothed(outputs.target_logits, batch[1], share).mean()
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        (FineTune(), of_target),
+        (L2SP(alpha=0, beta=0), of_target),
+        (BSS(eta=0), of_target),
+        (SeqTrain(), None),
+        (CoTrain(), of_pairs),
+        (GradMix(), of_pairs),
+        (Mixup(), None),
+        (XMixup(), of_mixed),
+        (XMixup(heads="joint"), of_joint),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_labels_are_smoothed_within_their_set(
+    betons: Betons, method: Method, expected: Any
+) -> None:
+    """`Recipe.label_smoothing` in the first step's loss, against its definition."""
+    losses: dict[float, list[Any]] = {share: [] for share in (0.0, 0.3)}
+    kind = type(method)
+    original = kind.backward
+
+    def watched(self: Any, network: Any, batch: Any, **options: Any) -> Any:
+        with torch.no_grad():
+            seen = (
+                torch.cat([batch.target_images, batch.source_images])
+                if hasattr(batch, "target_images")
+                else batch[0]
+            )
+            outputs = network(seen)
+        done = original(self, network, batch, **options)
+        losses[self.label_smoothing].append((done.loss, outputs, batch))
+        return done
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kind, "backward", watched)
+        for share in losses:
+            numbers = recipe(iterations=1, label_smoothing=share)
+            fit(method, network(norm=False), recipe=numbers, **data(betons, method))
+    plain, smooth = losses[0.0], losses[0.3]
+    assert len(plain) == len(smooth) == len(method.phases)
+    assert method.label_smoothing == 0  # the caller's is as it was
+    for (without, _, _), (loss, outputs, batch) in zip(plain, smooth, strict=True):
+        assert not torch.equal(without, loss)
+        if expected is not None:
+            torch.testing.assert_close(loss, expected(outputs, batch, 0.3), rtol=1e-5, atol=1e-6)
+
+
+def test_label_smoothing_is_a_share() -> None:
+    with pytest.raises(ValueError, match=r"label_smoothing is 1.0; give a share in \[0, 1\)"):
+        Recipe(label_smoothing=1.0)
+
+
+def test_the_papers_recipe_is_its_section_4_1() -> None:
+    numbers = dataclasses.asdict(PRESETS["paper"])
+    stated = {
+        "iterations": 9000,
+        "batch_size": 48,
+        "learning_rate": 0.01,
+        "drop_at": 6000 / 9000,
+        "momentum": 0.9,
+        "crop": 224,
+        "flip": True,
+        "beta": 1.0,
+    }
+    assert {name: numbers[name] for name in stated} == stated
+    ours = ("nesterov", "label_smoothing", "unmixed", "clean_statistics", "amp", "epochs")
+    assert not any(numbers[name] for name in ours)

@@ -166,8 +166,9 @@ class HostBackend:
         """Return host memory for the images of a batch."""
         dtype = torch.uint8 if self.device_stage else self.spec.dtype
         shape = (count, *self.spec.crop.shape, 3)
-        memory = self._memory.array(shape, _STORED_AS.get(dtype, np.uint16))
-        return torch.from_numpy(memory).view(dtype)
+        stored = _STORED_AS.get(dtype)
+        memory = torch.from_numpy(self._memory.array(shape, stored or np.uint16))
+        return memory if stored else memory.view(dtype)
 
     def open(self, rows: PlanRows, whole: bool = False) -> Job:
         """Reserve the memory that a batch needs, and describe its images to the kernels.

@@ -58,15 +58,15 @@ def add_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None
 
 
 def add_fields(parser: argparse.ArgumentParser, options: type) -> None:
-    """Add an option for each field of a dataclass.
+    """Add an option for each field of a dataclass; one that is not given is left out of the result.
 
-    Name, type, choices and default are the field's; the help is its entry under ``Args:`` in the
-    docstring of the class.
+    Name, type and choices are the field's; the help is its entry under ``Args:`` in the docstring
+    of the class, with the field's default.
     """
     kinds, helps = get_type_hints(options), _arguments_of(options)
     for field in dataclasses.fields(options):
         kind = kinds[field.name]
-        settings: dict[str, Any] = {"default": field.default, "help": helps.get(field.name)}
+        settings: dict[str, Any] = {"default": argparse.SUPPRESS, "help": helps.get(field.name)}
         if kind is bool:
             settings["action"] = argparse.BooleanOptionalAction
         elif get_origin(kind) is Literal:
@@ -74,7 +74,7 @@ def add_fields(parser: argparse.ArgumentParser, options: type) -> None:
         else:
             settings["type"] = next(iter(get_args(kind)), kind)  # of "int | None" the int
         if settings["help"] and field.default is not None:
-            shown = f"{field.default:.3g}" if kind is float else "%(default)s"
+            shown = f"{field.default:.3g}" if kind is float else field.default
             settings["help"] += f" (default: {shown})"
         parser.add_argument(f"--{field.name.replace('_', '-')}", **settings)
 

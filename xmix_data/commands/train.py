@@ -13,7 +13,7 @@ from typing import Any, get_args, get_type_hints
 
 from xmix_data.commands.answer import Answer
 from xmix_data.commands.arguments import add_betons, add_fields, add_json, add_model
-from xmix_data.training.recipe import Recipe
+from xmix_data.training.recipe import PRESETS, Recipe
 
 __all__ = ["EXAMPLES", "HELP", "add_arguments", "run"]
 
@@ -57,6 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="metrics, checkpoint, result; a run that was interrupted goes on",
     )
+    parser.add_argument(
+        "--preset",
+        choices=PRESETS,
+        help="settings by name, in place of the defaults: those of XMixup's paper, word for word",
+    )
     add_fields(parser, Recipe)
     parser.add_argument("--tensorboard", action="store_true", help="write for TensorBoard as well")
     parser.add_argument("--device", default=None, help="default: cuda where there is one")
@@ -71,7 +76,9 @@ def run(options: argparse.Namespace) -> Answer | None:
     from xmix_data.training import fit
 
     method = _with_options(METHODS[options.method], options.set)
-    recipe = Recipe(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Recipe)})
+    names = [field.name for field in dataclasses.fields(Recipe)]
+    given = {name: value for name, value in vars(options).items() if name in names}
+    recipe = dataclasses.replace(PRESETS.get(options.preset, Recipe()), **given)
     with job() as (rank, local_rank):
         backbone = load_backbone(options.model, options.weights)
         result = fit(

@@ -78,6 +78,8 @@ class Method(ABC):
     """Whether the method mixes images."""
     mixing = True
     """Whether it does so now; a training loop may leave mixing off at the end."""
+    label_smoothing = 0.0
+    """Share of each label, in [0, 1), that is spread evenly over its own label set."""
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -148,6 +150,19 @@ class Method(ABC):
         loss.backward()  # type: ignore[no-untyped-call]
         return Step(loss.detach())
 
+    def cross_entropies(
+        self,
+        outputs: Outputs,
+        head: str,
+        labels: torch.Tensor,
+        step: int,
+        rows: slice = slice(None),
+    ) -> torch.Tensor:
+        """Compute the cross-entropy of each of these rows of a head's outputs, (len(labels),)."""
+        logits = fitting_logits(outputs, head, labels, step, rows)
+        smoothing = self.label_smoothing
+        return cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a resume needs beyond weights and step, as plain numbers."""
         return {}
@@ -192,15 +207,6 @@ def batch_of(kind: type[T], batch: Any) -> T:
             f"XMixLoader gives it with mix={kind is MixedBatch}"
         )
     return batch
-
-
-def cross_entropies(
-    outputs: Outputs, head: str, labels: torch.Tensor, step: int, rows: slice = slice(None)
-) -> torch.Tensor:
-    """Compute the cross-entropy of each of these rows of a head's outputs, (len(labels),)."""
-    return cross_entropy(
-        fitting_logits(outputs, head, labels, step, rows), labels, reduction="none"
-    )
 
 
 def fitting_logits(

@@ -10,7 +10,6 @@ import torch
 from xmix_data.methods.base import (
     Method,
     Network,
-    cross_entropies,
     images_and_labels,
     not_negative,
 )
@@ -55,5 +54,5 @@ class BSS(Method):
         if features.dtype != torch.float64:
             features = features.float()  # there is no decomposition in half precision
         smallest: torch.Tensor = torch.linalg.svdvals(features)[-self.k :]
-        loss = cross_entropies(outputs, "target", labels, step).mean()
+        loss = self.cross_entropies(outputs, "target", labels, step).mean()
         return loss + self.eta * smallest.square().sum()

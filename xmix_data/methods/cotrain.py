@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from xmix_data.batch import PairedBatch
-from xmix_data.methods.base import Method, Network, Phase, batch_of, cross_entropies, not_negative
+from xmix_data.methods.base import Method, Network, Phase, batch_of, not_negative
 from xmix_data.methods.network import Outputs
 
 __all__ = ["CoTrain"]
@@ -51,22 +51,23 @@ class CoTrain(Method):
     def loss(self, network: Network, batch: Any, *, step: int) -> torch.Tensor:
         batch = batch_of(PairedBatch, batch)
         outputs = network(torch.cat([batch.target_images, batch.source_images]))
-        target, source = paired_losses(outputs, batch, step)
+        target, source = paired_losses(self, outputs, batch, step)
         return self.target_weight * target.mean() + self.source_weight * source.mean()
 
 
 def paired_losses(
-    outputs: Outputs, batch: PairedBatch, step: int
+    method: Method, outputs: Outputs, batch: PairedBatch, step: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute the cross-entropy of each target image and of each source image, (B,) both.
 
     Args:
+        method: The method, which knows how labels are smoothed.
         outputs: Outputs for the target images, then the source images, and maybe more.
         batch: The batch, which has these images' labels.
         step: As for `Method.loss`.
     """
     size = len(batch.target_labels)
     return (
-        cross_entropies(outputs, "target", batch.target_labels, step, slice(0, size)),
-        cross_entropies(outputs, "source", batch.source_labels, step, slice(size, 2 * size)),
+        method.cross_entropies(outputs, "target", batch.target_labels, step, slice(0, size)),
+        method.cross_entropies(outputs, "source", batch.source_labels, step, slice(size, 2 * size)),
     )

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from xmix_data.methods.base import Method, Network, cross_entropies, images_and_labels
+from xmix_data.methods.base import Method, Network, images_and_labels
 
 __all__ = ["FineTune"]
 
@@ -20,4 +20,4 @@ class FineTune(Method):
 
     def loss(self, network: Network, batch: Any, *, step: int) -> torch.Tensor:
         images, labels = images_and_labels(batch)
-        return cross_entropies(network(images), "target", labels, step).mean()
+        return self.cross_entropies(network(images), "target", labels, step).mean()

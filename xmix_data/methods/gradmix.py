@@ -19,7 +19,6 @@ from xmix_data.methods.base import (
     Phase,
     Step,
     batch_of,
-    cross_entropies,
     head_logits,
     positive,
 )
@@ -127,7 +126,7 @@ class GradMix(Method):
         """Compute Co-Train's loss, for comparison: `backward` fills in another gradient."""
         batch = batch_of(PairedBatch, batch)
         outputs = network(torch.cat([batch.target_images, batch.source_images]))
-        target, source = paired_losses(outputs, batch, step)
+        target, source = paired_losses(self, outputs, batch, step)
         return target.mean() + source.mean()
 
     def backward(
@@ -149,10 +148,10 @@ class GradMix(Method):
             kept, pseudo = _pseudo_labels(bare, unlabelled, self.pseudo_label_threshold)
             images.append(kept)
         outputs = bare(torch.cat(images))
-        target, source = paired_losses(outputs, batch, step)
+        target, source = paired_losses(self, outputs, batch, step)
         unsure = slice(2 * len(target), None)
         losses = torch.cat(
-            [target, source, cross_entropies(outputs, "target", pseudo, step, unsure)]
+            [target, source, self.cross_entropies(outputs, "target", pseudo, step, unsure)]
         )
         groups = torch.cat(
             [

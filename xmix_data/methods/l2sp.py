@@ -13,7 +13,6 @@ from xmix_data.methods.base import (
     Network,
     Phase,
     Step,
-    cross_entropies,
     images_and_labels,
     not_negative,
 )
@@ -91,7 +90,7 @@ class L2SP(Method):
         if not self._held:
             raise ValueError("no starting point is known; call prepare(network, phase) first")
         images, labels = images_and_labels(batch)
-        return cross_entropies(network(images), "target", labels, step).mean()
+        return self.cross_entropies(network(images), "target", labels, step).mean()
 
 
 _Held = tuple[float, list[torch.Tensor], list[torch.Tensor] | None]

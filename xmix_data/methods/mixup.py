@@ -14,7 +14,6 @@ from xmix_data.batch import MixedBatch
 from xmix_data.methods.base import (
     Method,
     Network,
-    cross_entropies,
     fitting_logits,
     images_and_labels,
     positive,
@@ -54,14 +53,15 @@ class Mixup(Method):
     def loss(self, network: Network, batch: Any, *, step: int) -> torch.Tensor:
         images, labels = images_and_labels(batch)
         if not self.mixing:
-            return cross_entropies(network(images), "target", labels, step).mean()
+            return self.cross_entropies(network(images), "target", labels, step).mean()
         lam = self._lam(len(images), step).to(images.dtype)
         if images.is_cuda:
             lam = lam.pin_memory().to(images.device, non_blocking=True)
         weight = lam[:, None, None, None]
         mixed = weight * images + (1 - weight) * images.roll(1, 0)
         logits = fitting_logits(network(mixed), "target", labels, step)
-        return xmixup_loss(logits, logits, MixedBatch(mixed, labels, labels.roll(1, 0), lam))
+        pairs = MixedBatch(mixed, labels, labels.roll(1, 0), lam)
+        return xmixup_loss(logits, logits, pairs, self.label_smoothing)
 
     def _lam(self, count: int, step: int) -> torch.Tensor:
         """Draw the lam of each pair of a batch, (count,) float64."""

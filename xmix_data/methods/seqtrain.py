@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from xmix_data.methods.base import Method, Network, Phase, cross_entropies, images_and_labels
+from xmix_data.methods.base import Method, Network, Phase, images_and_labels
 from xmix_data.methods.network import TransferNetwork
 
 __all__ = ["SeqTrain"]
@@ -54,4 +54,4 @@ class SeqTrain(Method):
         if not self._head:
             raise ValueError("no phase has begun; call prepare(network, phase) first")
         images, labels = images_and_labels(batch)
-        return cross_entropies(network(images), self._head, labels, step).mean()
+        return self.cross_entropies(network(images), self._head, labels, step).mean()

@@ -16,7 +16,6 @@ from xmix_data.methods.base import (
     Phase,
     batch_of,
     check_head,
-    cross_entropies,
     fitting_logits,
     one_of,
 )
@@ -78,16 +77,15 @@ class XMixup(Method):
             mixed = _mixed_alike(batch_of(PairedBatch, batch), self.mixing)
         outputs = network(mixed.images)
         if not self.source_labels:
-            losses = cross_entropies(outputs, "target", mixed.target_labels, step)
+            losses = self.cross_entropies(outputs, "target", mixed.target_labels, step)
             return (mixed.lam.to(losses.dtype) * losses).mean()
         target = fitting_logits(outputs, "target", mixed.target_labels, step)
         source = fitting_logits(outputs, "source", mixed.source_labels, step)
         if self.heads == "two":
-            return xmixup_loss(target, source, mixed)
-        both = torch.cat([target, source], 1)
-        return xmixup_loss(
-            both, both, mixed._replace(source_labels=target.shape[1] + mixed.source_labels)
-        )
+            return xmixup_loss(target, source, mixed, self.label_smoothing)
+        sizes = target.shape[1], source.shape[1]
+        labels = mixed.soft_labels(*sizes, self.label_smoothing)
+        return cross_entropy(torch.cat([target, source], 1), labels.to(target.dtype))
 
 
 def _mixed_alike(batch: PairedBatch, mixing: bool) -> MixedBatch:
@@ -102,6 +100,7 @@ def xmixup_loss(
     target_logits: torch.Tensor,
     source_logits: torch.Tensor,
     batch: MixedBatch | Sequence[torch.Tensor] | Mapping[str, torch.Tensor],
+    label_smoothing: float = 0.0,
 ) -> torch.Tensor:
     """Compute the two-head loss of a batch: ``mean(lam * CE(target) + (1 - lam) * CE(source))``.
 
@@ -113,6 +112,7 @@ def xmixup_loss(
         source_logits: (B, m), floating point: the source head on ``batch.images``.
         batch: The mixed batch that the logits come from; also as a plain tuple of its fields, or as
             a dict of them (``labels="dict"``), which frameworks make of it.
+        label_smoothing: Share, in [0, 1), of each label that is spread evenly over its label set.
 
     Returns:
         A scalar in the logits' dtype.
@@ -143,8 +143,13 @@ def xmixup_loss(
             )
         if labels.device.type == "cpu" and not torch.compiler.is_compiling():
             check_head(head, logits, labels)
-    target = cross_entropy(target_logits, batch.target_labels, reduction="none")
-    source = cross_entropy(source_logits, batch.source_labels, reduction="none")
+    target, source = (
+        cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
+        for logits, labels in (
+            (target_logits, batch.target_labels),
+            (source_logits, batch.source_labels),
+        )
+    )
     lam = batch.lam.to(target.dtype)
     return (lam * target + (1 - lam) * source).mean()
 

@@ -34,7 +34,7 @@ __all__ = [
 FORMAT = "xmix_data.checkpoint/1"
 _MAY_CHANGE = ("log_every", "save_every", "test_every", "on_error")
 """Fields of a recipe that may differ when a run is resumed."""
-_LATER = ("epochs", "nesterov", "unmixed", "clean_statistics")
+_LATER = ("epochs", "nesterov", "unmixed", "clean_statistics", "label_smoothing", "compile_mode")
 """Fields that earlier checkpoints do not name; they mean the default there."""
 _REMEDY = "choose another --output, or delete it to begin anew"
 

@@ -14,6 +14,7 @@ import json
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def fit(
             stack,
         )
         network = None
-        for number, phase in enumerate(method.phases):
+        for number, phase in enumerate(run.method.phases):
             network = run.train(number, phase, network)
         assert network is not None
         return run.finish(network)
@@ -156,7 +157,8 @@ class _Run:
         tensorboard: bool,
         stack: ExitStack,
     ) -> None:
-        self.method, self.backbone, self.recipe = method, backbone, recipe
+        self.method, self.backbone, self.recipe = copy(method), backbone, recipe
+        self.method.label_smoothing = recipe.label_smoothing  # of a copy: the other is the caller's
         self.target = open_domain(target)
         self.source, self.test, self.unlabelled = (
             None if given is None else open_domain(given) for given in (source, test, unlabelled)
@@ -281,7 +283,6 @@ class _Run:
                     self._test(number, done, network)
                 if saves:
                     self._save(number, done, network, start, optimizer)
-        method.mixing = True  # it is the caller's
         for loader in loaders:
             loader.close()
         return network
@@ -373,7 +374,8 @@ class _Run:
             wrapped = DistributedDataParallel(wrapped, device_ids=ids)
             wrapped.broadcast_buffers = False  # they are shared whether a method uses DDP or not
         if self.recipe.compile:
-            wrapped = torch.compile(wrapped)  # type: ignore[assignment]
+            mode = self.recipe.compile_mode
+            wrapped = torch.compile(wrapped, mode=mode)  # type: ignore[assignment]
         return wrapped
 
     def _bar(self, number: int, first: int, iterations: int) -> Progress:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:  # the command line reads the fields, and is not to wait for torch
     from xmix_data.methods import TransferNetwork
 
-__all__ = ["Recipe", "Result"]
+__all__ = ["PRESETS", "Recipe", "Result"]
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,12 @@ class Recipe:
             at the nearest end of an epoch.
         clean_statistics: Measure batch statistics anew on unmixed target images at the end: mixed
             ones have less contrast.
+        label_smoothing: Share of each label that is spread evenly over its label set, source and
+            target apart.
         amp: Compute forward passes in bfloat16.
         compile: Compile the network with torch.compile.
+        compile_mode: Mode of torch.compile; "reduce-overhead" makes CUDA graphs, which networks
+            need whose kernels are shorter than their launches.
         on_error: At a damaged image, stop or take another of its class; in a test always stop.
         seed: Seed of everything random.
         log_every: Iterations from one line of metrics, and look at the loss, to the next.
@@ -72,6 +76,8 @@ class Recipe:
     nesterov: bool = False
     unmixed: float = 0.0
     clean_statistics: bool = False
+    label_smoothing: float = 0.0
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = "default"
 
     def __post_init__(self) -> None:
         for name in ("iterations", "batch_size", "crop", "log_every", "save_every", "test_every"):
@@ -86,6 +92,8 @@ class Recipe:
             raise ValueError(f"epochs is {self.epochs}; it must be a number above 0")
         if not 0 <= self.unmixed <= 1:
             raise ValueError(f"unmixed is {self.unmixed}; give a share in 0 .. 1")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing is {self.label_smoothing}; give a share in [0, 1)")
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs momentum, which is 0; give momentum=0.9")
         decays = 0 <= self.weight_decay < math.inf
@@ -98,6 +106,31 @@ class Recipe:
     def rate(self, step: int, iterations: int) -> float:
         """Return the learning rate of a step, counted from 0, in a phase of ``iterations``."""
         return self.learning_rate * (0.1 if step >= round(self.drop_at * iterations) else 1.0)
+
+
+PRESETS = {
+    "paper": Recipe(
+        iterations=9000,
+        batch_size=48,
+        learning_rate=0.01,
+        drop_at=2 / 3,
+        momentum=0.9,
+        nesterov=False,
+        weight_decay=1e-4,
+        crop=224,
+        flip=True,
+        alpha=1.0,
+        beta=1.0,
+        label_smoothing=0.0,
+        unmixed=0.0,
+        clean_statistics=False,
+    )
+}
+"""Recipes by name, for `xmix train --preset`; ``"paper"`` is section 4.1 of XMixup word for word.
+
+The paper takes a learning rate of 0.001 for Stanford Dogs and chooses alpha for each target. It
+does not tell its weight decay; 1e-4 is that of later code of its first author (lixingjian/SMILE),
+which also has Nesterov's momentum."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,101 @@
+"""The table of accuracies for pre-trained weights, run small: its plan, its lines, a resume."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pictures import picture
+from PIL import Image
+from processes import Server
+
+ROOT = Path(__file__).parents[1]
+MODEL = """
+import torch
+from torch import nn
+from xmix_data.backbones import Backbone
+
+def backbone():
+    torch.manual_seed(0)
+    first = nn.Conv2d(3, 8, 5, 4), nn.BatchNorm2d(8), nn.ReLU()
+    body = *first, nn.AdaptiveAvgPool2d(2), nn.Flatten()
+    network = nn.Sequential(*body, nn.Linear(32, 5))
+    return Backbone(network, "small", mean=(0.5,) * 3, std=(0.5,) * 3)
+"""
+
+
+def class_folder(path: Path, prefix: str, classes: int, images: int, seed: int) -> None:
+    for label in range(classes):
+        folder = path / f"{prefix}{label}"
+        folder.mkdir(parents=True)
+        for number in range(images):
+            pixels = picture(36, 40, seed=1000 * seed + 100 * label + number)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A target, two sources and a model."""
+    for name, prefix, *numbers in (
+        ("target/train", "t", 3, 20, 0),
+        ("target/test", "t", 3, 4, 1),
+        ("source/train", "s", 4, 10, 2),
+        ("second/train", "u", 3, 10, 3),
+    ):
+        class_folder(tmp_path / name, prefix, *numbers)
+    (tmp_path / "model.py").write_text(MODEL)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_every_row_is_trained_once_and_a_lost_one_again(forked: Server, images: Path) -> None:
+    path = images / "result.json"
+    given = (
+        f"{images}/source {images}/target --second-source {images}/second --scale pretrained "
+        f"--model {images}/model.py:backbone --iterations 6 --tuning-iterations 3 --crop 32 "
+        f"--seeds 2 --jobs 1 --json {path} --work {images}/work"
+    )
+    command = [str(ROOT / "benchmarks/transfer_accuracy.py"), *given.split()]
+
+    def trained() -> tuple[dict[str, Any], str]:
+        done = forked.run(*command, timeout=500)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads(path.read_text()), done.stdout
+
+    document, _ = trained()
+    rows = document["configuration"]["rows"]
+    runs = document["runs"]
+    final = [run for run in runs if run["task"]["test"] == "target-test"]
+    assert {run["task"]["row"] for run in final} == {row["name"] for row in rows}
+    both = [run for run in final if run["task"]["row"] == "L2"]
+    assert [run["task"]["seed"] for run in both] == [0, 1]
+    assert set(document["configuration"]["held_out"]) == {"t0", "t1", "t2"}
+    assert all(0 <= run["accuracy"] <= 1 for run in runs)
+    assert sum("network" in run for run in final) == 3
+    assert document["configuration"]["budget"]["total"] > len(rows)
+    for name, options in document["chosen"].items():  # the better one of those that were tried
+        tried = [r for r in runs if r["task"]["row"] == name and r not in final]
+        assert len(tried) == 2
+        assert max(tried, key=lambda r: r["accuracy"])["task"]["options"] == options
+
+    lost = final[-1]
+    path.write_text(json.dumps({**document, "runs": [run for run in runs if run != lost]}))
+    again, said = trained()
+    assert said.count(", seed ") == 1
+    fresh = again["runs"][-1]
+    assert (fresh["task"], fresh["accuracy"]) == (lost["task"], lost["accuracy"])
+
+
+@pytest.mark.slow
+def test_the_gpus_part(forked: Server, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = images / "out"
+    for name, path in (("OUT", out), ("DATA", images / "data"), ("ACCURACY_DATA", images)):
+        monkeypatch.setenv(name, str(path))
+    command = [str(ROOT / "benchmarks/gpu.py"), "accuracy", "--device", "cpu", "--tiny"]
+    done = forked.run(*command, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    document = json.loads((out / "accuracy.json").read_text())
+    final = [run for run in document["runs"] if run["task"]["test"] == "target-test"]
+    assert len(final) == len(document["configuration"]["rows"])
