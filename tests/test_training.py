@@ -49,7 +49,7 @@ from xmix_data.methods import (
     XMixup,
 )
 from xmix_data.training import Recipe, evaluate, fit
-from xmix_data.training.checkpoint import identity_of
+from xmix_data.training.checkpoint import identity_of, load_checkpoint, save_checkpoint
 from xmix_data.training.recipe import PRESETS
 
 CROP = 36
@@ -1211,12 +1211,19 @@ def test_unmixed_is_for_methods_that_mix(betons: Betons) -> None:
         fit(L2SP(), network(), recipe=recipe(unmixed=0.3), **data(betons, L2SP()))
 
 
-def test_a_checkpoint_of_before_these_options_goes_on() -> None:
-    """They are not in its identity, and mean their defaults."""
-    named = identity_of(FineTune(), "m", Recipe())["recipe"]
+def test_a_checkpoint_of_before_these_options_goes_on(tmp_path: Path) -> None:
+    """What it does not name means the default; what it names must be asked for again."""
+    path, now = tmp_path / "checkpoint.pt", identity_of(FineTune(), "m", Recipe())
     later = {"epochs", "nesterov", "unmixed", "clean_statistics", "label_smoothing", "compile_mode"}
-    assert not later & set(named)
-    assert identity_of(FineTune(), "m", Recipe(unmixed=0.3))["recipe"]["unmixed"] == 0.3
+    before = {key: value for key, value in now["recipe"].items() if key not in later}
+    save_checkpoint(path, {**now, "recipe": before}, {"step": 3})
+    assert load_checkpoint(path, now)["step"] == 3
+    other = identity_of(FineTune(), "m", Recipe(unmixed=0.3))
+    with pytest.raises(ValueError, match=r"is of another unmixed: 0\.0, and this is 0\.3"):
+        load_checkpoint(path, other)
+    save_checkpoint(path, other, {"step": 3})
+    with pytest.raises(ValueError, match=r"is of another unmixed: 0\.3, and this is 0\.0"):
+        load_checkpoint(path, now)
 
 
 def smoothed(logits: torch.Tensor, labels: torch.Tensor, share: float) -> torch.Tensor:

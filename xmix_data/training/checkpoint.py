@@ -48,15 +48,10 @@ def identity_of(method: Method, model: str, recipe: Recipe) -> dict[str, Any]:
         recipe: Recipe of the run.
     """
     numbers = dataclasses.asdict(recipe)
-    defaults = dataclasses.asdict(Recipe())
     return {
         "method": described(method),
         "model": model,
-        "recipe": {
-            key: value
-            for key, value in numbers.items()
-            if key not in _MAY_CHANGE and not (key in _LATER and value == defaults[key])
-        },
+        "recipe": {key: value for key, value in numbers.items() if key not in _MAY_CHANGE},
     }
 
 
@@ -81,7 +76,9 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
         saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         if saved["format"] != FORMAT:
             raise ValueError(saved["format"])
-        theirs = {**saved["identity"], **saved["identity"]["recipe"]}
+        defaults = dataclasses.asdict(Recipe())
+        later = {key: defaults[key] for key in _LATER}
+        theirs = {**saved["identity"], **later, **saved["identity"]["recipe"]}
     except Exception as error:  # torch.load raises what the damage happens to lead to
         raise ValueError(
             f"{path}: damaged, or no checkpoint of this version ({type(error).__name__}); {_REMEDY}"
