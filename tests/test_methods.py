@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from itertools import islice
 from typing import Any
 
@@ -17,13 +18,22 @@ from conftest import Betons
 from torch import nn
 from torch.nn.functional import cross_entropy, log_softmax
 
-from xmix_data import ImageLoader, MixedBatch, PairedBatch, RandomCrop, XMixLoader
+from xmix_data import (
+    CenterCrop,
+    ImageLoader,
+    MixedBatch,
+    PairedBatch,
+    RandomCrop,
+    XMixLoader,
+)
 from xmix_data.backbones import penultimate_features
 from xmix_data.methods import (
     BSS,
+    DELTA,
     L2SP,
     METHODS,
     CoTrain,
+    CoTuning,
     FineTune,
     GradMix,
     JointHead,
@@ -90,6 +100,10 @@ def paired_batch(domains: tuple[int, ...] = (0, 1, 0, 1, 1, 0)) -> PairedBatch:
 
 def prepared(method: Any, net: TransferNetwork, phase: int = 0) -> Any:
     method.prepare(net, method.phases[phase])
+    if method.surveys:
+        training = net.training
+        method.survey(net.eval(), [target_batch()])
+        net.train(training)
     return method
 
 
@@ -785,6 +799,8 @@ def test_methods_by_their_names() -> None:
         "finetune",
         "l2sp",
         "bss",
+        "delta",
+        "cotuning",
         "seqtrain",
         "cotrain",
         "mixup",
@@ -811,6 +827,9 @@ def test_importing_methods_leaves_torchvision_alone() -> None:
         (lambda: L2SP(beta=math.inf), "beta is inf"),
         (lambda: BSS(eta=math.nan), "eta is nan"),
         (lambda: BSS(k=0), "k is 0"),
+        (lambda: DELTA(alpha=-1), "alpha is -1"),
+        (lambda: DELTA(attention_images=0), "attention_images is 0; give at least 1"),
+        (lambda: CoTuning(weight=-1), "weight is -1"),
         (lambda: SeqTrain(auxiliary_iterations=0), "auxiliary_iterations is 0"),
         (lambda: CoTrain(source_weight=-0.1), "source_weight is -0.1"),
         (lambda: CoTrain(0, 0), "both 0"),
@@ -860,8 +879,8 @@ def test_labels_that_do_not_fit_the_heads(name: str) -> None:
     for number, phase in enumerate(method.phases):
         heads = {head: nn.Linear(D, 1).double() for head in phase.heads}
         net = TransferNetwork(network().backbone, heads.get("target"), heads.get("source"))
-        prepared(method, net, number)
         with pytest.raises(ValueError, match=r"label \d does not fit a \w+ head of 1 outputs"):
+            prepared(method, net, number)
             method.backward(net, batches[phase.batches], step=3)
 
 
@@ -881,10 +900,87 @@ def test_what_else_a_method_refuses() -> None:
     for method, batch in ((L2SP(), (x, y)), (SeqTrain(), (x, y)), (GradMix(), paired_batch())):
         with pytest.raises(ValueError, match=r"call prepare\(network, phase\) first"):
             method.backward(net, batch, step=0)
+    for method, first in ((DELTA(), "prepare"), (CoTuning(), "survey")):
+        with pytest.raises(ValueError, match=rf"call {first}\(network"):
+            method.backward(net, (x, y), step=0)
+    delta = DELTA()
+    delta.prepare(net, delta.phases[0])
+    with pytest.raises(ValueError, match=r"no attention is known; call survey"):
+        delta.backward(net, (x, y), step=0)
+    flat = TransferNetwork(nn.Flatten(), nn.Linear(192, N)).double()
+    with pytest.raises(ValueError, match="Flatten makes no feature maps"):
+        prepared(DELTA(attention=False), flat).backward(flat, (x, y), step=0)
     with pytest.raises(ValueError, match="source domain 256; GradMix takes 256 domains"):
         prepared(GradMix(), net).backward(net, paired_batch((0, 0, 0, 0, 0, 256)), step=0)
     with pytest.raises(ValueError, match="finetune has no state of mean"):
         FineTune().load_state_dict(GradMix().state_dict())
+
+
+# DELTA and Co-Tuning
+
+
+@pytest.mark.parametrize("attention", [False, True])
+def test_deltas_loss_is_its_formula(attention: bool) -> None:
+    """alpha / 2 sum C W_j |FM_j - FM0_j|^2 / (H W), over images too, and beta / 2 |head|^2."""
+    net, (x, y) = network(norm=False), target_batch()
+    method = prepared(DELTA(alpha=0.3, beta=0.2, attention=attention), net)
+    before = deepcopy(net)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(5)))
+    maps, start = net.backbone[:3](x), before.backbone[:3](x)  # the last module at 3 x 3 pixels
+    change = (maps - start).square().sum((0, 2, 3)) / 9
+    weights = torch.full((4,), 0.25, dtype=torch.float64)
+    if attention:
+        (weights,) = method._weights
+    penalty = 0.3 / 2 * 4 * (weights * change).sum()
+    head = sum(p.square().sum() for p in net.target_head.parameters())
+    expected = cross_entropy(net(x).target_logits, y) + penalty + 0.2 / 2 * head
+    torch.testing.assert_close(method.loss(net, (x, y), step=0), expected)
+    assert method.weight_decay == 0
+    method.backward(net, (x, y), step=1)
+    assert all(p.grad is None for p in method._start.parameters())
+    assert not any(m._forward_hooks for m in net.modules())  # nothing stays in the network
+
+
+def test_deltas_attention_is_where_the_loss_rises() -> None:
+    """A channel that alone tells the classes has the most of it, one of constants none."""
+    body = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with torch.no_grad():
+        body[0].weight.zero_()
+        body[0].weight[1, 0] = 1.0  # channel 1 is the red of an image, the others are 0
+    net = TransferNetwork(body, nn.Linear(4, 2))
+    y = torch.arange(40) % 2
+    x = torch.zeros(40, 3, 6, 6)
+    x[:, 0] = (2.0 * y - 1)[:, None, None]
+    method = DELTA(attention_images=40)
+    method.prepare(net, method.phases[0])
+    method.survey(net.eval(), [(x[:25], y[:25]), (x[25:], y[25:])])
+    (weights,) = method._weights
+    assert weights.sum() == pytest.approx(1) and weights.argmax() == 1
+    others = weights[[0, 2, 3]]
+    assert torch.allclose(others, others[0].expand(3))
+    # Without channel 1 the head knows nothing: the loss rises to log 2 from about 0.
+    ratio = float(weights[1] / weights[0])
+    assert ratio == pytest.approx(math.exp(math.log(2) / 5), rel=0.02)
+
+
+def test_cotunings_relation_and_loss_are_their_formulas() -> None:
+    net, (x, y) = network(norm=False), target_batch()
+    method = CoTuning(weight=0.7)
+    method.prepare(net, method.phases[0])
+    method.survey(net, [(x[:4], y[:4]), (x[4:], y[4:])])
+    with torch.no_grad():
+        said = net(x).source_logits.softmax(1)
+    related = torch.stack(
+        [said[y == t].mean(0) if (y == t).any() else torch.zeros(M) for t in range(N)]
+    )
+    assert method._related is not None
+    torch.testing.assert_close(method._related, related)
+    outputs = net(x)
+    second = -(related[y] * outputs.source_logits.log_softmax(1)).sum(1).mean()
+    expected = cross_entropy(outputs.target_logits, y) + 0.7 * second
+    torch.testing.assert_close(method.loss(net, (x, y), step=0), expected)
 
 
 # Real betons
@@ -943,6 +1039,10 @@ def test_loss_falls_on_real_betons(method: Method, betons: Betons) -> None:
     net = TransferNetwork(nn.Sequential(*layers), nn.Linear(192, 4), nn.Linear(192, 6), joint=joint)
     for phase in method.phases:
         method.prepare(net, phase)
+        if method.surveys:
+            with ImageLoader(betons.target_raw, batch_size=9, crop=CenterCrop(36)) as batches:
+                method.survey(net.eval(), batches)
+            net.train()
         optimiser = torch.optim.SGD(net.parameters(), 0.05, momentum=0.9)
         losses = []
         with loader(phase.batches, betons) as batches:

@@ -36,9 +36,11 @@ from xmix_data.cli import _parser, main
 from xmix_data.commands.train import _with_options
 from xmix_data.methods import (
     BSS,
+    DELTA,
     L2SP,
     METHODS,
     CoTrain,
+    CoTuning,
     FineTune,
     GradMix,
     Method,
@@ -115,6 +117,7 @@ def data(betons: Betons, method: Method, *, unlabelled: bool = False) -> dict[st
     """What a method is given."""
     two = {"source": betons.source_raw, "pairing": betons.pairing}
     needs = any(phase.heads != ("target",) for phase in method.phases)
+    needs = needs and not method.keeps_classifier
     return {
         "target": betons.target_raw,
         "test": betons.target_jpg,
@@ -373,9 +376,9 @@ def test_a_compiled_network_learns_the_same(
     """A network as small as one can be: inductor takes seconds for it."""
     compiled_by = []
 
-    def compile_with(network: nn.Module) -> Any:
+    def compile_with(network: nn.Module, *, mode: str) -> Any:
         compiled_by.append(compiler)
-        return torch_compile(network, backend=compiler)
+        return torch_compile(network, backend=compiler, mode=mode)
 
     torch_compile = torch.compile
     monkeypatch.setattr(torch, "compile", compile_with)
@@ -411,6 +414,8 @@ RESUMED: dict[str, Callable[[], Method]] = {
     "seqtrain": lambda: SeqTrain(auxiliary_iterations=6),
     "xmixup": XMixup,
     "gradmix": lambda: GradMix(pseudo_label_threshold=0.3, step_scale=lambda x: math.tanh(x)),
+    "delta": lambda: DELTA(attention_images=4),
+    "cotuning": CoTuning,
 }
 
 
@@ -554,6 +559,7 @@ CASES = {
     "xmixup": Case(XMixup, lambda: network(norm=False)),
     "gradmix": Case(GradMix, lambda: network(norm=False)),
     "normed": Case(FineTune, network),
+    "cotuning": Case(CoTuning, lambda: network(norm=False)),
     "resumed": Case(
         lambda: GradMix(pseudo_label_threshold=0.3),
         lambda: network(dropout=0.3),
@@ -1270,6 +1276,8 @@ def of_target(outputs: Any, batch: Any, share: float) -> torch.Tensor:
         (FineTune(), of_target),
         (L2SP(alpha=0, beta=0), of_target),
         (BSS(eta=0), of_target),
+        (DELTA(alpha=0, beta=0, attention=False), of_target),
+        (CoTuning(weight=0), of_target),
         (SeqTrain(), None),
         (CoTrain(), of_pairs),
         (GradMix(), of_pairs),

@@ -45,7 +45,7 @@ SIZES = {SHORT: 0.5, MORE: 2.0}
 """Source images, as multiples of those that one round selects."""
 HELD_SHARE = {"target": 0.2, "source": 0.15}
 """Of each class: target images that options are chosen on, and source images that probes see."""
-STEPS_TAKEN = {"cotrain": 2, "seqtrain": 2, "gradmix": 4}
+STEPS_TAKEN = {"cotrain": 2, "seqtrain": 2, "gradmix": 4, "delta": 4 / 3}
 """What an iteration of a method costs, times plain fine-tuning's."""
 
 
@@ -106,6 +106,8 @@ OTHER_ROWS = (
     Row("Mixup", "mixup", ({"alpha": 0.2}, {"alpha": 1.0})),
     Row("L2-SP", "l2sp", ({"alpha": 0.01}, {"alpha": 0.001})),
     Row("BSS", "bss", ({"eta": 0.001}, {"eta": 0.01})),
+    Row("DELTA", "delta", ({"alpha": 0.01}, {"alpha": 0.001})),
+    Row("Co-Tuning", "cotuning", ({"weight": 2.3}, {"weight": 0.5})),
     Row("Co-Train", "cotrain", ({"source_weight": 1.0}, {"source_weight": 0.3})),
     Row("Seq-Train", "seqtrain", ({"learning_rate": 0.01}, {"learning_rate": 0.003})),
     Row("GradMix, two sources", "gradmix"),  # a step costs four: it has its defaults

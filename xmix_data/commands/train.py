@@ -32,7 +32,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method",
         required=True,
-        choices=("finetune", "l2sp", "bss", "seqtrain", "cotrain", "mixup", "xmixup", "gradmix"),
+        choices=(
+            "finetune",
+            "l2sp",
+            "bss",
+            "delta",
+            "cotuning",
+            "seqtrain",
+            "cotrain",
+            "mixup",
+            "xmixup",
+            "gradmix",
+        ),
     )
     parser.add_argument(
         "--set",

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from xmix_data.methods.base import Method, Phase, Step
 from xmix_data.methods.bss import BSS
 from xmix_data.methods.cotrain import CoTrain
+from xmix_data.methods.cotuning import CoTuning
+from xmix_data.methods.delta import DELTA
 from xmix_data.methods.finetune import FineTune
 from xmix_data.methods.gradmix import GradMix
 from xmix_data.methods.joint_head import JointHead
@@ -18,9 +20,11 @@ from xmix_data.methods.xmixup import XMixup, xmixup_loss
 
 __all__ = [
     "BSS",
+    "DELTA",
     "L2SP",
     "METHODS",
     "CoTrain",
+    "CoTuning",
     "FineTune",
     "GradMix",
     "JointHead",
@@ -39,6 +43,6 @@ __all__ = [
 
 METHODS: Mapping[str, type[Method]] = {
     method.name: method
-    for method in (FineTune, L2SP, BSS, SeqTrain, CoTrain, Mixup, XMixup, GradMix)
+    for method in (FineTune, L2SP, BSS, DELTA, CoTuning, SeqTrain, CoTrain, Mixup, XMixup, GradMix)
 }
 """Class of each method, by its name on the command line."""

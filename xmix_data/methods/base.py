@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
@@ -62,6 +62,7 @@ class Method(ABC):
     A training loop does for each of them:
 
         method.prepare(network, phase)              # pre-trained weights are in place
+        if method.surveys: method.survey(network, batches)
         method.load_state_dict(...)                 # where it resumes
         for step, batch in ...:
             optimiser.zero_grad()
@@ -76,6 +77,10 @@ class Method(ABC):
     """Weight decay of the optimiser; ``None`` leaves it to the training loop."""
     mixes: ClassVar[bool] = False
     """Whether the method mixes images."""
+    keeps_classifier: ClassVar[bool] = False
+    """Whether its source head is the whole pre-trained classifier, and no source images are."""
+    surveys: bool = False
+    """Whether it looks at the target's images before a training, see `survey`."""
     mixing = True
     """Whether it does so now; a training loop may leave mixing off at the end."""
     label_smoothing = 0.0
@@ -103,6 +108,19 @@ class Method(ABC):
             ValueError: The network lacks a head of the phase.
         """
         network.train_heads(phase.heads)
+
+    def survey(
+        self, network: TransferNetwork, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]
+    ) -> None:
+        """Look at the target's training images, before the first step and before a resume.
+
+        Called after `prepare` where ``surveys`` says so, in every process alike.
+
+        Args:
+            network: The network that was prepared, in eval mode, as it starts.
+            batches: (images, labels) of all training images in order, as a test would crop them.
+        """
+        raise NotImplementedError(f"{self.name} says that it surveys the target, and does not")
 
     @abstractmethod
     def loss(self, network: Network, batch: Any, *, step: int) -> torch.Tensor:

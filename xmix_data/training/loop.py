@@ -14,7 +14,7 @@ import json
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
-from copy import copy
+from copy import copy, deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +167,7 @@ class _Run:
         needs_source = any(
             phase.batches != "target" or phase.heads != ("target",) for phase in method.phases
         )
+        needs_source = needs_source and not method.keeps_classifier
         if needs_source and (self.source is None or pairing is None):
             raise ValueError(
                 f"{method.name} trains on source images too; give a source and a pairing "
@@ -234,6 +235,8 @@ class _Run:
             self._load(network, saved["start"])
         start = copied(network.state_dict()) if number else None
         method.prepare(network, phase)
+        if method.surveys:
+            self._survey(network)
         decay = recipe.weight_decay if method.weight_decay is None else method.weight_decay
         optimizer = torch.optim.SGD(
             [p for p in network.parameters() if p.requires_grad],
@@ -330,6 +333,14 @@ class _Run:
         of_epoch = len(self.loaders[number][0])
         return of_epoch * round((1 - self.recipe.unmixed) * self._iterations(number) / of_epoch)
 
+    def _survey(self, network: TransferNetwork) -> None:
+        """Show the method all target images, to each process alike."""
+        crop = CenterCrop(self.recipe.crop)
+        options = {**self.common, "rank": 0, "world_size": 1}
+        network.eval()
+        with ImageLoader(self.target, crop=crop, **options) as loader:
+            self.method.survey(network, loader)
+
     def _measure_statistics(self, network: TransferNetwork) -> None:
         """Measure the statistics of batch normalisation on target images as they are."""
         options = {**self.common, "shuffle": True, "flip": self.recipe.flip, "drop_last": True}
@@ -350,6 +361,13 @@ class _Run:
             source = source_head(
                 self.classifier, self.features, self.source.class_names, self.source_rows
             )
+        if self.method.keeps_classifier:
+            if self.classifier is None:
+                raise ValueError(
+                    f"{self.method.name} trains the pre-trained classifier further, and "
+                    f"{self.backbone.name} ends in its features; give a model with its classifier"
+                )
+            source = deepcopy(self.classifier)
         body = self.body if earlier is None else earlier.backbone
         network = TransferNetwork(body, target, source, joint="joint" in phase.heads)
         network.autocast_dtype = torch.bfloat16 if self.recipe.amp else None
