@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 from figures import PLOTS
 from results import FIGURES, ROOT, digest
-from table_parts import gpu, loading, reliability, training
+from table_parts import gpu, loading, pretrained, reliability, training
 
 BLOCK = re.compile(r"(<!-- table: (\w+)(, brief)? -->\n).*?(<!-- end of table -->)", re.S)
 
@@ -42,6 +42,10 @@ TABLES: dict[str, Callable[[], str]] = {
         training.alphas,
         training.longer,
         training.probes,
+        pretrained.pretrained,
+        pretrained.pretrained_iterations,
+        pretrained.pretrained_changes,
+        pretrained.pretrained_networks,
         reliability.fuzzing,
         reliability.damage,
         reliability.lifetimes,

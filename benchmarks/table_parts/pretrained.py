@@ -1,0 +1,126 @@
+"""Tables of the methods on pre-trained weights; rows without a training yet are left out."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from results import machine_line, result
+
+from table_parts.cells import table
+from table_parts.training import difference
+
+NAME = "transfer_accuracy_pretrained"
+
+
+def pretrained() -> str:
+    """Every method with as many iterations."""
+    document = result(NAME)
+    base, rows = accuracies(document, "L2"), []
+    for row in document["configuration"]["rows"]:
+        values = accuracies(document, row["name"])
+        if not values or row["times"] != 1:
+            continue
+        chosen = document["chosen"].get(row["like"] or row["name"], {})
+        options = {**chosen, **row["fixed"]}
+        text = ", ".join(f"{name} {shown(value)}" for name, value in options.items())
+        apart = "" if row["name"] == "L2" else paired(values, base)
+        rows.append([row["name"], mean(values), str(len(values)), apart, text])
+    head = ["method", "top-1, %", "n", "minus L2, points (95 % interval)", "options"]
+    return table(head, rows, line(document))
+
+
+def pretrained_iterations() -> str:
+    """L2 and XMixup by the number of iterations."""
+    document = result(NAME)
+    setup, rows = document["configuration"], []
+    names = ("L2", "XMixup, unmixed end")
+    for times in sorted({row["times"] for row in setup["rows"]}):
+        found = []
+        for name in names:
+            end = "" if times == 1 else f", {times:.3g} x the iterations"
+            found.append(accuracies(document, name + end))
+        if all(found):
+            iterations = round(times * setup["iterations"])
+            epochs = iterations // (setup["images"]["target-train"] // setup["batch_size"])
+            cells = [mean(values) for values in found]
+            rows.append([f"{iterations:,}", str(epochs), *cells, paired(found[1], found[0])])
+    head = ["iterations", "epochs", *(f"{name}, %" for name in names), "difference, points"]
+    return table(head, rows, line(document))
+
+
+def pretrained_changes() -> str:
+    """One thing changed at a time in XMixup, with half the iterations."""
+    document = result(NAME)
+    start = "XMixup, unmixed end, 0.5 x the iterations"
+    base, rows = accuracies(document, start), []
+    for row in document["configuration"]["rows"]:
+        values = accuracies(document, row["name"])
+        if values and base and row["name"].startswith(start):
+            label = row["name"].removeprefix(start).removeprefix(", ")
+            images = document["configuration"]["selected"].get(row["pairing"])
+            apart = paired(values, base) if label else ""
+            rows.append([label or "as in the first table", f"{images:,}", mean(values), apart])
+    head = ["XMixup, unmixed end", "source images", "top-1, %", "difference, points"]
+    return table(head, rows, line(document))
+
+
+def pretrained_networks() -> str:
+    """What is left of the source, and the smallest singular values."""
+    rows, groups = [], []
+    document = result(NAME)
+    for run in document["runs"]:
+        if network := run.get("network"):
+            groups = list(network["probe"])
+            smallest = ", ".join(f"{value:.3f}" for value in network["singular_values"][-3:])
+            shares = [f"{100 * share:.1f}" for share in network["probe"].values()]
+            rows.append([run["task"]["row"], *shares, smallest])
+    head = ["network", *(f"{group}, %" for group in groups), "smallest singular values"]
+    return table(head, rows, line(document))
+
+
+def accuracies(document: dict[str, Any], name: str) -> list[float]:
+    """Of a row's trainings on all of the target, in the order of their seeds."""
+    runs = [
+        run
+        for run in document["runs"]
+        if run["task"]["row"] == name and run["task"]["test"] == "target-test"
+    ]
+    return [run["accuracy"] for run in sorted(runs, key=lambda run: run["task"]["seed"])]
+
+
+def mean(values: list[float]) -> str:
+    """Percent, with the deviation where there are several."""
+    text = f"{100 * statistics.mean(values):.2f}"
+    return text if len(values) < 2 else f"{text} ± {100 * statistics.stdev(values):.2f}"
+
+
+def paired(values: list[float], base: list[float]) -> str:
+    """Difference over the seeds that both have, with its interval where there are several."""
+    count = min(len(values), len(base))
+    if count >= 2:
+        return difference(values[:count], base[:count])
+    return f"{100 * (values[0] - base[0]):+.2f}" if count else ""
+
+
+def shown(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value).lower()
+
+
+def line(document: dict[str, Any]) -> str:
+    """How it was measured."""
+    setup, budget = document["configuration"], document["configuration"]["budget"]
+    images = setup["images"]
+    sources = [count for name, count in images.items() if name.startswith("source-")]
+    cpus = sorted({run["cpu"] for run in document["runs"]})
+    held = sum(map(len, setup["held_out"].values()))
+    measured = (
+        f"EfficientNet-Lite0 with ImageNet weights; target {images['target-train']} images of "
+        f"{len(setup['held_out'])} kinds of flowers ({images['target-test']} in the test), source "
+        f"{' + '.join(map(str, sources))} images of ImageNet; crops of {setup['crop']} px, batch "
+        f"{setup['batch_size']}, {setup['iterations']:,} iterations, last iterate; two settings a "
+        f"method, chosen on {held} held-out training images after {setup['tuning_iterations']} "
+        f"iterations; {len(document['runs'])} trainings so far of a plan of {budget['total']:.0f} "
+        f"times {budget['unit']}; done on {', '.join(cpus)}"
+    )
+    return machine_line(document, measured)
