@@ -7,7 +7,7 @@ Comes in: a plan, domains and options. Goes out: batches on the device. A loader
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -45,6 +45,12 @@ _CHANGED_BY = {
     "mix": "set_mix()",
 }
 """What changes an option that can be changed."""
+_ABSENT = {
+    "batch_sampler": "a loader cuts its own batches. To go on in the middle of an epoch, register "
+    "it (accelerator.register_for_checkpointing) and call no skip_first_batches, or, in "
+    "transformers' Trainer, set ignore_data_skip=True and call loader.skip(batches)",
+}
+"""What to do without an attribute that frameworks ask for."""
 
 B = TypeVar("B")
 
@@ -129,6 +135,11 @@ class Loader(Generic[B]):
 
     def _batch(self, rows: PlanRows, images: tuple[torch.Tensor, ...]) -> B:
         raise NotImplementedError
+
+    def _by_name(self, batch: Sequence[torch.Tensor]) -> Any:
+        """Give a batch's fields the names that were asked for, if any were."""
+        names = self._options["names"]
+        return batch if names is None else dict(zip(names, batch, strict=True))
 
     def _laid_out(self, images: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         """Give images the memory format that was asked for; as backends make them they have one."""
@@ -300,6 +311,31 @@ class Loader(Generic[B]):
         self._drop_feed()
         self._position.load(epoch, position)
 
+    def skip(self, batches: int) -> None:
+        """Go past batches that were trained on: the next iteration begins behind them.
+
+        For loops that count steps and save no state of a loader. As after `load_state_dict`, the
+        next iteration is the rest of that epoch, and `set_epoch` of that epoch keeps the position.
+
+        Args:
+            batches: Number of batches of each process, counted from where the next pass would
+                begin, also over the ends of epochs.
+
+        Raises:
+            ValueError: ``batches`` is no whole number from 0 on.
+
+        Examples:
+            >>> loader = ImageLoader("target.beton", batch_size=8, crop=CenterCrop(32))
+            >>> loader.skip(6)  # an epoch of four, and two
+            >>> loader.epoch, [len(labels) for _, labels in loader]
+            (1, [8, 3])
+        """
+        batches = whole_number("batches", batches, 0)
+        share = self._share("loader.skip()")
+        self._end_pass()
+        self._drop_feed()
+        self._position.skip(batches, share)
+
     def _sample_digest(self) -> str:
         if self._digest is None:
             self._digest = self._plan.digest()
@@ -464,7 +500,8 @@ class Loader(Generic[B]):
                 raise
             self._restore(parcel.state)
             return getattr(self, name)
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        remedy = f": {_ABSENT[name]}" if name in _ABSENT else ""
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{remedy}")
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse what is no setting: it would be without effect. Underscores are a framework's."""
