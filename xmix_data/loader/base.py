@@ -24,7 +24,7 @@ from xmix_data.loader.feed import Feed
 from xmix_data.loader.options import default_workers, one_of, three_channels, usable_device
 from xmix_data.loader.position import Position
 from xmix_data.loader.spans import Share, Span
-from xmix_data.loader.views import DatasetView, SamplerView
+from xmix_data.loader.views import BatchSamplerView, DatasetView, SamplerView
 from xmix_data.options import MAX_SEED, whole_number
 from xmix_data.plan import Crop, Plan, PlanRows, with_crop
 from xmix_data.ranks import Ranks
@@ -485,6 +485,11 @@ class Loader(Generic[B]):
     def sampler(self) -> SamplerView:
         """What frameworks tell the epoch."""
         return SamplerView(self)
+
+    @property
+    def batch_sampler(self) -> BatchSamplerView:
+        """What other frameworks tell the epoch; it cannot be iterated."""
+        return BatchSamplerView(self)
 
     @property
     def _domains(self) -> list[Domain]:
