@@ -24,7 +24,7 @@ from xmix_data.loader.feed import Feed
 from xmix_data.loader.options import default_workers, one_of, three_channels, usable_device
 from xmix_data.loader.position import Position
 from xmix_data.loader.spans import Share, Span
-from xmix_data.loader.views import DatasetView, SamplerView
+from xmix_data.loader.views import BatchSamplerView, DatasetView, SamplerView
 from xmix_data.options import MAX_SEED, whole_number
 from xmix_data.plan import Crop, Plan, PlanRows, with_crop
 from xmix_data.ranks import Ranks
@@ -45,12 +45,6 @@ _CHANGED_BY = {
     "mix": "set_mix()",
 }
 """What changes an option that can be changed."""
-_ABSENT = {
-    "batch_sampler": "a loader cuts its own batches. To go on in the middle of an epoch, register "
-    "it (accelerator.register_for_checkpointing) and call no skip_first_batches, or, in "
-    "transformers' Trainer, set ignore_data_skip=True and call loader.skip(batches)",
-}
-"""What to do without an attribute that frameworks ask for."""
 
 B = TypeVar("B")
 
@@ -500,8 +494,7 @@ class Loader(Generic[B]):
                 raise
             self._restore(parcel.state)
             return getattr(self, name)
-        remedy = f": {_ABSENT[name]}" if name in _ABSENT else ""
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{remedy}")
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse what is no setting: it would be without effect. Underscores are a framework's."""
@@ -522,6 +515,11 @@ class Loader(Generic[B]):
     def sampler(self) -> SamplerView:
         """What frameworks tell the epoch."""
         return SamplerView(self)
+
+    @property
+    def batch_sampler(self) -> BatchSamplerView:
+        """What other frameworks tell the epoch; it cannot be iterated."""
+        return BatchSamplerView(self)
 
     @property
     def _domains(self) -> list[Domain]:

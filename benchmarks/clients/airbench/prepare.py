@@ -23,7 +23,9 @@ SIDE, PAD = 32, 2
 class Padded:
     """Images with a reflected border."""
 
-    def __init__(self, pixels: npt.NDArray[np.uint8], labels: list[int], classes: list[str]) -> None:
+    def __init__(
+        self, pixels: npt.NDArray[np.uint8], labels: list[int], classes: list[str]
+    ) -> None:
         self.pixels, self.labels, self.classes = pixels, labels, classes
 
     def __len__(self) -> int:

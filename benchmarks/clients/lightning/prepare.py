@@ -26,7 +26,9 @@ SEED = 42
 class Grey:
     """Grey images, as RGB."""
 
-    def __init__(self, pixels: npt.NDArray[np.uint8], labels: list[int], classes: list[str]) -> None:
+    def __init__(
+        self, pixels: npt.NDArray[np.uint8], labels: list[int], classes: list[str]
+    ) -> None:
         self.pixels, self.labels, self.classes = pixels, labels, classes
 
     def __len__(self) -> int:
