@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
+import framework_ranks
 import pytest
 import torch
 from conftest import Numbered, NumberedBetons
+from processes import Server, ended
 
 from xmix_data import RandomCrop, XMixLoader
 
 EPOCHS = 3
+SECONDS = 120
+"""What takes longer is stuck."""
 
 
 def loader_of(numbered: NumberedBetons, **options: Any) -> XMixLoader:
@@ -238,3 +243,31 @@ def test_the_trainer_goes_on_from_every_step(
     for done in (1, steps - 1, steps, steps + 2):
         rest = fit(tmp_path / "rest", tmp_path / "whole" / f"checkpoint-{done}")
         assert rest == whole[done:], f"after step {done} of {steps} in an epoch"
+
+
+# Several processes
+
+
+@pytest.mark.parametrize("framework", ["lightning", "accelerate", "trainer"])
+def test_two_processes_go_on_from_checkpoints(
+    numbered: NumberedBetons, tmp_path: Path, forked: Server, framework: str
+) -> None:
+    """In the middle of an epoch, at its end, and in the middle of the next one."""
+    package = {"trainer": "transformers"}.get(framework, framework)
+    pytest.importorskip(package, reason=f"needs {package}")
+    folder = numbered.target.path.parent
+    numbered.pairing.save(folder / "ranks.json")
+    whole = []
+    for rank in range(2):
+        with loader_of(numbered, rank=rank, world_size=2, drop_last=False) as loader:
+            whole.append([of(batch) for _ in range(framework_ranks.EPOCHS) for batch in loader])
+    steps = len(whole[0]) // framework_ranks.EPOCHS
+    stops = (1, steps, steps + 2)
+    arguments = framework, str(folder), str(tmp_path), *map(str, stops)
+    job = forked.job(2, framework_ranks.__file__, *arguments)
+    for rank, (status, out, err) in enumerate(ended(job, SECONDS)):
+        assert status == 0, err
+        told = json.loads(out.splitlines()[-1])
+        assert told["whole"] == whole[rank]
+        for stop in stops:
+            assert told[str(stop)] == whole[rank][stop:], f"rank {rank}, after step {stop}"

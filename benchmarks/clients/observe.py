@@ -8,7 +8,7 @@ What to do stands in the environment, so that the script sees its own arguments 
     XMIX_SAMPLES       "loader": the batches of every XMixLoader; "ffcv": what LabelXMixup draws
     XMIX_STOP_AFTER    the number of optimizer steps after which the process kills itself
 
-A step is one of any optimizer of torch.
+A step is one of torch's optimizers: of the first that steps, where there are several.
 """
 
 from __future__ import annotations
@@ -34,10 +34,13 @@ def main() -> None:
     def write(**record: Any) -> None:
         written.write(json.dumps(record) + "\n")
 
-    stop, steps = int(os.environ.get("XMIX_STOP_AFTER", 0)), 0
+    stop, steps, first = int(os.environ.get("XMIX_STOP_AFTER", 0)), 0, 0
 
-    def stepped(*_: Any) -> None:
-        nonlocal steps
+    def stepped(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        nonlocal steps, first
+        first = first or id(optimizer)
+        if id(optimizer) != first:
+            return
         steps += 1
         write(step=steps, seconds=time.perf_counter())
         if steps == stop:

@@ -4,8 +4,8 @@
 
 NAME is a folder beside this file. It holds ``client.json`` (what the codebase is, where it is
 published, how it is run), ``edits.txt`` (our lines) and, where the codebase no longer runs as it
-is, ``port.txt``: what it needs with or without us, which is not counted. DIR is a checkout of the
-version that ``client.json`` names; it stays as it is.
+is, ``port.txt``: what it needs with or without us, which is not counted; ``prepare.py`` makes what
+else it reads. DIR is a checkout of the version that ``client.json`` names; it stays as it is.
 
 Then, on a small data set that is made first:
 
@@ -24,6 +24,7 @@ import argparse
 import json
 import os
 import re
+import runpy
 import shutil
 import signal
 import statistics
@@ -104,7 +105,7 @@ class Client:
         ]
         observed = self.scratch / "observed.jsonl"
         observed.unlink(missing_ok=True)
-        directory = tree / setup.get("directory", ".")
+        directory = tree / setup.get("directory", ".").format(**places)
         environment = {
             **os.environ,
             **{
@@ -264,6 +265,10 @@ def main() -> int:
         client = Client(options.name, options.checkout.resolve(), Path(scratch), data.resolve())
         if not (data / "pairing.json").exists():
             tiny.make(data)
+        prepare = HERE / options.name / "prepare.py"
+        if prepare.exists() and not (data / f"{options.name}.prepared").exists():
+            runpy.run_path(str(prepare))["make"](data)
+            (data / f"{options.name}.prepared").touch()
         found = measure(client, options.rounds)
     (HERE / client.name / "log.txt").write_text("\n".join(client.log) + "\n")
     document = json.loads(RESULT.read_text()) if RESULT.exists() else {"clients": {}}
