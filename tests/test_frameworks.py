@@ -12,10 +12,12 @@ from typing import Any
 import framework_ranks
 import pytest
 import torch
-from conftest import Numbered, NumberedBetons
+import torchvision
+from conftest import Betons, Numbered, NumberedBetons
 from processes import Server, ended
+from torchvision.models.resnet import BasicBlock
 
-from xmix_data import RandomCrop, XMixLoader
+from xmix_data import JointHead, RandomCrop, XMixLoader
 
 EPOCHS = 3
 SECONDS = 120
@@ -243,6 +245,108 @@ def test_the_trainer_goes_on_from_every_step(
     for done in (1, steps - 1, steps, steps + 2):
         rest = fit(tmp_path / "rest", tmp_path / "whole" / f"checkpoint-{done}")
         assert rest == whole[done:], f"after step {done} of {steps} in an epoch"
+
+
+# Loops that save at an epoch's end, with what their packages bring
+
+
+class TimmsCheckpoints:
+    """As timm's train.py: its saver, its averaged weights, its loss."""
+
+    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, folder: Path):
+        timm = pytest.importorskip("timm", reason="needs timm")
+        self.criterion = timm.loss.SoftTargetCrossEntropy()
+        self.model, self.optimizer, self.path = model, optimizer, folder / "last.pth.tar"
+        self.resume_checkpoint = timm.models.resume_checkpoint
+        self.average = timm.utils.ModelEmaV3(model, decay=0.9)
+        self.saver = timm.utils.CheckpointSaver(
+            model,
+            optimizer,
+            model_ema=self.average,
+            checkpoint_dir=str(folder),
+            recovery_dir=str(folder),
+        )
+
+    def stepped(self) -> None:
+        self.average.update(self.model)
+
+    def save(self, epoch: int) -> None:
+        self.saver.save_checkpoint(epoch)
+
+    def resume(self) -> int:
+        return int(self.resume_checkpoint(self.model, str(self.path), self.optimizer))
+
+
+class TorchvisionsCheckpoints:
+    """As torchvision's references: a dict, averaged weights of torch.optim.swa_utils."""
+
+    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, folder: Path):
+        self.criterion = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
+        self.model, self.optimizer, self.path = model, optimizer, folder / "checkpoint.pth"
+        decay = torch.optim.swa_utils.get_ema_multi_avg_fn(0.9)
+        self.average = torch.optim.swa_utils.AveragedModel(
+            model, multi_avg_fn=decay, use_buffers=True
+        )
+
+    def stepped(self) -> None:
+        self.average.update_parameters(self.model)
+
+    def save(self, epoch: int) -> None:
+        parts = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        torch.save({**parts, "epoch": epoch}, self.path)
+
+    def resume(self) -> int:
+        saved = torch.load(self.path, weights_only=True)
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        return int(saved["epoch"]) + 1
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("kind", [TimmsCheckpoints, TorchvisionsCheckpoints])
+def test_a_loop_that_saves_epochs_goes_on_at_the_next(
+    betons: Betons, tmp_path: Path, kind: Any, world_size: int
+) -> None:
+    """``sampler.set_epoch`` alone says where: the loader's state is not saved."""
+
+    def run(epochs: int, resume: bool = False) -> tuple[list[list[int]], dict[str, torch.Tensor]]:
+        loader = XMixLoader(
+            betons.target_raw,
+            betons.source_raw,
+            betons.pairing,
+            batch_size=6,
+            crop=RandomCrop(32),
+            labels="soft",
+            rank=world_size - 1,
+            world_size=world_size,
+        )
+        torch.manual_seed(0)
+        model = torchvision.models.resnet.ResNet(BasicBlock, [1, 1, 1, 1])
+        model.fc = JointHead(512, loader.num_target_classes, loader.num_source_classes)
+        optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
+        checkpoints = kind(model, optimizer, tmp_path)
+        seen: list[list[int]] = []
+        for epoch in range(checkpoints.resume() if resume else 0, epochs):
+            loader.sampler.set_epoch(epoch)
+            model.train()
+            for images, labels in loader:
+                checkpoints.criterion(model(images), labels).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                checkpoints.stepped()
+                rows = loader.last_rows
+                assert rows is not None and rows.source is not None
+                seen.append([*rows.target.tolist(), *rows.source.tolist()])
+            for network in (model, checkpoints.average):  # evaluation sees the target alone
+                assert network.eval()(images).shape == (6, loader.num_target_classes)
+            checkpoints.save(epoch)
+        return seen, model.state_dict()
+
+    whole, weights = run(EPOCHS)
+    first, _ = run(1)
+    rest, resumed = run(EPOCHS, resume=True)
+    assert first + rest == whole
+    assert all(torch.equal(resumed[name], weights[name]) for name in weights)
 
 
 # Several processes
