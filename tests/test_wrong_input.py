@@ -116,7 +116,7 @@ class Body(nn.Module):
         return self.wraps(self.last(self.pool(images).flatten(1)))
 
 
-def tests_of(betons: Betons, **options: Any) -> ImageLoader:
+def clean_images(betons: Betons, **options: Any) -> ImageLoader:
     return ImageLoader(betons.target_raw, batch_size=8, crop=CenterCrop(32), **options)
 
 
@@ -124,9 +124,9 @@ def test_evaluate_takes_networks_that_give_logits(betons: Betons) -> None:
     """With a joint head too, and batches of any names."""
     head = JointHead(12, 4, 6)
     backbone = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
-    expected = evaluate(TransferNetwork(backbone, head.to_linear()), tests_of(betons))
-    assert evaluate(Body(head), tests_of(betons)) == expected
-    assert evaluate(Body(head.to_linear()), tests_of(betons, names=("x", "y"))) == expected
+    expected = evaluate(TransferNetwork(backbone, head.to_linear()), clean_images(betons))
+    assert evaluate(Body(head), clean_images(betons)) == expected
+    assert evaluate(Body(head.to_linear()), clean_images(betons, names=("x", "y"))) == expected
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_evaluate_says_what_network_to_give(
 ) -> None:
     network.train()
     with pytest.raises(ValueError, match=message):
-        evaluate(network, tests_of(betons))
+        evaluate(network, clean_images(betons))
     assert network.training
 
 
@@ -161,7 +161,7 @@ def test_evaluate_says_what_loader_to_give(betons: Betons, loader: XMixLoader) -
             ValueError, match=r"loader is a \w+; give an ImageLoader of the test set"
         ):
             evaluate(network, wrong)  # type: ignore[arg-type]
-    lacking = tests_of(betons, classes_from=[*betons.target_raw.class_names, "more"])
+    lacking = clean_images(betons, classes_from=[*betons.target_raw.class_names, "more"])
     with pytest.raises(ValueError, match=r"counts 5 classes; .* classes_from=training_loader"):
         evaluate(network, lacking)
 

@@ -172,7 +172,9 @@ def _named(batch: Sequence[torch.Tensor] | Mapping[str, torch.Tensor]) -> MixedB
     try:
         if isinstance(batch, Mapping):
             return MixedBatch(*(batch[name] for name in MixedBatch._fields))
-        return MixedBatch(*batch)
+        if isinstance(batch, (tuple, list)):
+            return MixedBatch(*batch)
+        raise TypeError
     except (KeyError, TypeError):
         found = f"a {type(batch).__name__}"
         if isinstance(batch, Mapping):
