@@ -130,9 +130,8 @@ class XMixLoader(Loader[Any]):
         one_of("labels", labels, ("pair", "soft", "dict"))
         if labels == "soft" and not mix:
             raise ValueError("soft labels belong to mixed images; set mix=True or labels='pair'")
-        fields = MixedBatch._fields if mix else PairedBatch._fields
-        fields = SOFT_FIELDS if labels == "soft" else fields
-        names = field_names(names, fields)
+        fields: tuple[str, ...] = MixedBatch._fields if mix else PairedBatch._fields
+        names = field_names(names, SOFT_FIELDS if labels == "soft" else fields)
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing is {label_smoothing}; give a share in [0, 1)")
         if label_smoothing and labels != "soft":
