@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import warnings
@@ -15,6 +16,7 @@ import torch
 import torchvision
 from conftest import Betons, Numbered, NumberedBetons
 from processes import Server, ended
+from torch.nn import functional
 from torchvision.models.resnet import BasicBlock
 
 from xmix_data import JointHead, RandomCrop, XMixLoader
@@ -245,6 +247,30 @@ def test_the_trainer_goes_on_from_every_step(
     for done in (1, steps - 1, steps, steps + 2):
         rest = fit(tmp_path / "rest", tmp_path / "whole" / f"checkpoint-{done}")
         assert rest == whole[done:], f"after step {done} of {steps} in an epoch"
+
+
+def test_what_foreign_criteria_say_or_do_in_silence() -> None:
+    """As troubleshooting lists it, for n = 3, m = 5 and a batch of 4."""
+    logits, ids = torch.randn(4, 8), torch.tensor([0, 1, 2, 0])
+    soft = torch.randn(4, 8).softmax(1)
+    said = [
+        (lambda: functional.cross_entropy(logits[:, :3], soft), "0D or 1D target tensor expected"),
+        (lambda: functional.nll_loss(logits, soft), "0D or 1D target tensor expected"),
+        (lambda: functional.binary_cross_entropy_with_logits(logits[:, :3], soft), "Target size"),
+        (lambda: functional.cross_entropy(logits, soft, torch.ones(3)), "weight tensor should be"),
+        (lambda: functional.cross_entropy(logits, soft, ignore_index=0), "ignore_index is not"),
+        (lambda: functional.cross_entropy((logits, logits), ids), "must be Tensor, not tuple"),  # type: ignore[arg-type]
+        (lambda: functional.one_hot(ids + 3, 3), "Class values must be smaller than num_classes"),
+        (lambda: soft.view(1, -1).expand(2, 4), "The expanded size of the tensor"),
+        (lambda: logits.gather(1, soft), "gather(): Expected dtype"),
+    ]
+    page = (Path(__file__).parents[1] / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    for call, words in said:
+        with pytest.raises((RuntimeError, ValueError, TypeError), match=re.escape(words)):
+            call()
+        assert words in page
+    assert torch.isfinite(functional.cross_entropy(logits, ids))  # n + m logits, ids below n
+    assert functional.kl_div(logits, soft, reduction="batchmean").isfinite()
 
 
 # Loops that save at an epoch's end, with what their packages bring

@@ -84,7 +84,7 @@ def watch_loaders(write: Any) -> None:
             )
             return batch
 
-    XMixLoader.__iter__ = Watched  # type: ignore[method-assign, assignment]
+    XMixLoader.__iter__ = lambda loader: Watched(loader)  # type: ignore[method-assign]
 
 
 def watch_ffcv(write: Any) -> None:
