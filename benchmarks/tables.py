@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 from figures import PLOTS
 from results import FIGURES, ROOT, digest
-from table_parts import gpu, loading, pretrained, reliability, training
+from table_parts import clients, gpu, loading, pretrained, reliability, training
 
 BLOCK = re.compile(r"(<!-- table: (\w+)(, brief)? -->\n).*?(<!-- end of table -->)", re.S)
 
@@ -50,6 +50,7 @@ TABLES: dict[str, Callable[[], str]] = {
         reliability.damage,
         reliability.lifetimes,
         reliability.soak,
+        clients.clients,
         gpu.gpu_steps,
         gpu.gpu_feeding,
         gpu.gpu_kernel,

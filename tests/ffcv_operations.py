@@ -8,8 +8,12 @@ Loader compiles for seconds more. Prints ``ok NAME``, or the traceback of what f
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
+import os
+import socket
+import subprocess
 import sys
 import threading
 import traceback
@@ -322,7 +326,58 @@ def a_class_without_a_sound_image_is_an_error_and_no_hang() -> None:
     assert not thread.is_alive() and "cannot be decoded" in str(caught[0])
 
 
+AS_A_RANK = "--as-a-rank"
+RANKS, COUNT = 2, 31
+"""The images, which two processes cannot share evenly."""
+
+
+def as_a_rank() -> None:
+    """What a process of two gets in three epochs, the last one after a resume; as JSON."""
+    torch.distributed.init_process_group("gloo")
+    told: dict[str, Any] = {}
+    for order in (OrderOption.RANDOM, OrderOption.SEQUENTIAL):
+        one = loader(distributed=True, order=order, indices=np.arange(COUNT), num_workers=1)
+        epochs = [batches(one) for _ in range(2)]
+        one.next_epoch = 1
+        epochs.append(batches(one))
+        told[order.name] = [multiset(epoch) for epoch in epochs]
+    print(json.dumps(told))
+    torch.distributed.destroy_process_group()
+
+
+@trial
+def two_processes_share_an_epoch_and_draw_as_one() -> None:
+    alone = loader(indices=np.arange(COUNT))
+    expected = [[list(row) for row in multiset(batches(alone))] for _ in range(2)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    job = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(RANKS)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(folder), AS_A_RANK],
+            env={**os.environ, **job, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(RANKS)
+    ]
+    outputs = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * RANKS
+    ranks = [json.loads(output.splitlines()[-1]) for output in outputs]
+    for order in ("RANDOM", "SEQUENTIAL"):
+        for number, epoch in enumerate((0, 1, 1)):
+            parts = [rank[order][number] for rank in ranks]
+            assert [len(part) for part in parts] == [16, 16]  # torch pads with the first ones
+            rows = sorted(parts[0] + parts[1])
+            twice = [row for row, other in itertools.pairwise(rows) if row == other]
+            rows.remove(twice[0])
+            assert len(twice) == 1 and rows == expected[epoch]
+
+
 def main() -> None:
+    if sys.argv[2:] == [AS_A_RANK]:
+        return as_a_rank()
     for name in sys.argv[2:] or TRIALS:
         try:
             TRIALS[name]()

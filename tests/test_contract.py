@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import pickle
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,38 @@ def test_a_dict_has_the_fields_by_name(betons: Betons, backend: str, mix: bool) 
     ):
         assert type(named) is dict and list(named) == list(batch._fields)
         assert_same(type(batch)(**named), batch)
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({"labels": "soft"}, ("pixel_values", "labels")),
+        ({}, ("x", "t", "s", "weight")),
+        ({"labels": "dict"}, ("x", "t", "s", "weight")),
+        ({"mix": False}, ("x_t", "x_s", "t", "s", "domain", "weight")),
+    ],
+    ids=str,
+)
+def test_fields_may_have_other_names(
+    betons: Betons, options: dict[str, Any], names: tuple[str, ...]
+) -> None:
+    loader = mixed(betons, **options, names=list(names))
+    assert loader.names == names == pickle.loads(pickle.dumps(loader)).names
+    assert list(loader.peek()) == list(names)
+    for batch, named in zip(mixed(betons, **options), loader, strict=True):
+        fields = batch.values() if isinstance(batch, dict) else batch
+        assert list(named) == list(names)
+        assert_same(tuple(named.values()), tuple(fields))
+
+
+def test_images_and_labels_may_have_other_names(betons: Betons) -> None:
+    settings: dict[str, Any] = {"batch_size": 8, "crop": CenterCrop(32)}
+    named = ImageLoader(betons.target_raw, **settings, names=("image", "label"))
+    for batch, other in zip(named, ImageLoader(betons.target_raw, **settings), strict=True):
+        assert list(batch) == ["image", "label"]
+        assert_same(tuple(batch.values()), other)
+    with pytest.raises(ValueError, match="names is 'image'; give 2 different names, for images, l"):
+        ImageLoader(betons.target_raw, **settings, names="image")
 
 
 @pytest.mark.parametrize("mix", [True, False])
@@ -867,6 +900,12 @@ def test_image_loader_normalises_alike(betons: Betons, fast_backend: str) -> Non
         ({"dtype": torch.uint8}, "mixed images are no uint8"),
         ({"labels": "soft", "mix": False}, "soft labels belong to mixed images"),
         ({"labels": "hard"}, "labels is 'hard'"),
+        (
+            {"labels": "soft", "names": ("x", "y", "z")},
+            "give 2 different names, for images, s",
+        ),
+        ({"names": ("x", "x", "y", "z")}, "give 4 different names, for images, target_labels, sou"),
+        ({"names": "xyz", "mix": False}, "give 6 different names, for target_images, source_im"),
         ({"alpha": 0.0}, "alpha is 0.0"),
         ({"beta": -1.0}, "beta is -1.0"),
         ({"alpha": float("nan")}, "alpha is nan"),

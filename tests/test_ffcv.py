@@ -29,7 +29,7 @@ def tried(folder: Path, *names: str) -> None:
     assert "Warning" not in done.stderr, done.stderr
     ended = re.findall(r"^ok (\w+)", done.stdout, re.M)
     every = re.findall(r"^@trial\ndef (\w+)", TRIALS.read_text(), re.M)
-    assert ended == list(names or every) and len(every) == 12
+    assert ended == list(names or every) and len(every) == 13
 
 
 def test_mixing_in_a_pipeline(tmp_path: Path) -> None:

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
+import framework_ranks
 import pytest
 import torch
-from conftest import Numbered, NumberedBetons
+import torchvision
+from conftest import Betons, Numbered, NumberedBetons
+from processes import Server, ended
+from torch.nn import functional
+from torchvision.models.resnet import BasicBlock
 
-from xmix_data import RandomCrop, XMixLoader
+from xmix_data import JointHead, RandomCrop, XMixLoader
 
 EPOCHS = 3
+SECONDS = 120
+"""What takes longer is stuck."""
 
 
 def loader_of(numbered: NumberedBetons, **options: Any) -> XMixLoader:
@@ -138,6 +147,15 @@ def test_accelerate_goes_on_from_every_step(
         assert run(done, folder) + run(None, folder) == whole
 
 
+def test_accelerate_cannot_skip_by_building_a_dataloader(numbered: NumberedBetons) -> None:
+    accelerate = pytest.importorskip("accelerate", reason="needs accelerate")
+    accelerator = accelerate.Accelerator(cpu=True)
+    with loader_of(numbered) as loader:
+        skipping = accelerator.skip_first_batches(loader, 2)
+        with pytest.raises(TypeError, match="load_state_dict"):
+            next(iter(skipping))
+
+
 @pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize("drop_last", [True, False])
 def test_a_plain_loop_goes_on_from_every_step(
@@ -229,3 +247,164 @@ def test_the_trainer_goes_on_from_every_step(
     for done in (1, steps - 1, steps, steps + 2):
         rest = fit(tmp_path / "rest", tmp_path / "whole" / f"checkpoint-{done}")
         assert rest == whole[done:], f"after step {done} of {steps} in an epoch"
+
+
+def test_what_foreign_criteria_say_or_do_in_silence() -> None:
+    """As troubleshooting lists it, for n = 3, m = 5 and a batch of 4."""
+    logits, ids = torch.randn(4, 8), torch.tensor([0, 1, 2, 0])
+    soft = torch.randn(4, 8).softmax(1)
+    said = [
+        (lambda: functional.cross_entropy(logits[:, :3], soft), "0D or 1D target tensor expected"),
+        (lambda: functional.nll_loss(logits, soft), "0D or 1D target tensor expected"),
+        (lambda: functional.binary_cross_entropy_with_logits(logits[:, :3], soft), "Target size"),
+        (lambda: functional.cross_entropy(logits, soft, torch.ones(3)), "weight tensor should be"),
+        (lambda: functional.cross_entropy(logits, soft, ignore_index=0), "ignore_index is not"),
+        (lambda: functional.cross_entropy((logits, logits), ids), "must be Tensor, not tuple"),  # type: ignore[arg-type]
+        (lambda: functional.one_hot(ids + 3, 3), "Class values must be smaller than num_classes"),
+        (lambda: soft.view(1, -1).expand(2, 4), "The expanded size of the tensor"),
+        (lambda: logits.gather(1, soft), "gather(): Expected dtype"),
+    ]
+    page = (Path(__file__).parents[1] / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    for call, words in said:
+        with pytest.raises((RuntimeError, ValueError, TypeError), match=re.escape(words)):
+            call()
+        assert words in page
+    assert torch.isfinite(functional.cross_entropy(logits, ids))  # n + m logits, ids below n
+    assert functional.kl_div(logits, soft, reduction="batchmean").isfinite()
+
+
+# Loops that save at an epoch's end, with what their packages bring
+
+
+class TimmsCheckpoints:
+    """As timm's train.py: its saver, its averaged weights, its loss."""
+
+    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, folder: Path):
+        timm = pytest.importorskip("timm", reason="needs timm")
+        self.criterion = pytest.importorskip("timm.loss").SoftTargetCrossEntropy()
+        self.model, self.optimizer, self.path = model, optimizer, folder / "last.pth.tar"
+        self.resume_checkpoint = timm.models.resume_checkpoint
+        self.average = timm.utils.ModelEmaV3(model, decay=0.9)
+        self.saver = timm.utils.CheckpointSaver(
+            model,
+            optimizer,
+            model_ema=self.average,
+            checkpoint_dir=str(folder),
+            recovery_dir=str(folder),
+        )
+
+    def stepped(self) -> None:
+        self.average.update(self.model)
+
+    def save(self, epoch: int) -> None:
+        self.saver.save_checkpoint(epoch)
+
+    def resume(self) -> int:
+        return int(self.resume_checkpoint(self.model, str(self.path), self.optimizer))
+
+
+class TorchvisionsCheckpoints:
+    """As torchvision's references: a dict, averaged weights of torch.optim.swa_utils."""
+
+    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, folder: Path):
+        self.criterion = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
+        self.model, self.optimizer, self.path = model, optimizer, folder / "checkpoint.pth"
+        decay = torch.optim.swa_utils.get_ema_multi_avg_fn(0.9)
+        self.average = torch.optim.swa_utils.AveragedModel(
+            model, multi_avg_fn=decay, use_buffers=True
+        )
+
+    def stepped(self) -> None:
+        self.average.update_parameters(self.model)
+
+    def save(self, epoch: int) -> None:
+        parts = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        torch.save({**parts, "epoch": epoch}, self.path)
+
+    def resume(self) -> int:
+        saved = torch.load(self.path, weights_only=True)
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        return int(saved["epoch"]) + 1
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("kind", [TimmsCheckpoints, TorchvisionsCheckpoints])
+def test_a_loop_that_saves_epochs_goes_on_at_the_next(
+    betons: Betons, tmp_path: Path, kind: Any, world_size: int
+) -> None:
+    """``sampler.set_epoch`` alone says where: the loader's state is not saved."""
+
+    def run(epochs: int, resume: bool = False) -> tuple[list[list[int]], dict[str, torch.Tensor]]:
+        loader = XMixLoader(
+            betons.target_raw,
+            betons.source_raw,
+            betons.pairing,
+            batch_size=6,
+            crop=RandomCrop(32),
+            labels="soft",
+            rank=world_size - 1,
+            world_size=world_size,
+        )
+        torch.manual_seed(0)
+        model = torchvision.models.resnet.ResNet(BasicBlock, [1, 1, 1, 1])
+        model.fc = JointHead(512, loader.num_target_classes, loader.num_source_classes)
+        optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
+        checkpoints = kind(model, optimizer, tmp_path)
+        seen: list[list[int]] = []
+        for epoch in range(checkpoints.resume() if resume else 0, epochs):
+            loader.sampler.set_epoch(epoch)
+            model.train()
+            for images, labels in loader:
+                checkpoints.criterion(model(images), labels).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                checkpoints.stepped()
+                rows = loader.last_rows
+                assert rows is not None and rows.source is not None
+                seen.append([*rows.target.tolist(), *rows.source.tolist()])
+            for network in (model, checkpoints.average):  # evaluation sees the target alone
+                assert network.eval()(images).shape == (6, loader.num_target_classes)
+            checkpoints.save(epoch)
+        return seen, model.state_dict()
+
+    whole, weights = run(2)
+    first, _ = run(1)
+    rest, resumed = run(2, resume=True)
+    assert first + rest == whole
+    assert all(torch.equal(resumed[name], weights[name]) for name in weights)
+
+
+# Several processes
+
+
+@pytest.mark.parametrize(
+    "framework",
+    [
+        pytest.param("lightning", marks=pytest.mark.slow),
+        "accelerate",
+        pytest.param("trainer", marks=pytest.mark.slow),
+    ],
+)
+def test_two_processes_go_on_from_checkpoints(
+    numbered: NumberedBetons, tmp_path: Path, forked: Server, framework: str
+) -> None:
+    """In the middle of an epoch, at its end, and in the middle of the next one."""
+    package = {"trainer": "transformers"}.get(framework, framework)
+    pytest.importorskip(package, reason=f"needs {package}")
+    folder = numbered.target.path.parent
+    numbered.pairing.save(folder / "ranks.json")
+    whole = []
+    for rank in range(2):
+        with loader_of(numbered, rank=rank, world_size=2, drop_last=False) as loader:
+            whole.append([of(batch) for _ in range(framework_ranks.EPOCHS) for batch in loader])
+    steps = len(whole[0]) // framework_ranks.EPOCHS
+    stops = (1, steps, steps + 2)
+    arguments = framework, str(folder), str(tmp_path), *map(str, stops)
+    job = forked.job(2, framework_ranks.__file__, *arguments)
+    for rank, (status, out, err) in enumerate(ended(job, SECONDS)):
+        assert status == 0, err
+        told = json.loads(out.splitlines()[-1])
+        assert told["whole"] == whole[rank]
+        for stop in stops:
+            assert told[str(stop)] == whole[rank][stop:], f"rank {rank}, after step {stop}"

@@ -1069,8 +1069,8 @@ def test_a_joint_head_says_both_in_training_and_the_target_in_evaluation() -> No
     assert torch.equal(again(z), both)
     assert torch.equal(torch.compile(again, fullgraph=True, backend="eager")(z), both)
     assert repr(head) == "JointHead(features=12, num_target=4, num_source=6, bias=True)"
-    for wrong in ((0, 4, 6), (12, 0, 6), (12, 4, 0)):
-        with pytest.raises(ValueError, match="at least 1"):
+    for wrong in ((0, 4, 6), (12, 0, 6), (12, 4, 0), (12.0, 4, 6), (12, ["t0"], 6), (12, 4, None)):
+        with pytest.raises(ValueError, match=r"is .*; it must be a whole number of at least 1"):
             JointHead(*wrong)
 
 
@@ -1087,6 +1087,19 @@ def test_a_joint_head_starts_from_a_classifier() -> None:
     assert not torch.equal(named.weight[4], imagenet.weight[0])
     with pytest.raises(ValueError, match="from 0 to 5"):
         JointHead.from_linear(old, 4, rows=[6])
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_joint_head_ends_as_a_classifier_of_the_target(bias: bool) -> None:
+    head, z = (
+        JointHead(12, 4, 6, bias=bias, dtype=torch.float64).eval(),
+        torch.randn(5, 12).double(),
+    )
+    plain = head.to_linear()
+    assert type(plain) is torch.nn.Linear and torch.equal(plain(z), head(z))
+    with torch.no_grad():
+        plain.weight.zero_()
+    assert head.weight.any()  # it is a copy
 
 
 def test_a_joint_head_trains_as_two_heads_in_one_softmax() -> None:

@@ -365,13 +365,58 @@ def test_peek_is_the_next_batch_and_changes_nothing(numbered: NumberedBetons, ba
     assert peeked() == epoch_of(numbered, 6)[0]
 
 
+@pytest.mark.parametrize("drop_last", [True, False])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_skip_goes_on_behind_batches(
+    numbered: NumberedBetons, world_size: int, drop_last: bool
+) -> None:
+    """From any place, over ends of epochs; the epoch may be named after that, as by frameworks."""
+    options = {"rank": 0, "world_size": world_size, "drop_last": drop_last, "batch_size": 5}
+    whole = [batch for epoch in range(5) for batch in epoch_of(numbered, epoch, **options)]
+    steps = len(whole) // 5
+    for start in (0, 2, steps):
+        for batches in (0, 1, steps - 1, steps, steps + 1, 2 * steps):
+            loader = crops(numbered, **options)
+            loader.set_epoch(start // steps)
+            for _ in zip(range(start % steps), loader, strict=False):
+                pass
+            loader.load_state_dict(loader.state_dict())
+            loader.skip(batches)
+            loader.set_epoch(loader.epoch)
+            epoch = (start + batches) // steps
+            assert loader.epoch == epoch
+            assert shown(loader) == whole[start + batches : (epoch + 1) * steps]
+            assert shown(loader) == whole[(epoch + 1) * steps : (epoch + 2) * steps]
+
+
+def test_skip_counts_from_where_the_next_pass_would_begin(numbered: NumberedBetons) -> None:
+    loader = crops(numbered)
+    next(iter(loader))  # a pass that was left: the next one is the next epoch's
+    loader.skip(2)
+    assert shown(loader) == epoch_of(numbered, 1)[2:]
+    coarse = crops(numbered, batch_size=9)
+    next(iter(coarse))
+    fine = crops(numbered)
+    fine.load_state_dict(coarse.state_dict())  # sample 9, which is in the middle of a batch
+    fine.skip(1)
+    expected = [i for batch in epoch_of(numbered, 0, drop_last=False) for i in batch]
+    assert [i for batch in shown(fine) for i in batch] == expected[13:]
+    for wrong in (-1, 1.5, "2"):
+        with pytest.raises(ValueError, match=r"batches is .*; it must be a whole number of"):
+            loader.skip(wrong)
+
+
 def test_dataset_and_sampler(numbered: NumberedBetons) -> None:
     loader = crops(numbered, rank=1, world_size=2, batch_size=5, drop_last=False)
     assert len(loader.dataset) == 37 and loader.dataset.classes == ["t0", "t1", "t2"]
     assert loader.dataset.class_to_idx == {"t0": 0, "t1": 1, "t2": 2}
     assert loader.dataset.targets == numbered.target.labels.tolist()
     assert len(loader.sampler) == sum(len(batch.lam) for batch in loader) == 19
-    assert not hasattr(loader, "batch_sampler")  # Accelerate would rebuild a DataLoader
+    assert len(loader.batch_sampler) == len(loader)
+    loader.batch_sampler.set_epoch(4)  # timm's train.py prefers it
+    assert loader.epoch == 4
+    with pytest.raises(TypeError, match=r"makes its batches itself.*load_state_dict"):
+        iter(loader.batch_sampler)
 
 
 @pytest.mark.parametrize("labels", ["pair", "soft"])

@@ -78,7 +78,14 @@ def as_backbone(model: str | nn.Module | Backbone) -> Backbone:
     """
     if isinstance(model, str):
         return load_backbone(model, "default")
-    return model if isinstance(model, Backbone) else Backbone(model, type(model).__name__)
+    if isinstance(model, Backbone):
+        return model
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f'backbone is {model!r}; give the name of a model, e.g. "resnet50", a torch.nn.Module '
+            "that ends in a linear classifier, or a Backbone"
+        )
+    return Backbone(model, type(model).__name__)
 
 
 class _Call(NamedTuple):

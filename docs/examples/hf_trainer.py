@@ -1,4 +1,4 @@
-"""XMixup in Hugging Face's Trainer: its batches are dicts, and so the loader's become dicts.
+"""XMixup in Hugging Face's Trainer: batches by the names that models look for, and one joint head.
 
 pip install transformers accelerate
 python hf_trainer.py target.beton source.beton pairing.json
@@ -10,52 +10,25 @@ import torch
 from torchvision.models import resnet50
 from transformers import Trainer, TrainingArguments
 
-from xmix_data import MixedBatch, RandomCrop, XMixLoader, xmixup_loss
+from xmix_data import JointHead, RandomCrop, XMixLoader
 
 
-class Dicts:
-    """A loader whose batches are dicts, for the Trainer moves these."""
+class Classifier(torch.nn.Module):
+    """What transformers' image classifiers are: pixel_values to logits, by name."""
 
-    def __init__(self, loader):
-        self.loader, self.set_epoch = loader, loader.set_epoch
-
-    def __len__(self):
-        return len(self.loader)
-
-    def __iter__(self):
-        return (batch._asdict() for batch in self.loader)
-
-
-class TwoHeads(torch.nn.Module):
-    """A backbone with a target head and a source head."""
-
-    def __init__(self, model, loader):
+    def __init__(self, model):
         super().__init__()
-        features = model.fc.in_features
-        model.fc = torch.nn.Identity()
         self.model = model
-        self.target_head = torch.nn.Linear(features, loader.num_target_classes)
-        self.source_head = torch.nn.Linear(features, loader.num_source_classes)
 
-    def forward(self, images):
-        z = self.model(images)
-        return self.target_head(z), self.source_head(z)
+    def forward(self, pixel_values):
+        return {"logits": self.model(pixel_values)}
 
 
-class XMixupTrainer(Trainer):
-    """A Trainer that is fed by an XMixLoader."""
-
-    def __init__(self, loader, **options):
-        super().__init__(**options)
-        self.loader = loader
-
-    def get_train_dataloader(self):
-        return Dicts(self.loader)
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        outputs = model(inputs["images"])
-        loss = xmixup_loss(*outputs, MixedBatch(**inputs))
-        return (loss, outputs) if return_outputs else loss
+def soft_cross_entropy(outputs, labels, num_items_in_batch=None):
+    """Mean over the images of a step, whatever the number of its batches and processes."""
+    total = torch.nn.functional.cross_entropy(outputs["logits"], labels, reduction="sum")
+    # The Trainer counts the elements of `labels`: n + m for each image, and 1 in evaluation.
+    return total * labels[0].numel() / (num_items_in_batch or labels.numel())
 
 
 def train(
@@ -90,11 +63,19 @@ def train(
         pairing,
         batch_size=batch_size,
         crop=RandomCrop(crop),
+        labels="soft",
+        names=("pixel_values", "labels"),
         device=arguments.device,
     )
-    network = TwoHeads(model, loader)
+    model.fc = JointHead(
+        model.fc.in_features, loader.num_target_classes, loader.num_source_classes
+    )  # in eval mode it gives the target's logits alone: metrics stay as they are
+    network = Classifier(model)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
-    trainer = XMixupTrainer(loader, model=network, args=arguments, optimizers=(optimizer, None))
+    trainer = Trainer(
+        network, arguments, compute_loss_func=soft_cross_entropy, optimizers=(optimizer, None)
+    )
+    trainer.get_train_dataloader = lambda: loader
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return [float(loss) for loss in losses]

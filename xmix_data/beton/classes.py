@@ -58,8 +58,8 @@ def class_list(classes_from: Any) -> ClassList:
         found = ClassList(same_forms(map(str, classes_from)), "the list of names", True, "")
     else:
         raise ValueError(
-            f"classes_from is {classes_from!r}; give a beton, its path, a Domain, a loader, or a "
-            "list of class names"
+            f"classes_from is a {type(classes_from).__name__}; give a beton, its path, a Domain, a "
+            "loader, or a list of class names by id, e.g. dataset.classes"
         )
     twice = first_repeated(found.names)
     if twice is not None:

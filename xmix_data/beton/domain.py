@@ -125,7 +125,8 @@ def open_domain(betons: DomainLike) -> Domain:
     Raises:
         FileNotFoundError: A beton does not exist.
         BetonError: A beton is damaged.
-        ValueError: The list is empty, or a set of shards is incomplete or does not fit together.
+        ValueError: The list is empty, something in it is no beton, or a set of shards is incomplete
+            or does not fit together.
 
     Examples:
         >>> domain = open_domain(["target.beton", "source.beton"])
@@ -138,6 +139,12 @@ def open_domain(betons: DomainLike) -> Domain:
         return betons
     if isinstance(betons, (str, os.PathLike, Beton)):
         betons = [betons]
+    for one in betons if isinstance(betons, (list, tuple)) else [betons]:
+        if not isinstance(one, (str, os.PathLike, Beton)):
+            raise ValueError(
+                f"a {type(one).__name__} is no beton; give the path of one, or a list of paths "
+                "(write_beton(dataset, path) makes one of a dataset)"
+            )
     opened = [b if isinstance(b, Beton) else Beton(b) for b in betons]
     if not opened:
         raise ValueError("the list of betons is empty; give at least one")

@@ -7,7 +7,7 @@ Comes in: a plan, domains and options. Goes out: batches on the device. A loader
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -24,7 +24,7 @@ from xmix_data.loader.feed import Feed
 from xmix_data.loader.options import default_workers, one_of, three_channels, usable_device
 from xmix_data.loader.position import Position
 from xmix_data.loader.spans import Share, Span
-from xmix_data.loader.views import DatasetView, SamplerView
+from xmix_data.loader.views import BatchSamplerView, DatasetView, SamplerView
 from xmix_data.options import MAX_SEED, whole_number
 from xmix_data.plan import Crop, Plan, PlanRows, with_crop
 from xmix_data.ranks import Ranks
@@ -129,6 +129,11 @@ class Loader(Generic[B]):
 
     def _batch(self, rows: PlanRows, images: tuple[torch.Tensor, ...]) -> B:
         raise NotImplementedError
+
+    def _by_name(self, batch: Sequence[torch.Tensor]) -> Any:
+        """Give a batch's fields the names that were asked for, if any were."""
+        names = self._options["names"]
+        return batch if names is None else dict(zip(names, batch, strict=True))
 
     def _laid_out(self, images: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         """Give images the memory format that was asked for; as backends make them they have one."""
@@ -299,6 +304,31 @@ class Loader(Generic[B]):
         self._end_pass()
         self._drop_feed()
         self._position.load(epoch, position)
+
+    def skip(self, batches: int) -> None:
+        """Go past batches that were trained on: the next iteration begins behind them.
+
+        For loops that count steps and save no state of a loader. As after `load_state_dict`, the
+        next iteration is the rest of that epoch, and `set_epoch` of that epoch keeps the position.
+
+        Args:
+            batches: Number of batches of each process, counted from where the next pass would
+                begin, also over the ends of epochs.
+
+        Raises:
+            ValueError: ``batches`` is no whole number from 0 on.
+
+        Examples:
+            >>> loader = ImageLoader("target.beton", batch_size=8, crop=CenterCrop(32))
+            >>> loader.skip(6)  # an epoch of four, and two
+            >>> loader.epoch, [len(labels) for _, labels in loader]
+            (1, [8, 3])
+        """
+        batches = whole_number("batches", batches, 0)
+        share = self._share("loader.skip()")
+        self._end_pass()
+        self._drop_feed()
+        self._position.skip(batches, share)
 
     def _sample_digest(self) -> str:
         if self._digest is None:
@@ -485,6 +515,11 @@ class Loader(Generic[B]):
     def sampler(self) -> SamplerView:
         """What frameworks tell the epoch."""
         return SamplerView(self)
+
+    @property
+    def batch_sampler(self) -> BatchSamplerView:
+        """What other frameworks tell the epoch; it cannot be iterated."""
+        return BatchSamplerView(self)
 
     @property
     def _domains(self) -> list[Domain]:

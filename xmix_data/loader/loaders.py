@@ -18,12 +18,15 @@ from xmix_data.backends import Spec
 from xmix_data.batch import MixedBatch, PairedBatch
 from xmix_data.beton import ClassList, DomainLike, class_list, ids_in_domain, open_domain
 from xmix_data.loader.base import Loader, Option
-from xmix_data.loader.options import one_of
+from xmix_data.loader.options import field_names, one_of
 from xmix_data.normalise import IMAGENET_MEAN, IMAGENET_STD
 from xmix_data.pairing import Pairing, log_provenance
 from xmix_data.plan import CenterCrop, Crop, PlanRows, RandomCrop, image_plan, paired_plan, with_mix
 
 __all__ = ["ImageLoader", "XMixLoader"]
+
+SOFT_FIELDS = ("images", "soft_labels")
+IMAGE_FIELDS = ("images", "labels")
 
 
 class XMixLoader(Loader[Any]):
@@ -43,6 +46,8 @@ class XMixLoader(Loader[Any]):
         labels: ``"pair"`` yields `MixedBatch`; ``"dict"`` its fields by name, for frameworks that
             look for names; ``"soft"`` yields (images, soft_labels) with soft_labels (B, n + m)
             float32, for any criterion.
+        names: A name for each field of a batch, in their order: batches are dicts with these keys,
+            as in ``labels="soft", names=("pixel_values", "labels")``. ``None``: as ``labels`` says.
         label_smoothing: With soft labels: the share, in [0, 1), of each label that is spread over
             the classes of its own set, see `MixedBatch.soft_labels`.
         memory_format: ``torch.channels_last`` or ``torch.contiguous_format``, which is a copy.
@@ -90,6 +95,7 @@ class XMixLoader(Loader[Any]):
     beta = Option()
     labels = Option()
     label_smoothing = Option()
+    names = Option()
     mix = Option()
 
     def __init__(
@@ -104,6 +110,7 @@ class XMixLoader(Loader[Any]):
         alpha: float = 1.0,
         beta: float = 1.0,
         labels: str = "pair",
+        names: Sequence[str] | None = None,
         label_smoothing: float = 0.0,
         memory_format: torch.memory_format = torch.channels_last,
         mix: bool = True,
@@ -123,6 +130,8 @@ class XMixLoader(Loader[Any]):
         one_of("labels", labels, ("pair", "soft", "dict"))
         if labels == "soft" and not mix:
             raise ValueError("soft labels belong to mixed images; set mix=True or labels='pair'")
+        fields: tuple[str, ...] = MixedBatch._fields if mix else PairedBatch._fields
+        names = field_names(names, SOFT_FIELDS if labels == "soft" else fields)
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing is {label_smoothing}; give a share in [0, 1)")
         if label_smoothing and labels != "soft":
@@ -146,6 +155,7 @@ class XMixLoader(Loader[Any]):
             "alpha": alpha,
             "beta": beta,
             "labels": labels,
+            "names": names,
             "label_smoothing": label_smoothing,
             "memory_format": memory_format,
             "mix": mix,
@@ -225,19 +235,20 @@ class XMixLoader(Loader[Any]):
         assert self._source is not None and rows.source is not None
         source_ids = self._source.labels[rows.source]
         labels = self._target.labels[rows.target], source_ids
-        batch: MixedBatch | PairedBatch
-        if self.mix:
-            batch = MixedBatch(*images, *self._on_device(*labels, rows.lam))
-            if self.labels == "soft":
-                both = self.num_target_classes, self.num_source_classes
-                return batch.images, batch.soft_labels(*both, self.label_smoothing)
-        else:
+        if not self.mix:
             domains = self._source.domain_of_class(source_ids)
-            batch = PairedBatch(*images, *self._on_device(*labels, domains, rows.lam))
-        return batch._asdict() if self.labels == "dict" else batch
+            batch: Any = PairedBatch(*images, *self._on_device(*labels, domains, rows.lam))
+        else:
+            batch = MixedBatch(*images, *self._on_device(*labels, rows.lam))
+        if self.labels == "soft":
+            both = self.num_target_classes, self.num_source_classes
+            batch = batch.images, batch.soft_labels(*both, self.label_smoothing)
+        elif self.labels == "dict" and self.names is None:
+            return batch._asdict()
+        return self._by_name(batch)
 
 
-class ImageLoader(Loader[tuple[torch.Tensor, torch.Tensor]]):
+class ImageLoader(Loader[Any]):
     """Images of one domain with their labels: for evaluation, features and plain fine-tuning.
 
     Yields (images, labels): (B, 3, H, W) channels_last in ``dtype``, and (B,) int64.
@@ -253,6 +264,7 @@ class ImageLoader(Loader[tuple[torch.Tensor, torch.Tensor]]):
             a test set the one of its training set), its path, a `Domain`, a loader, or a list of
             names. ``num_target_classes`` and ``dataset`` are then of its classes. For a beton
             without class names a list is the names of its ids.
+        names: Two names: batches are dicts of images and labels with these keys.
         pairing: Load only the source images that this pairing selects (its auxiliary set); the
             beton is its source.
         drop_last: As for `XMixLoader`, but off.
@@ -282,6 +294,7 @@ class ImageLoader(Loader[tuple[torch.Tensor, torch.Tensor]]):
     """
 
     classes = Option()
+    names = Option()
     shuffle = Option()
 
     def __init__(
@@ -295,6 +308,7 @@ class ImageLoader(Loader[tuple[torch.Tensor, torch.Tensor]]):
         classes: Sequence[str] | None = None,
         pairing: Pairing | str | os.PathLike[str] | None = None,
         classes_from: Any = None,
+        names: Sequence[str] | None = None,
         drop_last: bool = False,
         memory_format: torch.memory_format = torch.channels_last,
         device: str | torch.device = "cpu",
@@ -332,6 +346,7 @@ class ImageLoader(Loader[tuple[torch.Tensor, torch.Tensor]]):
             "flip": flip,
             "shuffle": shuffle,
             "classes": classes,
+            "names": field_names(names, IMAGE_FIELDS),
             "drop_last": drop_last,
             "memory_format": memory_format,
             "device": device,
@@ -374,8 +389,6 @@ class ImageLoader(Loader[tuple[torch.Tensor, torch.Tensor]]):
         domain = {"beton": self._target, "classes_from": self._counted_by}
         return {**domain, "pairing": pairing, **self._given}
 
-    def _batch(
-        self, rows: PlanRows, images: tuple[torch.Tensor, ...]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _batch(self, rows: PlanRows, images: tuple[torch.Tensor, ...]) -> Any:
         (labels,) = self._on_device(self._delivered_labels(self._target.labels[rows.target]))
-        return images[0], labels
+        return self._by_name((images[0], labels))

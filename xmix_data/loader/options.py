@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["default_workers", "one_of", "three_channels", "usable_device"]
+__all__ = ["default_workers", "field_names", "one_of", "three_channels", "usable_device"]
 
 
 def one_of(name: str, value: Any, allowed: Sequence[Any]) -> Any:
@@ -21,6 +21,22 @@ def one_of(name: str, value: Any, allowed: Sequence[Any]) -> Any:
         )
         raise ValueError(f"{name} is {value!r}; it must be one of {known}")
     return value
+
+
+def field_names(names: Sequence[str] | None, fields: Sequence[str]) -> tuple[str, ...] | None:
+    """Check that an option names each field of a batch, and return the names.
+
+    Raises:
+        ValueError: It is no list of as many different names.
+    """
+    if names is None:
+        return None
+    found = (names,) if isinstance(names, str) else tuple(names)
+    if len(set(found)) != len(fields) or len(found) != len(fields):
+        raise ValueError(
+            f"names is {names!r}; give {len(fields)} different names, for {', '.join(fields)}"
+        )
+    return found
 
 
 def three_channels(

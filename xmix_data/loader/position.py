@@ -36,6 +36,17 @@ class Position:
         self.epoch, self.position, self.moving = epoch, position, False
         self.loaded, self.named = (epoch, position), False
 
+    def skip(self, batches: int, share: Share) -> None:
+        """Go on behind that many of the batches that would come next."""
+        epoch, position = self.next(share)
+        left = share.batches_from(position)
+        if batches < left:
+            position += batches * share.step
+        else:
+            epochs, batches = divmod(batches - left, len(share))
+            epoch, position = epoch + 1 + epochs, batches * share.step
+        self.load(epoch, position)
+
     def set_epoch(self, epoch: int) -> None:
         """Make an epoch the next one: from its start, or from the loaded position in it."""
         if self.loaded is not None and epoch == self.loaded[0]:

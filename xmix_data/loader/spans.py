@@ -49,7 +49,12 @@ class Share:
 
     def __len__(self) -> int:
         """Batches that each process gets in an epoch."""
-        return self.samples // self.step if self.drop_last else -(-self.samples // self.step)
+        return self.batches_from(0)
+
+    def batches_from(self, position: int) -> int:
+        """Batches that each process gets in an epoch from a position on."""
+        left = self.samples - position
+        return left // self.step if self.drop_last else -(-left // self.step)
 
     @property
     def own_samples(self) -> int:
@@ -60,8 +65,7 @@ class Share:
 
     def has_batch(self, position: int) -> bool:
         """Whether an epoch has a batch from a position on."""
-        left = self.samples - position
-        return left >= self.step if self.drop_last else left > 0
+        return self.batches_from(position) > 0
 
     def spans(self, epoch: int, position: int = 0) -> Iterator[Span]:
         """Yield the batches of an epoch from a position on, at which all ranks together are."""

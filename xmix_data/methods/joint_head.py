@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from xmix_data.methods.network import source_head
+from xmix_data.options import whole_number
 
 __all__ = ["JointHead"]
 
@@ -31,7 +32,7 @@ class JointHead(nn.Linear):
         device, dtype: As of `torch.nn.Linear`.
 
     Raises:
-        ValueError: A number is below 1.
+        ValueError: A number is no whole number of at least 1.
 
     Examples:
         >>> head = JointHead(512, num_target=4, num_source=6)
@@ -53,8 +54,7 @@ class JointHead(nn.Linear):
             ("num_target", num_target),
             ("num_source", num_source),
         ):
-            if value < 1:
-                raise ValueError(f"{name} is {value}; give a number of at least 1")
+            whole_number(name, value, 1)
         super().__init__(features, num_target + num_source, bias, device, dtype)
         self.num_target = num_target
         """Number n of target classes."""
@@ -84,7 +84,7 @@ class JointHead(nn.Linear):
             A head with the classifier's dtype, device, and bias or none.
 
         Raises:
-            ValueError: ``rows`` do not fit.
+            ValueError: ``rows`` do not fit, or the classifier is another kind of module.
 
         Examples:
             >>> old = torch.nn.Linear(512, 1000)  # of a network pre-trained on the source
@@ -92,6 +92,11 @@ class JointHead(nn.Linear):
             >>> torch.equal(head.weight[4:], old.weight)
             True
         """
+        if not isinstance(classifier, nn.Linear):
+            raise ValueError(
+                f"classifier is a {type(classifier).__name__}; give the torch.nn.Linear that the "
+                "network ends in, e.g. model.classifier[-1]"
+            )
         features = classifier.in_features
         if rows is None and class_names is None:
             rows = range(classifier.out_features)
@@ -112,6 +117,31 @@ class JointHead(nn.Linear):
             if source.bias is not None:
                 head.bias[num_target:] = source.bias
         return head
+
+    def to_linear(self) -> nn.Linear:
+        """Make a plain layer of the target's rows, for what is saved and used without this package.
+
+        Returns:
+            A layer D -> n, a copy with the head's dtype, device, and bias or none; in evaluation
+            mode its logits are the head's.
+
+        Examples:
+            >>> head = JointHead(512, num_target=4, num_source=6)
+            >>> head.to_linear()
+            Linear(in_features=512, out_features=4, bias=True)
+        """
+        plain = nn.Linear(
+            self.in_features,
+            self.num_target,
+            bias=self.bias is not None,
+            device=self.weight.device,
+            dtype=self.weight.dtype,
+        )
+        with torch.no_grad():
+            plain.weight.copy_(self.weight[: self.num_target])
+            if self.bias is not None:
+                plain.bias.copy_(self.bias[: self.num_target])
+        return plain
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if self.training:

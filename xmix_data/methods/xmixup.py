@@ -88,6 +88,9 @@ class XMixup(Method):
         return cross_entropy(torch.cat([target, source], 1), labels.to(target.dtype))
 
 
+_FIELDS = ", ".join(MixedBatch._fields)
+
+
 def _mixed_alike(batch: PairedBatch, mixing: bool) -> MixedBatch:
     """Mix all pairs with the lam of the first, or not at all."""
     lam = batch.lam[0] if mixing else torch.ones_like(batch.lam[0])
@@ -136,10 +139,25 @@ def xmixup_loss(
         ("target", target_logits, batch.target_labels),
         ("source", source_logits, batch.source_labels),
     ):
+        if not isinstance(logits, torch.Tensor):
+            raise ValueError(
+                f"{head}_logits is a {type(logits).__name__}; give its tensor of logits, e.g. "
+                "outputs.logits"
+            )
         if logits.ndim != 2 or len(logits) != size:
             raise ValueError(
                 f"{head}_logits has shape {tuple(logits.shape)}, expected ({size}, classes): "
                 "one row for each image of the batch"
+            )
+        if labels.dtype != torch.int64 or labels.shape != (size,):
+            raise ValueError(
+                f"{head}_labels is {labels.dtype} of shape {tuple(labels.shape)}; expected "
+                f"({size},) int64: give the batch's fields in the order {_FIELDS}"
+            )
+        if labels.device != logits.device:
+            raise ValueError(
+                f"the logits are on {logits.device} and the batch on {labels.device}; give the "
+                f'loader device="{logits.device}"'
             )
         if labels.device.type == "cpu" and not torch.compiler.is_compiling():
             check_head(head, logits, labels)
@@ -159,10 +177,16 @@ def _named(batch: Sequence[torch.Tensor] | Mapping[str, torch.Tensor]) -> MixedB
     try:
         if isinstance(batch, Mapping):
             return MixedBatch(*(batch[name] for name in MixedBatch._fields))
-        return MixedBatch(*batch)
+        if isinstance(batch, (tuple, list)):
+            return MixedBatch(*batch)
+        raise TypeError
     except (KeyError, TypeError):
-        found = list(batch) if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+        found = f"a {type(batch).__name__}"
+        if isinstance(batch, Mapping):
+            found = f"a dict of {', '.join(map(str, batch))}"
+        elif isinstance(batch, Sequence):
+            found += f" of {len(batch)}"
         raise ValueError(
-            f"the batch is {found}; give what XMixLoader gives with mix=True: "
-            f"{', '.join(MixedBatch._fields)}, in this order or by name"
+            f'the batch is {found}; give what XMixLoader gives with mix=True, labels="pair" or '
+            f'"dict" and no names: {_FIELDS}, in this order or by name'
         ) from None

@@ -162,7 +162,10 @@ def _samples_of(domain: Domain, classes: Sequence[str]) -> npt.NDArray[np.int64]
 
 def _check_crop(crop: Crop, domain: Domain, samples: npt.NDArray[np.int64]) -> None:
     if not isinstance(crop, Crop):
-        raise ValueError(f"crop is {crop!r}; give RandomCrop, CenterCrop or RandomResizedCrop")
+        raise ValueError(
+            f"crop is {crop!r}; give RandomCrop, CenterCrop or RandomResizedCrop of xmix_data, "
+            "e.g. RandomCrop(224)"
+        )
     if crop.resizes:
         return
     height, width = crop.shape

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import distributed, nn
 
 from xmix_data.beton import Domain
 from xmix_data.loader import ImageLoader
+from xmix_data.methods import Outputs
 from xmix_data.ranks import get_world_size, require_group
 
 __all__ = ["evaluate", "require_trained"]
@@ -18,12 +21,17 @@ def evaluate(network: nn.Module, loader: ImageLoader) -> float:
     """Measure top-1 accuracy by the target logits, over all processes of the job.
 
     Args:
-        network: Module from images to `Outputs`; put into evaluation mode meanwhile.
+        network: Module from images to `Outputs`, or to target logits (B, n), as one that ends in
+            a `JointHead`; put into evaluation mode meanwhile.
         loader: Loader of clean images, and labels that are the target's (``classes_from``); one
             pass is taken.
 
     Returns:
         The accuracy in 0 .. 1.
+
+    Raises:
+        ValueError: The loader or the network is of another kind, or their numbers of classes
+            differ; says what to give.
 
     Examples:
         >>> head = torch.nn.Linear(12, 4)
@@ -34,19 +42,46 @@ def evaluate(network: nn.Module, loader: ImageLoader) -> float:
         >>> round(accuracy, 4)  # 9 of 27 images
         0.3333
     """
+    if not isinstance(loader, ImageLoader):
+        raise ValueError(
+            f"loader is a {type(loader).__name__}; give an ImageLoader of the test set: "
+            'ImageLoader("test.beton", batch_size=256, classes_from=training_loader)'
+        )
     require_group(loader.world_size)
     training = network.training
     network.eval()
     counts = torch.zeros(2, dtype=torch.float64, device=loader.device)
-    for images, labels in loader:
-        own = len(images) - loader.last_padding
-        right = network(images).target_logits.argmax(1) == labels
-        counts[0] += right[:own].sum()
-        counts[1] += own
-    network.train(training)
+    try:
+        for batch in loader:
+            images, labels = batch.values() if isinstance(batch, dict) else batch
+            own = len(images) - loader.last_padding
+            logits = _target_logits(network(images), loader.num_target_classes)
+            counts[0] += (logits.argmax(1) == labels)[:own].sum()
+            counts[1] += own
+    finally:
+        network.train(training)
     if get_world_size() > 1:
         distributed.all_reduce(counts)
     return float(counts[0] / counts[1])
+
+
+def _target_logits(outputs: Any, classes: int) -> torch.Tensor:
+    logits = outputs.target_logits if isinstance(outputs, Outputs) else outputs
+    if not isinstance(logits, torch.Tensor):
+        found = (
+            "without a target head" if logits is None else f"that gives a {type(logits).__name__}"
+        )
+        raise ValueError(
+            f"network is one {found}; give a module from images to a tensor of target logits, or "
+            "a TransferNetwork with a target_head"
+        )
+    if logits.shape[1:] != (classes,):
+        raise ValueError(
+            f"the network gives logits of shape {tuple(logits.shape)}, and the loader counts "
+            f"{classes} classes; make its last layer a JointHead or one of the target's classes, "
+            "and give the ImageLoader classes_from=training_loader"
+        )
+    return logits
 
 
 def require_trained(test: Domain, target: Domain) -> None:

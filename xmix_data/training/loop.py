@@ -111,6 +111,12 @@ def fit(
         >>> result.network.heads, 0 <= result.accuracy <= 1
         (('target', 'source'), True)
     """
+    if not isinstance(method, Method):
+        raise ValueError(
+            f"method is {method!r}; give an object of a class of xmix_data.methods, e.g. XMixup()"
+        )
+    if not isinstance(recipe, Recipe | None):
+        raise ValueError(f"recipe is {recipe!r}; give Recipe(iterations=..., batch_size=...)")
     with ExitStack() as stack:
         run = _Run(
             method,
