@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import distributed
 
 from xmix_data.batch import MixedBatch
 from xmix_data.methods.base import (
@@ -19,6 +17,8 @@ from xmix_data.methods.base import (
     positive,
 )
 from xmix_data.methods.xmixup import xmixup_loss
+from xmix_data.options import MAX_SEED, whole_number
+from xmix_data.ranks import get_rank
 
 __all__ = ["Mixup"]
 
@@ -47,8 +47,7 @@ class Mixup(Method):
 
     def __post_init__(self) -> None:
         positive("alpha", self.alpha)
-        if not 0 <= operator.index(self.seed) < 1 << 64:
-            raise ValueError(f"seed is {self.seed}; it must be in 0 .. 2**64 - 1")
+        whole_number("seed", self.seed, 0, MAX_SEED)
 
     def loss(self, network: Network, batch: Any, *, step: int) -> torch.Tensor:
         images, labels = images_and_labels(batch)
@@ -65,8 +64,7 @@ class Mixup(Method):
 
     def _lam(self, count: int, step: int) -> torch.Tensor:
         """Draw the lam of each pair of a batch, (count,) float64."""
-        parallel = distributed.is_available() and distributed.is_initialized()
-        rank = distributed.get_rank() if parallel else 0
-        key, counter = np.array([self.seed, step], np.uint64), np.array([0, 0, 0, rank], np.uint64)
+        key = np.array([self.seed, step], np.uint64)
+        counter = np.array([0, 0, 0, get_rank()], np.uint64)
         random = np.random.Generator(np.random.Philox(key=key, counter=counter))
         return torch.from_numpy(random.beta(self.alpha, self.alpha, count))
