@@ -97,6 +97,47 @@ def test_a_framework_trains_as_a_loop_does(betons: Betons, loop: str, framework:
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+def test_the_trainers_loss_is_the_mean_over_accumulated_batches(betons: Betons) -> None:
+    """Which the Trainer leaves to the loss, and counts the elements of the labels for."""
+    module = example("hf_trainer")
+    options: dict[str, Any] = {"crop": RandomCrop(32), "labels": "soft"}
+    arguments = (betons.target_raw, betons.source_raw, betons.pairing)
+    images, labels = next(iter(XMixLoader(*arguments, batch_size=18, **options)))
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(3 * 32 * 32, 10)
+    network = module.Classifier(torch.nn.Sequential(torch.nn.Flatten(), layer))
+    loss = torch.nn.functional.cross_entropy(network(images)["logits"], labels)
+    expected = layer.weight - torch.autograd.grad(loss, layer.weight)[0]
+    names = ("pixel_values", "labels")
+    loader = XMixLoader(*arguments, batch_size=9, **options, names=names)
+    settings = module.TrainingArguments(
+        "run",
+        gradient_accumulation_steps=2,
+        max_steps=1,
+        max_grad_norm=0,
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+        save_strategy="no",
+        lr_scheduler_type="constant",
+    )
+    optimizer = torch.optim.SGD(network.parameters(), lr=1)
+    trainer = module.Trainer(
+        network,
+        settings,
+        compute_loss_func=module.soft_cross_entropy,
+        optimizers=(optimizer, None),
+    )
+    trainer.get_train_dataloader = lambda: loader
+    trainer.train()
+    torch.testing.assert_close(layer.weight, expected)
+    ids = torch.arange(18) % 10  # as in evaluation
+    torch.testing.assert_close(
+        module.soft_cross_entropy(network(images), ids),
+        torch.nn.functional.cross_entropy(network(images)["logits"], ids),
+    )
+
+
 def test_soft_labels_are_the_two_head_loss_and_two_terms_more(betons: Betons) -> None:
     """What `own_criterion` trains on, against what `plain_loop` trains on, on the same logits."""
     options: dict[str, Any] = {"batch_size": 9, "crop": RandomCrop(32)}

@@ -239,7 +239,7 @@ def measure(client: Client, rounds: int) -> dict[str, Any]:
         "accuracy": {"theirs": theirs.accuracy, "ours": ours.accuracy},
         "rounds": rounds,
         "seconds_per_step": seconds,
-        "machine": machine(),
+        "machine": machine.describe(),
         "versions": {name: _version(name) for name in setup.get("packages", ())},
     }
 
