@@ -39,6 +39,7 @@ EXTRAS = {
         "matplotlib>=3.8",
         "spdl>=0.8",
         "torchcodec>=0.17",
+        "turboloader>=2.39",
     ],
     "dali": [_DALI],  # backend="dali"; for CUDA 12: nvidia-dali-cuda120
     "demo": ["matplotlib>=3.8", "scikit-learn>=1.3"],  # fonts and digits of `xmix demo`
