@@ -128,7 +128,7 @@ def throughput(path: Path) -> None:
         if any(name in rates for rates in crops.values())
     }
     line = machine_line(document, measured_rounds(document))
-    size = (9, 0.8 + 0.3 * len(labels))
+    size = (7.5, 0.8 + 0.3 * len(labels))
     with drawing(path, size, "loader_throughput", line, len(crops), sharey=True) as (_, panels):
         for axes, (crop, rates) in zip(panels, crops.items(), strict=True):
             rows = []
@@ -136,7 +136,9 @@ def throughput(path: Path) -> None:
                 values = rates.get(name, [0.0])
                 rows.append((label, statistics.median(values), min(values), max(values)))
             bars(axes, rows, lambda name: name.startswith(("XMixLoader", "ImageLoader")))
-            axes.set_xlabel(f"samples/s, {crop}")
+            axes.locator_params(axis="x", nbins=3)
+            axes.set_title(crop, fontsize=11)
+            axes.set_xlabel("samples/s")
 
 
 def steps(path: Path) -> None:
@@ -158,7 +160,7 @@ def steps(path: Path) -> None:
             + (", compiled" if case["compile"] else "")
         )
     line = machine_line(document, "see docs/benchmarks.md")
-    with drawing(path, (7, 0.9 + 0.55 * len(names)), "gpu_steps", line) as (_, (axes,)):
+    with drawing(path, (7, 1.2 + 0.5 * len(names)), "gpu_steps", line) as (figure, (axes,)):
         axes.axvline(1, color=INK, linewidth=1)
         looks = {XMIXUP: ("XMixup", BLUE, "o", -0.12), COTRAIN: ("Co-Train", GREY, "s", 0.12)}
         for method, (label, colour, marker, shift) in looks.items():
@@ -178,7 +180,7 @@ def steps(path: Path) -> None:
         axes.set_xlim(left=0)
         _rows(axes, names)
         axes.set_xlabel("time of a step / plain fine-tuning's")
-        axes.legend(loc="lower left", frameon=False, ncols=2)
+        figure.legend(loc="outside lower center", frameon=False, ncols=2)
 
 
 def accuracy(path: Path) -> None:
@@ -261,11 +263,12 @@ def waiting(path: Path) -> None:
     traces = document["traces"]
     line = machine_line(document, "see docs/profiling.md")
     threads = list(next(iter(traces.values())))
-    size = (10, 1.1 + 0.4 * len(threads))
+    size = (8, 1.1 + 0.4 * len(threads))
     with drawing(path, size, "waiting", line, len(traces), sharey=True) as (figure, panels):
         for axes, (name, trace) in zip(panels, traces.items(), strict=True):
             _lanes(axes, trace, threads)
             axes.set_title(name, fontsize=11)
+            axes.locator_params(axis="x", nbins=4)
             axes.set_xlabel("milliseconds")
         handles = {label: panels[0].barh(0, 0, color=colour) for label, colour in RANGES.values()}
         figure.legend(

@@ -7,13 +7,14 @@ nothing, in well under a microsecond, where nobody does.
 from __future__ import annotations
 
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch.autograd import profiler
 
 __all__ = ["ProfiledRange"]
 
-_HAS_NVTX = torch.backends.cuda.is_built()
+_nvtx: Any = torch.cuda.nvtx if torch.backends.cuda.is_built() else None  # type: ignore[no-untyped-call]
 """Otherwise torch has no NVTX. Its calls do nothing until a tool such as Nsight Systems loads."""
 
 
@@ -28,11 +29,11 @@ class ProfiledRange:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._recorded: profiler.record_function | None = None
+        self._recorded: Any = None
 
     def __enter__(self) -> None:
-        if _HAS_NVTX:
-            torch.cuda.nvtx.range_push(self._name)
+        if _nvtx is not None:
+            _nvtx.range_push(self._name)
         # A record_function costs 5 µs even when nobody records.
         if getattr(profiler, "_is_profiler_enabled", True):
             self._recorded = profiler.record_function(self._name)
@@ -46,5 +47,5 @@ class ProfiledRange:
     ) -> None:
         if self._recorded is not None:
             self._recorded.__exit__(kind, error, traceback)
-        if _HAS_NVTX:
-            torch.cuda.nvtx.range_pop()
+        if _nvtx is not None:
+            _nvtx.range_pop()
