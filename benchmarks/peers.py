@@ -424,7 +424,7 @@ def _turboloader_one(task: Task) -> Batches:
     def epoch() -> Iterator[tuple[Tensor, ...]]:
         loader.set_epoch(next(epochs))
         for images, found in loader:
-            yield images, labels[found["indices"]]
+            yield torch.as_tensor(images), labels[found["indices"]]
 
     return epoch
 
@@ -445,6 +445,7 @@ def _turboloader_zipped(task: Task) -> Batches:
         for loader in (target, source):
             loader.set_epoch(number)
         for (t, t_found), (s, s_found) in zip(target, source, strict=True):
+            t, s = torch.as_tensor(t), torch.as_tensor(s)
             lam = torch.rand(len(t))
             images = torch.empty(t.shape)
             # As in `_mix`: an image at a time stays in the cache.
@@ -457,13 +458,28 @@ def _turboloader_zipped(task: Task) -> Batches:
 
 def _turboloader(task: Task, path: str, seed: int = 0) -> tuple[Any, Tensor]:
     """A loader of normalised images (B, 3, H, W) and what tells their labels by index."""
-    # https://pypi.org/project/turboloader/2.39.0/, "Quick Start", and its DataLoader's docstring:
-    # one call a batch in C++, a window decoded, buffers used again.
+    # https://pypi.org/project/turboloader/2.39.0/, "Quick Start", and its DataLoader's docstring.
+    # RandomResizedCrop: one call a batch in C++, a window decoded, buffers used again. That has no
+    # random crop of fixed size, which is a transform: behind a resize, here to the size that is
+    # stored, and in worker threads.
     import turboloader
 
-    if not task.resized:
-        raise NotImplementedError("its fast path has no random crop of fixed size")
     beton = Beton(path)
+    if task.resized:
+        options = {
+            "image_size": task.size,
+            "transform": turboloader.ImageNetNormalize(),
+            "train_aug": True,
+            "pin_memory": True,
+        }
+    else:
+        crop = turboloader.RandomCrop(task.size, task.size)
+        flip = turboloader.RandomHorizontalFlip(0.5)
+        options = {
+            "image_size": beton.image_size,
+            "transform": crop | flip | turboloader.ImageNetNormalize(),
+            "num_workers": task.threads,
+        }
     archive = f"{path}-{os.getpid()}-{seed}.tar"
     with tarfile.open(archive, "w") as tar:
         for index in range(beton.num_samples):
@@ -474,16 +490,13 @@ def _turboloader(task: Task, path: str, seed: int = 0) -> tuple[Any, Tensor]:
     loader = turboloader.DataLoader(
         archive,
         batch_size=task.batch_size,
-        image_size=task.size,
         output_format="pytorch",
-        transform=turboloader.ImageNetNormalize(),
         shuffle=True,
         seed=seed,
-        train_aug=True,
         drop_last=True,
-        pin_memory=True,
+        **options,
     )
-    return loader, torch.from_numpy(beton.labels)
+    return loader, torch.tensor(beton.labels)
 
 
 class PairDataset(torch.utils.data.Dataset[tuple[Any, Any, int, int]]):
