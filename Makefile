@@ -15,7 +15,7 @@ TEST_READY := $(VENV)/.xmix_data-test
 help:
 	@echo "make demo    the whole way on data that packages ship, about a minute"
 	@echo "make test    all checks: ruff, mypy, import rules, pytest but for its slow tests"
-	@echo "make test-all  the same with the slow tests: before a release"
+	@echo "make test-all  the same with the slow tests, on every Python from 3.10 to 3.13 that is here"
 	@echo "make check   the same without pytest"
 	@echo "make format  put the code into ruff's format"
 	@echo "make docs    the documentation, in build/docs (make test builds it as strictly)"

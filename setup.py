@@ -39,6 +39,7 @@ EXTRAS = {
         "matplotlib>=3.8",
         "spdl>=0.8",
         "torchcodec>=0.17",
+        "turboloader>=2.39",
     ],
     "dali": [_DALI],  # backend="dali"; for CUDA 12: nvidia-dali-cuda120
     "demo": ["matplotlib>=3.8", "scikit-learn>=1.3"],  # fonts and digits of `xmix demo`
@@ -124,6 +125,7 @@ setup(
         "Intended Audience :: Science/Research",
         "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 15)),
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Typing :: Typed",
     ],

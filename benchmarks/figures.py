@@ -1,100 +1,209 @@
-"""Plots of the results: loaders side by side, accuracy by method, how cost grows.
+"""Plots of the results: loaders side by side, steps, accuracy, how cost grows, who waits.
 
-`make tables` draws them; each names the hash of its result file.
+`make tables` draws them; each names the hash of its result file, and has colours for light pages
+and for dark ones.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from results import OURS, PEERS, accuracy_line, digest, machine_line, measured_rounds, result
+from table_parts.gpu import COTRAIN, FED, NETWORKS, PLAIN, XMIXUP
 
-BLUE, GREY = "#1f6feb", "#8c959f"
+PAGE, INK, GRID, BLUE, GREY, AMBER = (
+    "#ffffff",
+    "#1f2328",
+    "#d1d9e0",
+    "#1f6feb",
+    "#8c959f",
+    "#d29922",
+)
+ON_DARK = {
+    PAGE: "#0d1117",
+    INK: "#e6edf3",
+    GRID: "#3d444d",
+    BLUE: "#4493f8",
+    GREY: "#768390",
+    AMBER: "#bb8009",
+}
+"""For each colour the one that a dark page has in its place."""
 
 
-def bars(
-    path: Path,
-    rows: list[tuple[str, float, float, float]],
-    ours: Callable[[str], bool],
-    title: str,
-    description: str,
-    start_at_zero: bool = True,
-) -> None:
-    """Horizontal bars of (name, value, low, high), the first on top, with the range of each."""
+@contextmanager
+def drawing(
+    path: Path, size: tuple[float, float], shown: str, line: str, columns: int = 1, **options: Any
+) -> Iterator[Any]:
+    """Yield a figure and its axes, and save them.
+
+    Args:
+        path: Of the SVG.
+        size: Width and height in inches.
+        shown: Name of the result.
+        line: The machine and how it was measured, for who asks the file.
+        columns: How many axes stand side by side.
+        options: For ``subplots``.
+    """
     import matplotlib
 
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    names, values, lows, highs = zip(*rows, strict=True)
-    errors = [
-        [v - low for v, low in zip(values, lows, strict=True)],
-        [high - v for v, high in zip(values, highs, strict=True)],
-    ]
-    style: Any = {"svg.hashsalt": path.stem, "svg.fonttype": "none", "font.size": 11}
+    style: dict[str, Any] = {
+        "svg.hashsalt": path.stem,
+        "svg.fonttype": "none",
+        "font.size": 11,
+        "font.family": "sans-serif",
+        "text.color": INK,
+        "axes.labelcolor": INK,
+        "axes.edgecolor": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "grid.color": GRID,
+        "figure.facecolor": PAGE,
+        "axes.facecolor": PAGE,
+        "axes.axisbelow": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
     with pyplot.rc_context(style):
-        figure, axes = pyplot.subplots(figsize=(7, 0.8 + 0.32 * len(rows)), layout="constrained")
-        places = range(len(rows))
-        colours = [BLUE if ours(name) else GREY for name in names]
-        if start_at_zero:
-            axes.barh(places, values, color=colours, height=0.7)
-            axes.errorbar(values, places, xerr=errors, fmt="none", ecolor="#1f2328", capsize=3)
-            axes.set_xlim(left=0)
-        else:  # a bar that does not begin at zero would lie about ratios
-            for place, value, colour in zip(places, values, colours, strict=True):
-                around = [[errors[0][place]], [errors[1][place]]]
-                axes.errorbar([value], [place], xerr=around, fmt="o", color=colour, capsize=3)
-        axes.set_yticks(places, names)
-        axes.invert_yaxis()
-        axes.locator_params(axis="x", nbins=6)
-        axes.xaxis.set_major_formatter("{x:,g}")
-        axes.set_xlabel(title)
-        axes.grid(axis="x", alpha=0.3)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        figure, axes = pyplot.subplots(
+            1, columns, figsize=size, layout="constrained", squeeze=False, **options
+        )
+        yield figure, axes[0]
+        description = f"{line} result {digest(shown)}"
         figure.savefig(path, metadata={"Date": None, "Description": description})
         pyplot.close(figure)
+    path.write_text(themed(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def themed(svg: str) -> str:
+    """Have a dark page show other colours."""
+    names = {light: f"--c{number}" for number, light in enumerate(ON_DARK)}
+    for light, name in names.items():
+        svg = svg.replace(light, f"var({name})")
+    light, dark = (
+        "".join(f"{names[key]}:{value};" for key, value in colours)
+        for colours in (zip(names, names, strict=True), ON_DARK.items())
+    )
+    rules = f"svg{{{light}}}@media(prefers-color-scheme:dark){{svg{{{dark}}}}}"
+    return svg.replace('<style type="text/css">', f'<style type="text/css">{rules}', 1)
+
+
+def bars(
+    axes: Any, rows: list[tuple[str, float, float, float]], ours: Callable[[str], bool]
+) -> None:
+    """Horizontal bars of (name, value, low, high), the first on top, with the range of each."""
+    places = range(len(rows))
+    for place, (name, value, low, high) in zip(places, rows, strict=True):
+        axes.barh(place, value, color=BLUE if ours(name) else GREY, height=0.7)
+        around = [[value - low], [high - value]]
+        axes.errorbar(value, place, xerr=around, fmt="none", ecolor=INK, capsize=3)
+    axes.set_xlim(left=0)
+    _rows(axes, [row[0] for row in rows])
+
+
+def _rows(axes: Any, names: list[str]) -> None:
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.locator_params(axis="x", nbins=5)
+    axes.xaxis.set_major_formatter("{x:,g}")
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="x")
 
 
 def throughput(path: Path) -> None:
-    """The loaders of the README's table, with the range of the rounds."""
+    """The loaders of the table, with the range of the rounds."""
     document = result("loader_throughput")
-    crop, measured = next(iter(document["crops"].items()))
-    rows = []
-    for name, label in {**OURS, **PEERS}.items():
-        if rates := measured["rates"].get(name):
-            plain = label.replace("*", "").replace("`", "")
-            rows.append((plain, statistics.median(rates), min(rates), max(rates)))
+    crops = {name: crop["rates"] for name, crop in document["crops"].items()}
+    labels = {
+        name: label.replace("*", "").replace("`", "")
+        for name, label in {**OURS, **PEERS}.items()
+        if any(name in rates for rates in crops.values())
+    }
     line = machine_line(document, measured_rounds(document))
-    bars(
-        path,
-        rows,
-        lambda name: name.startswith(("XMixLoader", "ImageLoader")),
-        f"samples/s on the CPU, {crop}",
-        f"{line} result {digest('loader_throughput')}",
-    )
+    size = (7.5, 0.8 + 0.3 * len(labels))
+    with drawing(path, size, "loader_throughput", line, len(crops), sharey=True) as (_, panels):
+        for axes, (crop, rates) in zip(panels, crops.items(), strict=True):
+            rows = []
+            for name, label in labels.items():
+                values = rates.get(name, [0.0])
+                rows.append((label, statistics.median(values), min(values), max(values)))
+            bars(axes, rows, lambda name: name.startswith(("XMixLoader", "ImageLoader")))
+            axes.locator_params(axis="x", nbins=3)
+            axes.set_title(crop, fontsize=11)
+            axes.set_xlabel("samples/s")
+
+
+def steps(path: Path) -> None:
+    """Training steps on a GPU, over plain fine-tuning's, with the range of the rounds."""
+    document = result("gpu_steps")
+    setup, names = document["configuration"], []
+    points: dict[str, list[tuple[int, list[float]]]] = {XMIXUP: [], COTRAIN: []}
+    for name, case in setup["cases"].items():
+        if name not in document:
+            continue
+        times = {row: figures["ms"] for row, figures in document[name].items()}
+        plain = times[f"{PLAIN}, {FED}"]
+        for method, found in points.items():
+            if taken := times.get(f"{method}, {FED}"):
+                ratios = [a / b for a, b in zip(taken, plain, strict=True)]
+                found.append((len(names), ratios))
+        names.append(
+            f"{NETWORKS[case['model']]}, {case['crop']} px,\nbatch {case['batch_size']}"
+            + (", compiled" if case["compile"] else "")
+        )
+    line = machine_line(document, "see docs/benchmarks.md")
+    with drawing(path, (7, 1.2 + 0.5 * len(names)), "gpu_steps", line) as (figure, (axes,)):
+        axes.axvline(1, color=INK, linewidth=1)
+        looks = {XMIXUP: ("XMixup", BLUE, "o", -0.12), COTRAIN: ("Co-Train", GREY, "s", 0.12)}
+        for method, (label, colour, marker, shift) in looks.items():
+            for place, ratios in points[method]:
+                median = statistics.median(ratios)
+                around = [[median - min(ratios)], [max(ratios) - median]]
+                axes.errorbar(
+                    [median],
+                    [place + shift],
+                    xerr=around,
+                    fmt=marker,
+                    color=colour,
+                    markersize=7,
+                    capsize=3,
+                    label=label if place == points[method][0][0] else None,
+                )
+        axes.set_xlim(left=0)
+        _rows(axes, names)
+        axes.set_xlabel("time of a step / plain fine-tuning's")
+        figure.legend(loc="outside lower center", frameon=False, ncols=2)
 
 
 def accuracy(path: Path) -> None:
     """The methods of the table of the same name: mean and standard deviation over seeds."""
     document = result("transfer_accuracy_cpu")
-    rows = []
-    for name in document["chosen"]:
-        values = [100 * value for value in document["accuracy"][name]]
-        mean, deviation = statistics.mean(values), statistics.stdev(values)
-        rows.append((name, mean, mean - deviation, mean + deviation))
-    bars(
-        path,
-        rows,
-        lambda name: name.startswith("XMixup"),
-        "top-1, %: mean and standard deviation over seeds",
-        f"{accuracy_line(document)} result {digest('transfer_accuracy_cpu')}",
-        start_at_zero=False,
-    )
+    names = list(document["chosen"])
+    line = accuracy_line(document)
+    size = (7, 0.8 + 0.32 * len(names))
+    with drawing(path, size, "transfer_accuracy_cpu", line) as (_, (axes,)):
+        for place, name in enumerate(names):
+            # A point: a bar that does not begin at zero would lie about ratios.
+            values = [100 * value for value in document["accuracy"][name]]
+            axes.errorbar(
+                [statistics.mean(values)],
+                [place],
+                xerr=[statistics.stdev(values)],
+                fmt="o",
+                color=BLUE if name.startswith("XMixup") else GREY,
+                markersize=7,
+                capsize=3,
+            )
+        _rows(axes, names)
+        axes.set_xlabel("top-1, %: mean and standard deviation over seeds")
 
 
 GROWTH = {
@@ -110,11 +219,6 @@ GROWTH = {
 
 def growth(what: str, path: Path) -> None:
     """How the rate or the memory grows, with the range of the rounds."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
     document = result("growth")
     if what == "epochs":
         values = {i + 1: [v] for i, v in enumerate(document["memory_mb_by_epoch"])}
@@ -125,8 +229,8 @@ def growth(what: str, path: Path) -> None:
     places = list(values)
     medians = [statistics.median(v) for v in values.values()]
     across, up = GROWTH[what]
-    with pyplot.rc_context({"svg.hashsalt": what, "svg.fonttype": "none", "font.size": 11}):
-        figure, axes = pyplot.subplots(figsize=(5, 3.2), layout="constrained")
+    line = machine_line(document, "see docs/benchmarks.md")
+    with drawing(path, (5, 3.2), "growth", line) as (_, (axes,)):
         axes.plot(places, medians, "o-" if len(places) < 20 else "-", color=BLUE)
         if what in document["pairs_per_s"]:
             lows, highs = ([f(v) for v in values.values()] for f in (min, max))
@@ -141,18 +245,51 @@ def growth(what: str, path: Path) -> None:
         axes.set_ylim(0, 1.15 * max(max(v) for v in values.values()))
         axes.set_xlabel(across)
         axes.set_ylabel(up)
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-        description = (
-            f"{machine_line(document, 'see docs/benchmarks.md')} result {digest('growth')}"
+        axes.grid()
+
+
+RANGES = {
+    "training step": ("training step", GREY),
+    "xmix: decode and mix": ("decode and mix", BLUE),
+    "xmix: plan": ("plan", INK),
+    "xmix: wait": ("wait", AMBER),
+}
+"""How the name of a range begins, what the legend says, and its colour."""
+
+
+def waiting(path: Path) -> None:
+    """What each thread of two trainings did when."""
+    document = result("waiting")
+    traces = document["traces"]
+    line = machine_line(document, "see docs/profiling.md")
+    threads = list(next(iter(traces.values())))
+    size = (8, 1.1 + 0.4 * len(threads))
+    with drawing(path, size, "waiting", line, len(traces), sharey=True) as (figure, panels):
+        for axes, (name, trace) in zip(panels, traces.items(), strict=True):
+            _lanes(axes, trace, threads)
+            axes.set_title(name, fontsize=11)
+            axes.locator_params(axis="x", nbins=4)
+            axes.set_xlabel("milliseconds")
+        handles = {label: panels[0].barh(0, 0, color=colour) for label, colour in RANGES.values()}
+        figure.legend(
+            handles.values(), handles, loc="outside lower center", ncols=len(handles), frameon=False
         )
-        figure.savefig(path, metadata={"Date": None, "Description": description})
-        pyplot.close(figure)
+
+
+def _lanes(axes: Any, trace: dict[str, list[tuple[str, float, float]]], names: list[str]) -> None:
+    for lane, thread in enumerate(names):
+        for start, (_, colour) in RANGES.items():
+            spans = [(a, b - a) for name, a, b in trace.get(thread, []) if name.startswith(start)]
+            low = 0.15 if start == "xmix: wait" else 0.35
+            axes.broken_barh(spans, (lane - low, 2 * low), color=colour, linewidth=0)
+    _rows(axes, names)
 
 
 PLOTS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "throughput.svg": ("loader_throughput", throughput),
+    "steps.svg": ("gpu_steps", steps),
     "accuracy.svg": ("transfer_accuracy_cpu", accuracy),
+    "waiting.svg": ("waiting", waiting),
     **{
         f"growth-{what.lower().replace(' ', '-')}.svg": ("growth", partial(growth, what))
         for what in GROWTH

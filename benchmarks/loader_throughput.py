@@ -12,18 +12,22 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import statistics
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import PIL
 from peers import PEERS, Task
+from PIL import features
 
-from xmix_data import RandomCrop, RandomResizedCrop
+from xmix_data import Beton, RandomCrop, RandomResizedCrop
 from xmix_data.bench import TARGETS, Bench, Row, interleave, machine, ratios
 
 SIZE = 224
@@ -32,11 +36,16 @@ PASSES = 3
 """Epochs of our rows in a round; a peer's is longer."""
 JPG_JPG, RAW_JPG = "jpg + jpg, mixed", "raw + jpg, mixed"
 COMPARED = (
-    (RAW_JPG, "FFCV, one domain", 1.0),
-    (JPG_JPG, "FFCV, two zipped", 1.4),
-    (JPG_JPG, "DALI, CPU", 1.3),
+    (JPG_JPG, "FFCV, one domain", 1.0),
+    (JPG_JPG, "FFCV, one domain, uint8", None),
+    (RAW_JPG, "FFCV, one domain", None),
+    (JPG_JPG, "FFCV, two zipped", 1.8),
+    (JPG_JPG, "FFCV, xmix_data.ffcv", None),
+    (JPG_JPG, "TurboLoader, one domain", None),
+    (JPG_JPG, "TurboLoader, two zipped", 1.5),
+    (JPG_JPG, "DALI, CPU", 1.8),
     (JPG_JPG, "XMixLoader, DALI", None),
-    (JPG_JPG, "torch DataLoader, Pillow", 3.0),
+    (JPG_JPG, "torch DataLoader, Pillow", 4.0),
     (JPG_JPG, "torch DataLoader, TorchCodec", None),
     (JPG_JPG, "SPDL, TorchCodec", None),
 )
@@ -78,7 +87,7 @@ def main() -> None:
 def measure(crop: str, bench: Bench, rounds: int) -> dict[str, Any]:
     """Rates of all rows, limits first."""
     peers = {}
-    for name in PEERS:
+    for name in (*PEERS, *other_libjpegs()):
         peer = Peer(name, crop, bench)
         if peer.problem is None:
             peers[name] = peer
@@ -134,7 +143,8 @@ class Peer:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=serve, args=(theirs, name, task))
-        self._process.start()
+        with preloaded(other_libjpegs().get(name)):
+            self._process.start()
         theirs.close()
         try:
             self.problem: str | None = self._pipe.recv()
@@ -153,10 +163,36 @@ class Peer:
         self._process.join()
 
 
+def other_libjpegs() -> dict[str, Path]:
+    """The libjpeg-turbo in Pillow's wheel, by the name of the decode limit's row with it."""
+    libraries = sorted(Path(PIL.__file__).parents[1].glob("pillow.libs/libjpeg-*.so*"))
+    version = features.version("libjpeg_turbo")
+    return {f"decode limit, libjpeg-turbo {version}": path for path in libraries}
+
+
+@contextmanager
+def preloaded(library: Path | None) -> Iterator[None]:
+    """Have the processes that are started meanwhile take functions from a library first."""
+    if library is not None:
+        os.environ["LD_PRELOAD"] = str(library)
+    try:
+        yield
+    finally:
+        os.environ.pop("LD_PRELOAD", None)
+
+
+def decode_limit(task: Task) -> Callable[[], int]:
+    """The decode limit in this process, with the libjpeg-turbo that is loaded here."""
+    beton = Beton(task.target)
+    bench = Bench(beton, beton, batch_size=task.batch_size, threads=task.threads, passes=PASSES)
+    row = bench.decode_limit()
+    return lambda: row()[0]
+
+
 def serve(pipe: Connection, name: str, task: Task) -> None:
     """Set a peer up, then run an epoch whenever one is asked for."""
     try:
-        epoch = PEERS[name](task)
+        epoch = decode_limit(task) if name in other_libjpegs() else PEERS[name](task)
         epoch()
     except Exception as error:
         traceback.print_exc()

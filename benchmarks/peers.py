@@ -15,7 +15,9 @@ Needs `pip install 'xmix_data[bench]'` and FFmpeg's shared libraries.
 from __future__ import annotations
 
 import io
+import itertools
 import os
+import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
@@ -106,6 +108,10 @@ class Pairs:
         )
 
 
+def _crop(task: Task) -> RandomCrop | RandomResizedCrop:
+    return RandomResizedCrop(task.size, SCALE, RATIO) if task.resized else RandomCrop(task.size)
+
+
 def _mix(target: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
     """Two batches (B, H, W, 3) uint8, mixed and normalised: (B, 3, H, W) float32; and λ (B,)."""
     count, height, width, channels = target.shape
@@ -119,6 +125,21 @@ def _mix(target: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
     for t, s, weight, out in zip(*views, strict=True):
         torch.lerp(s.float(), t.float(), weight, out=out).sub_(mean).mul_(scale)
     return images.permute(0, 3, 1, 2), lam
+
+
+def _ffcv_uint8(task: Task) -> Batches:
+    """Stock FFCV on the target alone, which leaves normalising to the GPU."""
+    from ffcv.loader import OrderOption
+    from ffcv.transforms import ToTensor, ToTorchImage
+
+    loader = _ffcv_loader(
+        task,
+        task.target,
+        [ToTensor(), ToTorchImage()],
+        num_workers=task.threads,
+        order=OrderOption.RANDOM,
+    )
+    return lambda: iter(loader)
 
 
 def _ffcv_one(task: Task) -> Batches:
@@ -176,7 +197,30 @@ def _ffcv_zipped(task: Task) -> Batches:
     return epoch
 
 
-def _ffcv_loader(task: Task, path: str, then: list[Any], **options: Any) -> Any:
+def _ffcv_xmix(task: Task) -> Batches:
+    """One stock FFCV loader with the operations of `xmix_data.ffcv`, which mix the source in."""
+    # docs/ffcv.md; normalised as in `_ffcv_one`.
+    from ffcv.loader import OrderOption
+    from ffcv.transforms import NormalizeImage, ToTensor, ToTorchImage
+
+    from xmix_data.ffcv import ImageXMixup, LabelXMixup
+
+    files = task.target, task.source, task.pairing
+    normalize = NormalizeImage(MEAN.numpy(), STD.numpy(), np.float32)
+    loader = _ffcv_loader(
+        task,
+        task.target,
+        [ImageXMixup(*files, crop=_crop(task)), normalize, ToTensor(), ToTorchImage()],
+        [LabelXMixup(*files), ToTensor()],
+        num_workers=task.threads,
+        order=OrderOption.RANDOM,
+    )
+    return lambda: iter(loader)
+
+
+def _ffcv_loader(
+    task: Task, path: str, then: list[Any], labels: list[Any] | None = None, **options: Any
+) -> Any:
     from ffcv.fields.basics import IntDecoder
     from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader
@@ -192,7 +236,7 @@ def _ffcv_loader(task: Task, path: str, then: list[Any], **options: Any) -> Any:
         decoder = RandomResizedCropRGBImageDecoder(size, (share, share), (1.0, 1.0))
     pipelines = {
         "image": [decoder, RandomHorizontalFlip(), *then],
-        "label": [IntDecoder(), ToTensor(), Squeeze(1)],
+        "label": [IntDecoder(), *(labels or [ToTensor(), Squeeze(1)])],
     }
     return Loader(
         path,
@@ -270,13 +314,12 @@ def _dali(task: Task) -> Batches:
 
 def _xmix_dali(task: Task) -> Batches:
     """XMixLoader with DALI's decoders without a GPU; a row of ours in a process of its own."""
-    crop = RandomResizedCrop(task.size, SCALE, RATIO) if task.resized else RandomCrop(task.size)
     loader = XMixLoader(
         task.target,
         task.source,
         task.pairing,
         batch_size=task.batch_size,
-        crop=crop,
+        crop=_crop(task),
         num_workers=task.threads,
         backend="dali",
     )
@@ -336,8 +379,7 @@ def _spdl_pipeline(
     from spdl.pipeline import PipelineBuilder
 
     torch.set_num_threads(1)  # the pipeline's threads are the parallelism
-    pairs = Pairs(task)
-    crop = RandomResizedCrop(task.size, SCALE, RATIO) if task.resized else RandomCrop(task.size)
+    pairs, crop = Pairs(task), _crop(task)
 
     def images(beton: Beton, indices: npt.NDArray[np.int64]) -> Tensor:
         generator = np.random.default_rng()
@@ -372,6 +414,89 @@ def _spdl_pipeline(
             yield from pipeline
 
     return epoch
+
+
+def _turboloader_one(task: Task) -> Batches:
+    """TurboLoader on the target alone."""
+    loader, labels = _turboloader(task, task.target)
+    epochs = itertools.count()
+
+    def epoch() -> Iterator[tuple[Tensor, ...]]:
+        loader.set_epoch(next(epochs))
+        for images, found in loader:
+            yield torch.as_tensor(images), labels[found["indices"]]
+
+    return epoch
+
+
+def _turboloader_zipped(task: Task) -> Batches:
+    """Two TurboLoaders side by side; it has no means to say which image goes with which.
+
+    A source image is therefore any one, not one of the paired class. That costs it nothing.
+    """
+    torch.set_num_threads(1)  # more would take the cores of its threads
+    (target, labels), (source, source_labels) = (
+        _turboloader(task, path, seed) for seed, path in enumerate((task.target, task.source))
+    )
+    epochs = itertools.count()
+
+    def epoch() -> Iterator[tuple[Tensor, ...]]:
+        number = next(epochs)
+        for loader in (target, source):
+            loader.set_epoch(number)
+        for (t, t_found), (s, s_found) in zip(target, source, strict=True):
+            t, s = torch.as_tensor(t), torch.as_tensor(s)
+            lam = torch.rand(len(t))
+            images = torch.empty(t.shape)
+            # As in `_mix`: an image at a time stays in the cache.
+            for one, other, weight, out in zip(t, s, lam, images, strict=True):
+                torch.lerp(other, one, weight, out=out)
+            yield images, labels[t_found["indices"]], source_labels[s_found["indices"]], lam
+
+    return epoch
+
+
+def _turboloader(task: Task, path: str, seed: int = 0) -> tuple[Any, Tensor]:
+    """A loader of normalised images (B, 3, H, W) and what tells their labels by index."""
+    # https://pypi.org/project/turboloader/2.39.0/, "Quick Start", and its DataLoader's docstring.
+    # RandomResizedCrop: one call a batch in C++, a window decoded, buffers used again. That has no
+    # random crop of fixed size, which is a transform: behind a resize, here to the size that is
+    # stored, and in worker threads.
+    import turboloader
+
+    beton = Beton(path)
+    if task.resized:
+        options = {
+            "image_size": task.size,
+            "transform": turboloader.ImageNetNormalize(),
+            "train_aug": True,
+            "pin_memory": True,
+        }
+    else:
+        crop = turboloader.RandomCrop(task.size, task.size)
+        flip = turboloader.RandomHorizontalFlip(0.5)
+        options = {
+            "image_size": beton.image_size,
+            "transform": crop | flip | turboloader.ImageNetNormalize(),
+            "num_workers": task.threads,
+        }
+    archive = f"{path}-{os.getpid()}-{seed}.tar"
+    with tarfile.open(archive, "w") as tar:
+        for index in range(beton.num_samples):
+            data = beton.data(index).tobytes()
+            entry = tarfile.TarInfo(f"{index:08}.jpg")
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    loader = turboloader.DataLoader(
+        archive,
+        batch_size=task.batch_size,
+        output_format="pytorch",
+        shuffle=True,
+        seed=seed,
+        drop_last=True,
+        **options,
+    )
+    return loader, torch.tensor(beton.labels)
 
 
 class PairDataset(torch.utils.data.Dataset[tuple[Any, Any, int, int]]):
@@ -500,15 +625,19 @@ def torch_loader(
 
 BATCHES: dict[str, Callable[[Task], Batches]] = {
     "XMixLoader, DALI": _xmix_dali,
+    "FFCV, one domain, uint8": _ffcv_uint8,
     "FFCV, one domain": _ffcv_one,
     "FFCV, two zipped": _ffcv_zipped,
+    "FFCV, xmix_data.ffcv": _ffcv_xmix,
+    "TurboLoader, one domain": _turboloader_one,
+    "TurboLoader, two zipped": _turboloader_zipped,
     "DALI, CPU": _dali,
     "SPDL": _spdl,
     "SPDL, TorchCodec": _spdl_torchcodec,
     "torch DataLoader, TorchCodec": _torch_torchcodec,
     "torch DataLoader, Pillow": _torch_pillow,
 }
-"""For each loader what begins an epoch of batches; of the first, (images, labels)."""
+"""For each loader what begins an epoch of batches; those of one domain are (images, labels)."""
 
 
 def _counted(set_up: Callable[[Task], Batches]) -> Callable[[Task], Callable[[], int]]:

@@ -23,8 +23,12 @@ OURS = {
 }
 PEERS = {
     "XMixLoader, DALI": '**XMixLoader**, jpg + jpg, `backend="dali"`',
+    "FFCV, xmix_data.ffcv": "FFCV's Loader with the operations of `xmix_data.ffcv`",
     "FFCV, one domain": "FFCV, one domain, nothing mixed",
+    "FFCV, one domain, uint8": "FFCV, one domain, nothing mixed, uint8",
     "FFCV, two zipped": "FFCV, two loaders zipped",
+    "TurboLoader, one domain": "TurboLoader, one domain, nothing mixed",
+    "TurboLoader, two zipped": "TurboLoader, two loaders zipped",
     "DALI, CPU": "DALI on the CPU",
     "SPDL": "SPDL, its own decoder",
     "SPDL, TorchCodec": "SPDL around TorchCodec",
@@ -58,6 +62,7 @@ def machine_line(document: dict[str, Any], measured: str) -> str:
             "nvidia-dali-cuda130",
             "spdl",
             "torchcodec",
+            "turboloader",
         )
         if versions.get(name)
     )

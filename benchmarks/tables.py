@@ -3,7 +3,7 @@
     python benchmarks/tables.py [--check]
 
 A table stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``; with
-``<!-- table: NAME, brief -->`` its line leaves system and versions out. A plot is an SVG in
+``<!-- table: NAME, brief -->`` it has no line that names machine and versions. A plot is an SVG in
 docs/figures that names the hash of its result file. ``--check`` says what differs and redraws
 nothing.
 """
@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 from figures import PLOTS
 from results import FIGURES, ROOT, digest
-from table_parts import clients, gpu, loading, pretrained, reliability, training
+from table_parts import clients, gpu, loading, machines, pretrained, reliability, training
 
 BLOCK = re.compile(r"(<!-- table: (\w+)(, brief)? -->\n).*?(<!-- end of table -->)", re.S)
 
@@ -26,6 +26,7 @@ TABLES: dict[str, Callable[[], str]] = {
     for table in (
         loading.conversion,
         loading.loaders,
+        loading.loaders_in_short,
         loading.compared,
         loading.limits,
         loading.cold_cache,
@@ -33,10 +34,12 @@ TABLES: dict[str, Callable[[], str]] = {
         loading.epoch_end,
         loading.dali,
         loading.feeding,
+        loading.profiling,
         training.pairing,
         training.features,
         training.step_cost,
         training.methods,
+        machines.machines,
         training.accuracy,
         training.ablations,
         training.alphas,
@@ -65,8 +68,8 @@ def redrawn(text: str) -> str:
 
     def drawn(match: re.Match[str]) -> str:
         table = TABLES[match[2]]()
-        if match[3]:  # the line's last part
-            table = table.rpartition("; ")[0] + ".\n"
+        if match[3]:
+            table = table.rpartition("\n\n")[0] + "\n"
         return match[1] + table + match[4]
 
     return BLOCK.sub(drawn, text)

@@ -98,7 +98,9 @@ def test_convert_writes_a_class_folder_and_says_what(
     assert beton.labels.tolist() == [0] * 4 + [1] * 2 + [2] + [3] * 5
     assert (beton.encoding, beton.image_size) == ("jpg", 256)
     megabytes = beton.byte_length / 1e6
-    assert printed == (f"{out}: 12 images, 4 classes, jpg, shorter edge 256, {megabytes:.1f} MB\n")
+    assert printed == (
+        f"wrote {out}: 12 images, 4 classes, jpg, shorter edge 256, {megabytes:.1f} MB\n"
+    )
     assert files_in(out.parent) == ["images", "out.beton", "out.beton.json"]
 
 
@@ -553,7 +555,7 @@ def test_inspect_says_what_a_beton_holds(capsys: Capture, folder: Path, out: Pat
     described = convert(capsys, folder, out)
     printed = xmix(capsys, "inspect", out).splitlines()
     assert printed == [
-        described.rstrip("\n"),
+        described.removeprefix("wrote ").rstrip("\n"),
         "images a class: 1 to 5",
         f"fingerprint: {Beton(out).fingerprint}",
     ]

@@ -66,7 +66,16 @@ def test_the_whole_way_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[st
     said = capsys.readouterr().out
     assert re.search(r"\d+ of 10 digits found their own glyph", said)
     assert re.search(r"seed 1: plain [\d.]+ %, XMixup [\d.]+ %", said)
-    assert re.search(r"XMixup - plain +[+-][\d.]+ ± [\d.]+ points", said)
+    number = r"([+-][\d.]+)"
+    told = re.search(
+        rf"XMixup - plain +{number} points \(95 % interval {number} to {number}\)", said
+    )
+    assert told is not None
+    plain, mixed = (made["accuracy_percent"][name] for name in ("plain", "xmixup"))
+    gains = [m - p for m, p in zip(mixed, plain, strict=True)]
+    half = 12.706 * abs(gains[0] - gains[1]) / 2  # the t distribution's 97.5 % quantile, n = 2
+    expected = sum(gains) / 2, sum(gains) / 2 - half, sum(gains) / 2 + half
+    assert [float(text) for text in told.groups()] == pytest.approx(expected, abs=0.01)
     assert re.search(r"[\d,]+ pairs decoded, cropped, normalised and mixed a second", said)
     assert Beton(tmp_path / "demo" / "target.beton").class_counts == [3] * 10
     assert len(Pairing.load(tmp_path / "demo" / "pairing.json").pairs) == 10

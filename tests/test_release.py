@@ -8,11 +8,12 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import distribution
 from pathlib import Path
 from types import ModuleType
@@ -34,14 +35,16 @@ HERE = re.compile(r"/(?:home|root|tmp|work|var|usr|opt)/")
 """A path of a machine."""
 
 
-def run(command: Sequence[str | Path], folder: Path, **environment: str) -> str:
+def run(
+    command: Sequence[str | Path], folder: Path, timeout: float = 300, **environment: str
+) -> str:
     clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
     done = subprocess.run(
         list(map(str, command)),
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=timeout,
         env={**clean, **environment},
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -227,6 +230,59 @@ def test_the_wheel_runs_the_demo_outside_of_the_checkout(
     assert re.search(r"seed 0: plain [\d.]+ %, XMixup [\d.]+ %", said) and "Done in" in said
     inspect = [installed / "xmix", "inspect", folder / "source.beton", "--verify", "--json"]
     assert json.loads(run(inspect, tmp_path))["num_samples"] == len(Glyphs(variations=1))
+
+
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+CHECKED = ("contract", "convert", "pairing", "training")
+
+
+def interpreter(version: str) -> Path:
+    """A Python of a version, on the PATH or of pyenv."""
+    found = shutil.which(f"python{version}")
+    if found and subprocess.run([found, "-c", ""], capture_output=True).returncode == 0:
+        return Path(found)  # pyenv puts a script there that may refuse
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
+    paths = sorted((pyenv / "versions").glob(f"{version}.*/bin/python"))
+    if not paths:
+        pytest.skip(f"there is no Python {version}, neither on the PATH nor in {pyenv}")
+    return paths[-1]
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Iterator[Path]:
+    """Place of an environment that goes when its test ends: with torch it has some gigabytes."""
+    yield tmp_path / "env"
+    shutil.rmtree(tmp_path / "env", ignore_errors=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", PYTHONS)
+def test_the_wheel_works_from_nothing_on_every_python(
+    version: str, release: tuple[Path, Path], environment: Path
+) -> None:
+    """What it asks for comes from the package index, with no compiler and no other program."""
+    run([interpreter(version), "-m", "venv", environment], environment.parent)
+    python = environment / "bin" / "python"
+    wanted = [f"{release[1]}[dali,demo]", "hypothesis", "pytest"]
+    pip = [python, "-m", "pip", "install", "--quiet", "--only-binary=:all:", *wanted]
+    run(pip, environment.parent, timeout=1800, PATH=str(environment / "bin"), PKG_CONFIG="none")
+    folder = environment.parent / "elsewhere"
+    folder.mkdir()
+    assert "Done in" in run([python, "-c", DEMO], folder, PATH=str(environment / "bin"))
+    files = [ROOT / "tests" / f"test_{name}.py" for name in CHECKED]
+    tests = [python, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", *files]
+    said = run(tests, folder, timeout=1800)
+    print(f"Python {version}: {said.splitlines()[-1]}")
+    assert re.search(r"\d+ passed", said) and not re.search(r"failed|error", said.splitlines()[-1])
+
+
+def test_the_wheel_says_which_pythons_it_is_tried_on(release: tuple[Path, Path]) -> None:
+    """The next one is named as well: all that the wheel asks for can be had for it."""
+    with zipfile.ZipFile(release[1]) as archive:
+        (metadata,) = (n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
+        text = archive.read(metadata).decode().partition("\n\n")[0]
+    named = re.findall(r"^Classifier: Programming Language :: Python :: (3\.\d+)$", text, re.M)
+    assert named == [*PYTHONS, "3.14"] and "\nRequires-Python: >=3.10\n" in text
 
 
 # Its papers

@@ -48,6 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Without colours to begin with, and numba's would write an escape sequence at the very end.
     os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1")
     _escape_what_cannot_be_printed()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments:
+        print(_BEGIN)
+        return _flushed(0)
     try:
         options = _parser().parse_args(arguments)
     except SystemExit as stop:  # of --help, --version and what cannot be parsed
@@ -149,14 +153,29 @@ def _one_line(error: BaseException) -> str:
     return text if expected and text else f"{type(error).__name__}: {text} (--debug shows where)"
 
 
-_EPILOG = """\
-From two folders of photographs to a trained network:
+_STEPS = """\
+From two folders of photographs, each with a folder for each class, to a trained network:
   xmix convert flowers/train target.beton
   xmix convert imagenet/train source.beton
   xmix pair --target target.beton --source source.beton --model resnet50 -o pairing.json
+  xmix report pairing.json --target target.beton --source source.beton -o report.html
   xmix train --method xmixup --target target.beton --source source.beton \\
              --pairing pairing.json --model resnet50 --output run
+"""
 
+_BEGIN = f"""\
+Fine-tuning on few images with the help of many, at the cost of plain fine-tuning.
+
+Begin here:
+  xmix demo      the whole way in about a minute; needs no data
+  xmix doctor    what is installed, and what is missing
+
+{_STEPS}
+xmix --help lists all commands, and xmix COMMAND --help explains one."""
+"""What `xmix` alone says."""
+
+_EPILOG = f"""\
+{_STEPS}
 xmix COMMAND --help explains each command.
 Exit status: 0 done, 2 an error, 130 Ctrl-C, 141 nobody reads the output."""
 

@@ -41,6 +41,7 @@ from numba import objmode
 from numba.core.errors import NumbaWarning
 
 from xmix_data import decode
+from xmix_data.backends.profiling import ProfiledRange
 from xmix_data.backends.work import Side
 from xmix_data.beton import Beton, DomainLike, open_domain
 from xmix_data.decode.llvm import kernel
@@ -56,6 +57,7 @@ from xmix_data.plan import (
     paired_plan,
     with_crop,
 )
+from xmix_data.threads import name_this_thread
 
 try:
     from ffcv.loader.epoch_iterator import EpochIterator
@@ -349,12 +351,14 @@ class ImageXMixup(_Mixing):
 
         def make(start: int) -> None:
             stop = min(start + _STRIPE, len(indices))
-            self._decode(side, start, stop, sources)
+            with ProfiledRange("xmix: decode"):
+                self._decode(side, start, stop, sources)
             for item in start + np.flatnonzero(side.status[start:stop]):
                 self._replace(epoch, side, int(item), int(indices[item]), sources)
             part = slice(start, stop)
             flat = (x[part].reshape(stop - start, -1) for x in (batch, sources))
-            _blend(*flat, lam[part], out[part].reshape(stop - start, -1))
+            with ProfiledRange("xmix: mix"):
+                _blend(*flat, lam[part], out[part].reshape(stop - start, -1))
 
         list(self._pool().map(make, range(0, len(indices), _STRIPE)))
 
@@ -408,7 +412,7 @@ class ImageXMixup(_Mixing):
         key = os.getpid(), self._workers
         with self._lock:
             if self._threads is None or self._threads[:2] != key:
-                pool = ThreadPoolExecutor(self._workers, thread_name_prefix="xmix-ffcv")
+                pool = ThreadPoolExecutor(self._workers, "xmix-ffcv", name_this_thread)
                 self._threads = (*key, pool)
             return self._threads[2]
 

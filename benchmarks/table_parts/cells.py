@@ -11,8 +11,10 @@ def table(head: list[str], rows: list[list[str]], line: str) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + f"\n\n{line}\n"
 
 
-def spread(values: list[float]) -> str:
-    """Median and range."""
+def spread(values: list[float] | None) -> str:
+    """Median and range, or nothing."""
+    if values is None:
+        return ""
     return f"{statistics.median(values):,.0f} ({min(values):,.0f}-{max(values):,.0f})"
 
 

@@ -49,14 +49,36 @@ def conversion() -> str:
     return table(head, rows, machine_line(document, measured))
 
 
+IN_SHORT = (
+    *OURS,
+    "FFCV, one domain",
+    "FFCV, two zipped",
+    "TurboLoader, two zipped",
+    "DALI, CPU",
+    "SPDL, TorchCodec",
+    "torch DataLoader, TorchCodec",
+    "torch DataLoader, Pillow",
+)
+"""Rows of the README: of each loader the faster one that mixes, and FFCV as it is used."""
+
+
 def loaders() -> str:
     """What users would install, side by side."""
+    return _loaders({**OURS, **PEERS})
+
+
+def loaders_in_short() -> str:
+    """The same, without the ways that are slower."""
+    return _loaders({name: label for name, label in {**OURS, **PEERS}.items() if name in IN_SHORT})
+
+
+def _loaders(labels: dict[str, str]) -> str:
     document = result("loader_throughput")
     crops = document["crops"]
     rows = [
-        [label, *(spread(crop["rates"][name]) for crop in crops.values())]
-        for name, label in {**OURS, **PEERS}.items()
-        if all(name in crop["rates"] for crop in crops.values())
+        [label, *(spread(crop["rates"].get(name)) for crop in crops.values())]
+        for name, label in labels.items()
+        if any(name in crop["rates"] for crop in crops.values())
     ]
     head = ["samples/s, normalised float32 on the CPU", *(f"`{name}`" for name in crops)]
     return table(head, rows, machine_line(document, measured_rounds(document)))
@@ -221,3 +243,21 @@ def epoch_end() -> str:
         f"for a batch; median and range of n = {setup['rounds']} interleaved rounds"
     )
     return table(head, [row(name) for name in slower], machine_line(document, measured))
+
+
+def profiling() -> str:
+    """What the ranges for profilers cost."""
+    document = result("waiting")
+    setup, rows = document["configuration"], []
+    for pair, rates in document["rates"].items():
+        found = [
+            [a / b for a, b in zip(rates[name], rates["no ranges"], strict=True)]
+            for name in ("ranges, nobody looks", "ranges, recorded")
+        ]
+        rows.append([pair, *map(shares, found)])
+    head = ["pair", "nobody records", "torch's profiler records all threads"]
+    measured = (
+        f"`{setup['crop']}` of {setup['image_size']} px, batch {setup['batch_size']}, "
+        f"{setup['threads']} threads, median and range of n = {setup['rounds']} interleaved rounds"
+    )
+    return table(head, rows, machine_line(document, measured))

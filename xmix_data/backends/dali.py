@@ -25,6 +25,7 @@ from xmix_data import decode
 from xmix_data.backends.dali_pipeline import BATCHES, DaliDecoder, SharedBatch, load, open_passes
 from xmix_data.backends.device import Made
 from xmix_data.backends.host import HostBackend
+from xmix_data.backends.profiling import ProfiledRange
 from xmix_data.backends.protocol import Spec
 from xmix_data.backends.queue import BatchQueue, Times
 from xmix_data.backends.stream import HostStream
@@ -79,7 +80,8 @@ class DaliBackend(HostBackend):
             while not ended and len(decoder) < BATCHES:
                 asked = time.perf_counter()
                 try:
-                    stripe = queue.stripes.get(block=len(decoder) == 0)
+                    with ProfiledRange("xmix: wait for work"):
+                        stripe = queue.stripes.get(block=len(decoder) == 0)
                 except Empty:
                     break
                 times.waiting += time.perf_counter() - asked
@@ -113,12 +115,13 @@ class DaliBackend(HostBackend):
     ) -> None:
         """Take the oldest batch out of DALI, and do the host's part of it."""
         asked, on_host = time.perf_counter(), workspace.decoding_s
-        batch, crops = decoder.finish()
+        with ProfiledRange("xmix: wait for DALI"):
+            batch, crops = decoder.finish()
         decoded = started = time.perf_counter()
         job = batch.job
         try:
             if job.slot is not None:
-                job.slot.copied.synchronize()  # what the slot held before has left it
+                job.slot.wait()
             started = time.perf_counter()
             self.make(batch, crops, workspace, replace)
         except BaseException as caught:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import torch
 
 from xmix_data.backends import mixing
+from xmix_data.backends.profiling import ProfiledRange
 from xmix_data.backends.protocol import Spec
 from xmix_data.normalise import scale_and_shift
 from xmix_data.plan import PlanRows
@@ -42,8 +43,9 @@ def in_one_copy(tensors: Sequence[torch.Tensor], device: torch.device) -> list[t
     Returns:
         The same on the device, in memory of their own.
     """
-    there = packed(tensors).pin_memory().to(device, non_blocking=True)
-    return unpacked(there, tensors)
+    with ProfiledRange("xmix: copy"):
+        there = packed(tensors).pin_memory().to(device, non_blocking=True)
+        return unpacked(there, tensors)
 
 
 def packed(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -142,6 +144,11 @@ class Slot:
         self.made: Sequence[Made] = ()
         """Crops that the device made, kept until ``copied``."""
 
+    def wait(self) -> None:
+        """Wait until what the host's buffers held before has left them."""
+        with ProfiledRange("xmix: wait for the device"):
+            self.copied.synchronize()
+
 
 class DeviceStage:
     """Slots of a loader on a GPU, which are used again and again, over passes."""
@@ -190,6 +197,10 @@ class DeviceStage:
             rows: Rows of the batch.
             made: For each side the crops that the device made, which need not be sent.
         """
+        with ProfiledRange("xmix: copy"):
+            self._copy(slot, rows, made)
+
+    def _copy(self, slot: Slot, rows: PlanRows, made: Sequence[Made]) -> None:
         count = len(rows)
         slot.made = made
         slot.host_numbers[0, :count] = torch.from_numpy(rows.target_crops.flips)
@@ -212,7 +223,8 @@ class DeviceStage:
         with torch.cuda.device(self._spec.device):  # Triton launches on the current one
             consumer = torch.cuda.current_stream()
             consumer.wait_event(slot.copied)
-            images = self._mixed(slot.crops[:, :count], slot.numbers[:, :count])
+            with ProfiledRange("xmix: mix" if self._spec.mix else "xmix: normalise"):
+                images = self._mixed(slot.crops[:, :count], slot.numbers[:, :count])
             slot.released.record(consumer)
             slot.crops.record_stream(consumer)
             slot.numbers.record_stream(consumer)

@@ -22,6 +22,7 @@ from numba.core.event import Event, Listener, install_listener
 from xmix_data import decode
 from xmix_data.backends.device import DeviceStage, Slot
 from xmix_data.backends.memory import MemoryPool
+from xmix_data.backends.profiling import ProfiledRange
 from xmix_data.backends.protocol import Spec, replacement
 from xmix_data.backends.queue import BatchQueue, Times
 from xmix_data.backends.read_ahead import ReadAhead, read_ahead
@@ -90,7 +91,8 @@ class HostBackend:
             queue.failure = caught
         while True:
             asked = time.perf_counter()
-            stripe = queue.stripes.get()
+            with ProfiledRange("xmix: wait for work"):
+                stripe = queue.stripes.get()
             started = time.perf_counter()
             times.waiting += started - asked
             if stripe is None:
@@ -110,7 +112,7 @@ class HostBackend:
         asked = started = time.perf_counter()
         try:
             if job.slot is not None:
-                job.slot.copied.synchronize()  # what the slot held before has left it
+                job.slot.wait()
             started = time.perf_counter()
             self.work(job, workspace, start, stop)
         except BaseException as caught:
@@ -159,7 +161,8 @@ class HostBackend:
             rows = PlanRows(none, crops, np.zeros(0, np.float32), *((none, crops) if pair else ()))
             outs = [self._empty(0) for _ in self.domains]
             workspace = decode.Workspace(0, 0, 0, (1, 1), resizes=False)
-            self.work(self._job(rows, outs, None), workspace, 0, 0)
+            job = self._job(rows, outs, None)
+            self._work(job, workspace, 0, 0)
             read_ahead(*np.zeros((2, 0), np.uint64))
 
     def _empty(self, count: int) -> torch.Tensor:
@@ -218,9 +221,18 @@ class HostBackend:
 
     def work(self, job: Job, workspace: decode.Workspace, start: int, stop: int) -> None:
         """Make images ``start .. stop - 1`` of a batch; runs without the GIL."""
+        with ProfiledRange("xmix: decode and mix" if self.mixes else "xmix: decode"):
+            self._work(job, workspace, start, stop)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether the kernels mix; a GPU does it itself."""
+        return self.spec.mix and self.device_stage is None
+
+    def _work(self, job: Job, workspace: decode.Workspace, start: int, stop: int) -> None:
         height, width = self.spec.crop.shape
         kind = _KINDS.get(job.outs[0].dtype)
-        if self.spec.mix and self.device_stage is None:
+        if self.mixes:
             target, source = job.sides
             decode.mix_images(
                 start,

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from queue import SimpleQueue
 
+from xmix_data.backends.profiling import ProfiledRange
 from xmix_data.backends.work import Job
 from xmix_data.plan import PlanRows
 
@@ -112,14 +113,16 @@ class BatchQueue:
             while not self.closed:
                 # Later batches are planned and read ahead while no further one may be opened.
                 while len(ahead) <= _READ_AHEAD_BATCHES and (not ahead or self._room.empty()):
-                    rows = next(self._rows, None)
-                    if rows is None:
-                        break
-                    self._read_ahead(rows)
+                    with ProfiledRange("xmix: plan"):
+                        rows = next(self._rows, None)
+                        if rows is None:
+                            break
+                        self._read_ahead(rows)
                     ahead.append(rows)
-                if not ahead or not self._room.get():
+                if not ahead or not self._has_room():
                     break
-                job = self._open_job(ahead.popleft(), self.is_calm)
+                with ProfiledRange("xmix: plan"):
+                    job = self._open_job(ahead.popleft(), self.is_calm)
                 self._opened.put(job)
                 count = len(job.rows)
                 for start in range(0, count, job.stripe):
@@ -131,6 +134,11 @@ class BatchQueue:
             for _ in range(self._workers):
                 self.stripes.put(None)
 
+    def _has_room(self) -> bool:
+        """Wait until a further batch may be opened; false at the end."""
+        with ProfiledRange("xmix: wait for the consumer"):
+            return self._room.get()
+
     def take(self) -> Job:
         """Wait for the next batch.
 
@@ -140,10 +148,11 @@ class BatchQueue:
         """
         started = time.perf_counter()
         late = self._opened.empty()
-        job = self._opened.get()
-        if isinstance(job, Job):
-            self._note(late=late or not job.made.is_set())
-            job.made.wait()
+        with ProfiledRange("xmix: wait for a batch"):
+            job = self._opened.get()
+            if isinstance(job, Job):
+                self._note(late=late or not job.made.is_set())
+                job.made.wait()
         self.consumer_waited += time.perf_counter() - started
         if self.closed:
             self._opened.put(None)  # whoever asks again, or waits too, hears it as well

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from xmix_data.backends.profiling import ProfiledRange
 from xmix_data.backends.protocol import STREAM_STATS, Spec, replacement
 from xmix_data.beton import Domain
 from xmix_data.beton.layout import RAW
@@ -44,6 +45,10 @@ class ReferenceStream:
         self._stats = dict.fromkeys(STREAM_STATS, 0.0)
 
     def __next__(self) -> tuple[PlanRows, tuple[torch.Tensor, ...]]:
+        with ProfiledRange("xmix: decode and mix"):
+            return self._made()
+
+    def _made(self) -> tuple[PlanRows, tuple[torch.Tensor, ...]]:
         started = time.perf_counter()
         rows = next(self._rows)
         spec = self._spec

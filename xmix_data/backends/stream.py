@@ -18,6 +18,7 @@ from xmix_data.backends.device import DeviceStage
 from xmix_data.backends.queue import BatchQueue
 from xmix_data.errors import BetonError
 from xmix_data.plan import PlanRows, Replace
+from xmix_data.threads import name_this_thread
 
 if TYPE_CHECKING:
     from xmix_data.backends.host import HostBackend
@@ -53,6 +54,7 @@ def _on(device: torch.device, work: Callable[..., None], *args: object) -> None:
     A new thread begins on the first GPU: what it asks of an event or of pinned memory would make a
     context there, of half a gigabyte, in every process of a job.
     """
+    name_this_thread()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     work(*args)

@@ -23,6 +23,7 @@ _PACKAGES = (
     "nvidia-dali-cuda130",
     "spdl",
     "torchcodec",
+    "turboloader",
 )
 _FLAGS = ("sse4_2", "avx", "avx2", "avx512f", "avx512bw", "avx512_vbmi", "asimd")
 """Instruction sets that decide how fast a CPU moves pixels."""

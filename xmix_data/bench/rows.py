@@ -63,9 +63,9 @@ def _predicted(decoded: int) -> Callable[[Mapping[str, float]], float]:
 
 _SUM = "decode, copy and mix alone, added up"
 TARGETS = (
-    Target("jpg + jpg, uint8 pairs", "decode limit / 2", lambda rates: rates[DECODE] / 2, 0.95),
-    Target("raw + jpg, uint8 pairs", "decode limit", lambda rates: rates[DECODE], 0.85),
-    Target("raw + raw, uint8 pairs", "copy limit / 2", lambda rates: rates[COPY] / 2, 0.8),
+    Target("jpg + jpg, uint8 pairs", "decode limit / 2", lambda rates: rates[DECODE] / 2, 1.0),
+    Target("raw + jpg, uint8 pairs", "decode limit", lambda rates: rates[DECODE], 0.95),
+    Target("raw + raw, uint8 pairs", "copy limit / 2", lambda rates: rates[COPY] / 2, 0.85),
     Target("jpg + jpg, mixed", _SUM, _predicted(2), 0.95),
     Target("raw + jpg, mixed", _SUM, _predicted(1), 0.95),
     Target("raw + raw, mixed", _SUM, _predicted(0), 0.95),

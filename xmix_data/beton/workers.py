@@ -30,6 +30,7 @@ from xmix_data.beton.encoding import StoredImage, encode_image
 from xmix_data.beton.pixels import keep_pillow_silent, own_image
 from xmix_data.errors import DatasetError, ImageError, XMixError
 from xmix_data.images import ImageSource, label_problem
+from xmix_data.threads import name_this_thread
 
 __all__ = ["Encoder", "Failure", "encoded_samples", "named_worker_death", "require_main_guard"]
 
@@ -167,7 +168,7 @@ def encoded_samples(
 
 def _by_threads(encoder: Encoder, count: int) -> Iterator[tuple[int, StoredImage] | Failure]:
     waiting: deque[Future[tuple[int, StoredImage] | Failure]] = deque()
-    with ThreadPoolExecutor(count, "xmix-encode") as pool:
+    with ThreadPoolExecutor(count, "xmix-encode", name_this_thread) as pool:
         try:
             for position in range(len(encoder)):
                 waiting.append(pool.submit(encoder.encode, encoder.read(position)))

@@ -147,4 +147,4 @@ def run(options: argparse.Namespace) -> Answer:
         shard=options.shard,
         classes_from=options.classes_from,
     )
-    return Answer(facts_of(beton), [describe(beton)])
+    return Answer(facts_of(beton), [f"wrote {describe(beton)}"])

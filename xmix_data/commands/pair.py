@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -151,10 +152,11 @@ def run(options: argparse.Namespace) -> Answer | None:
         return None
     pairing = pair_classes(target, source, **chosen)
     pairing.save(options.output)
+    similar = "" if featureless else f"; mean cosine {pairing.mean_cosine:.3f}"
     lines = [
         *pairs_table(pairing),
-        f"{options.output}: {pairing!r}"
-        + ("" if featureless else f", mean cosine {pairing.mean_cosine:.3f}"),
+        f"wrote {options.output}: {len(pairing.pairs)} target classes, mixed with "
+        f"{pairing.num_images:,} images of their source classes{similar}",
     ]
     similarity = None
     if pairing.similarity is not None:
@@ -171,6 +173,11 @@ def run(options: argparse.Namespace) -> Answer | None:
             lines.append(
                 "these features hardly tell classes apart: was the backbone trained (--weights)?"
             )
+    report = ["xmix", "report", str(options.output)]
+    for side in ("target", "source"):
+        report += [text for path in getattr(options, side) for text in (f"--{side}", str(path))]
+    report += ["-o", str(options.output.with_suffix(".html"))]
+    lines.append(f"look at the pairs: {shlex.join(report)}")
     document = {
         "path": str(options.output),
         "num_images": pairing.num_images,

@@ -56,5 +56,5 @@ def run(options: argparse.Namespace) -> Answer:
     size = path.stat().st_size
     return Answer(
         {"path": str(path), "byte_length": size},
-        [f"{path}: {size / 1e6:.1f} MB; open it in a browser"],
+        [f"wrote {path} ({size / 1e6:.1f} MB): open it in a browser, and see whether pairs suit"],
     )

@@ -111,12 +111,13 @@ def run(options: argparse.Namespace) -> Answer | None:
     if rank:
         return None
     came_out = (
-        "trained; no test set was given"
+        "no test set was given"
         if result.accuracy is None
-        else f"top-1 accuracy {100 * result.accuracy:.2f} %"
+        else f"top-1 accuracy {100 * result.accuracy:.2f} % on the test set"
     )
     document = json.loads((options.output / "result.json").read_text())
-    return Answer(document, [f"{options.output}: {came_out}"])
+    place = options.output / "model.pt"
+    return Answer(document, [f"trained by {method.name}: {came_out}; the network is in {place}"])
 
 
 def _same_rows(backbone: Any, source: Sequence[Path] | None) -> range:

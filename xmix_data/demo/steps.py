@@ -171,22 +171,17 @@ def _run(output: Path, seeds: int, settings: _Settings) -> dict[str, Any]:
         }
         sheet = pairs.preview(8)
 
-    print("6/6 Written")
+    print("6/6 Draw")
     sheet.save(output / "mixed.png")
     write_report(
         pairing, target, source, output / "report.html", alpha=recipe.alpha, overwrite=True
     )
-    for name in (
-        "source.beton",
-        "target.beton",
-        "test.beton",
-        "pairing.json",
-        "report.html",
-        "mixed.png",
-    ):
-        print(f"    {output / name}")
     seconds = time.perf_counter() - began
-    print(f"Done in {seconds:.0f} s.")
+    print(f"    betons and pairing.json are in {output}")
+    print(f"Done in {seconds:.0f} s. Now open")
+    print(f"    {output / 'report.html'}  the pairs, and how similar they are")
+    print(f"    {output / 'mixed.png'}    samples: target, source, and what the network gets")
+    print("and run `xmix` without arguments: it says how to begin with images of your own.")
     return {
         "own_glyphs": own,
         "accuracy_percent": accuracies,
@@ -230,7 +225,7 @@ def _pretrain(source: Beton, recipe: Recipe) -> Backbone:
     torch.manual_seed(0)
     started = time.perf_counter()
     network = SmallResNet(len(source.class_names))
-    result = fit(FineTune(), network, source, test=source, recipe=recipe)
+    result = fit(FineTune(), network, source, test=source, recipe=recipe, progress=True)
     seconds = time.perf_counter() - started
     print(f"    {_percent(result):.1f} % of their {len(source):,} pictures right; {seconds:.1f} s")
     assert result.network.target_head is not None
@@ -266,7 +261,7 @@ def _compare(
         print(f"    seed {seed}: plain {plain[-1]:.2f} %, XMixup {mixed[-1]:.2f} %")
     print(f"    plain fine-tuning  {_spread(plain)} %")
     print(f"    XMixup             {_spread(mixed)} %")
-    print(f"    XMixup - plain     {_spread(np.subtract(mixed, plain), '+')} points")
+    print(f"    XMixup - plain     {_difference(plain, mixed)}")
     return {"plain": plain, "xmixup": mixed}
 
 
@@ -275,7 +270,23 @@ def _percent(result: Result) -> float:
     return 100 * result.accuracy
 
 
-def _spread(values: npt.ArrayLike, sign: str = "") -> str:
+def _spread(values: npt.ArrayLike) -> str:
     numbers = np.asarray(values, np.float64)
-    text = f"{numbers.mean():{sign}.2f}"
+    text = f"{numbers.mean():.2f}"
     return text if numbers.size == 1 else f"{text} ± {numbers.std(ddof=1):.2f}"
+
+
+def _difference(plain: list[float], mixed: list[float]) -> str:
+    """Say what XMixup gains, seed by seed, and whether so many seeds can tell."""
+    gains = np.subtract(mixed, plain)
+    text = f"{gains.mean():+.2f} points"
+    if len(gains) == 1:
+        return f"{text}; one seed cannot tell them apart"
+    from scipy import stats
+
+    half = stats.t.ppf(0.975, len(gains) - 1) * gains.std(ddof=1) / len(gains) ** 0.5
+    low, high = gains.mean() - half, gains.mean() + half
+    told = "these seeds cannot tell them apart"
+    if low > 0 or high < 0:
+        told = f"{'XMixup' if low > 0 else 'plain fine-tuning'} is better here"
+    return f"{text} (95 % interval {low:+.2f} to {high:+.2f}): {told}"
