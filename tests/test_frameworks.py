@@ -150,10 +150,8 @@ def test_accelerate_goes_on_from_every_step(
 def test_accelerate_cannot_skip_by_building_a_dataloader(numbered: NumberedBetons) -> None:
     accelerate = pytest.importorskip("accelerate", reason="needs accelerate")
     accelerator = accelerate.Accelerator(cpu=True)
-    with loader_of(numbered) as loader:
-        skipping = accelerator.skip_first_batches(loader, 2)
-        with pytest.raises(TypeError, match="load_state_dict"):
-            next(iter(skipping))
+    with loader_of(numbered) as loader, pytest.raises(AttributeError, match="load_state_dict"):
+        accelerator.skip_first_batches(loader, 2)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

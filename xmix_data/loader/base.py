@@ -24,7 +24,7 @@ from xmix_data.loader.feed import Feed
 from xmix_data.loader.options import default_workers, one_of, three_channels, usable_device
 from xmix_data.loader.position import Position
 from xmix_data.loader.spans import Share, Span
-from xmix_data.loader.views import BatchSamplerView, DatasetView, SamplerView
+from xmix_data.loader.views import DatasetView, SamplerView
 from xmix_data.options import MAX_SEED, whole_number
 from xmix_data.plan import Crop, Plan, PlanRows, with_crop
 from xmix_data.ranks import Ranks
@@ -36,6 +36,14 @@ __all__ = ["Loader", "Option"]
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.uint8)
 _MEMORY_FORMATS = (torch.channels_last, torch.contiguous_format)
+_ABSENT = {
+    # A framework that finds one builds a DataLoader of it, which can neither mix nor go on.
+    "batch_sampler": "a loader cuts its own batches, and no DataLoader can be built of it. To go "
+    "on in the middle of an epoch give it its state (load_state_dict; Accelerate's "
+    "register_for_checkpointing does) or call its skip(batches), in transformers' Trainer with "
+    "ignore_data_skip=True; to begin an epoch call its set_epoch",
+}
+"""What to do without an attribute that frameworks ask for."""
 _STATE_VERSION = 1
 _CHANGED_BY = {
     "epoch": "set_epoch()",
@@ -494,7 +502,8 @@ class Loader(Generic[B]):
                 raise
             self._restore(parcel.state)
             return getattr(self, name)
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        remedy = f": {_ABSENT[name]}" if name in _ABSENT else ""
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{remedy}")
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse what is no setting: it would be without effect. Underscores are a framework's."""
@@ -515,11 +524,6 @@ class Loader(Generic[B]):
     def sampler(self) -> SamplerView:
         """What frameworks tell the epoch."""
         return SamplerView(self)
-
-    @property
-    def batch_sampler(self) -> BatchSamplerView:
-        """What other frameworks tell the epoch; it cannot be iterated."""
-        return BatchSamplerView(self)
 
     @property
     def _domains(self) -> list[Domain]:

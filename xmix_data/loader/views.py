@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BatchSamplerView", "DatasetView", "SamplerView"]
+__all__ = ["DatasetView", "SamplerView"]
 
 
 class DatasetView:
@@ -57,28 +56,3 @@ class SamplerView:
     def __len__(self) -> int:
         """Count the samples that this process gets in an epoch, padding included."""
         return int(self._loader.own_samples)
-
-
-class BatchSamplerView(SamplerView):
-    """The order of batches: what a framework may tell and ask, and not what it could load by.
-
-    Args:
-        loader: Whose order it is.
-    """
-
-    def __len__(self) -> int:
-        """Count the batches that this process gets in an epoch."""
-        return len(self._loader)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        """Refuse: a DataLoader that a framework builds of this could not mix, or resume.
-
-        Raises:
-            TypeError: Always.
-        """
-        raise TypeError(
-            f"a {type(self._loader).__name__} makes its batches itself, and no DataLoader can be "
-            "built of its dataset and batch_sampler; to go on in the middle of an epoch give the "
-            "loader its state (load_state_dict) or call its skip(batches), in transformers' "
-            "Trainer with ignore_data_skip=True"
-        )
