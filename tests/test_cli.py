@@ -72,10 +72,18 @@ def test_help_has_examples_that_parse(name: str) -> None:
         )
 
 
+def test_without_arguments_it_says_where_to_begin(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    said = capsys.readouterr().out
+    begin, way = said.index("xmix demo"), said.index("xmix convert")
+    assert begin < way and "xmix --help" in said
+
+
 def test_the_first_help_shows_the_way_and_the_statuses() -> None:
     text = _parser().format_help()
     lines = re.findall(r"^  xmix (.*)", text.replace("\\\n", ""), re.M)
-    assert [shlex.split(line)[0] for line in lines] == ["convert", "convert", "pair", "train"]
+    commands = ["convert", "convert", "pair", "report", "train"]
+    assert [shlex.split(line)[0] for line in lines] == commands
     for line in lines:
         _parser().parse_args(shlex.split(line))
     assert "Exit status: 0 done, 2 an error, 130 Ctrl-C, 141" in text
