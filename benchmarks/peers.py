@@ -637,7 +637,8 @@ BATCHES: dict[str, Callable[[Task], Batches]] = {
     "torch DataLoader, TorchCodec": _torch_torchcodec,
     "torch DataLoader, Pillow": _torch_pillow,
 }
-"""For each loader what begins an epoch of batches; those of one domain are (images, labels)."""
+"""For each loader what begins an epoch of batches; those of one domain are (images, labels), and
+with our operations in FFCV's Loader (images, (B, 3) target label, source label, λ)."""
 
 
 def _counted(set_up: Callable[[Task], Batches]) -> Callable[[Task], Callable[[], int]]:
