@@ -45,8 +45,8 @@ def clients() -> str:
         "ours / theirs",
     ]
     measured = (
-        f"{images} target images, JPEGs of 256 px, {setup['epochs']} epochs and evaluations; medians, "
-        "ratios within interleaved rounds with their range"
+        f"{images} target images, JPEGs of 256 px, {setup['epochs']} epochs and evaluations; "
+        "medians, ratios within interleaved rounds with their range"
     )
     assert len(cpus) == 1, "the line under the table names one machine"
     return table(head, rows, machine_line(document, measured))
