@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["sync", "whole_file"]
+__all__ = ["cannot_be_locked", "sync", "whole_file"]
 
 
 _log = logging.getLogger("xmix_data")
@@ -85,6 +85,11 @@ def sync(stream: BinaryIO, path: Path) -> None:
         _say_once(path.parent, "files cannot be synced", error, "a power cut may lose the latest")
 
 
+def cannot_be_locked(error: OSError) -> bool:
+    """Return whether an error says that a file system has no locks, and not that one is held."""
+    return error.errno in _NO_LOCKS
+
+
 def _open_partial(path: Path) -> tuple[BinaryIO, Path]:
     """Open and lock a partial file; returns it with its name."""
     partial = path.with_name(path.name + ".partial")
@@ -96,7 +101,7 @@ def _open_partial(path: Path) -> tuple[BinaryIO, Path]:
         return stream, partial
     except OSError as error:
         stream.close()
-        if error.errno not in _NO_LOCKS:
+        if not cannot_be_locked(error):
             raise
         if is_new:
             partial.unlink(missing_ok=True)

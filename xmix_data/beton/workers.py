@@ -77,6 +77,13 @@ class Encoder:
     def __getitem__(self, position: int) -> tuple[int, StoredImage] | Failure:
         return self.encode(self.read(position))
 
+    def __getitems__(self, positions: list[int]) -> list[tuple[int, StoredImage] | Failure]:
+        """Make the samples of a task; those that a store sends are waited for all at once."""
+        if not getattr(self._source, "distant", False):
+            return [self[position] for position in positions]
+        with ThreadPoolExecutor(len(positions), "xmix-read") as pool:
+            return [self.encode(sample) for sample in pool.map(self.read, positions)]
+
     def read(self, position: int) -> _Sample | Failure:
         """Read a sample; nothing that is read later changes it."""
         index = self._indices[position]
