@@ -182,8 +182,10 @@ def _explained(url: str, doing: str, error: Exception) -> Exception:
     unreachable = any("Connect" in kind or "Timeout" in kind for kind in kinds)
     if isinstance(error, FileNotFoundError) and not unreachable and status in (None, 404):
         return FileNotFoundError(f"{url}: is not there ({reason}); check the names in it")
-    if isinstance(error, NotImplementedError):
-        return ValueError(f"{url}: {doing} under this protocol; give another URL or a path")
+    if isinstance(error, NotImplementedError) or status in (405, 501):
+        return ValueError(
+            f"{url}: {doing} under this protocol ({reason}); give another URL, or a path"
+        )
     return ConnectionError(
         f"{url}: {doing} ({reason}); check the network and the store, and run it again"
     )
@@ -235,7 +237,11 @@ def state_of(url: str) -> dict[str, Any]:
     system, inner = _filesystem(url)
     with _answers(url, "cannot be read"):
         system.invalidate_cache()
-        facts = system.info(inner)
+        try:
+            facts = system.info(inner)
+        except FileNotFoundError:
+            system.cat_file(inner, start=0, end=1)  # its answer says more: which part is not there
+            raise
     if facts.get("type") == "directory":
         raise IsADirectoryError(f"{url}: is a folder; give the URL of a file")
     if not isinstance(facts.get("size"), int):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -406,16 +407,10 @@ def _local_copy(url: str) -> Path:
     name, manifest_url = name_of(url), str(manifest_path(url))
     if name in ("", ".", ".."):
         raise ValueError(f"{url}: names no file; give the URL of a beton")
-    manifest, missing = None, ""
-    try:
+    state = state_of(url)
+    manifest = wanted = None
+    with suppress(FileNotFoundError):  # as of a beton that FFCV wrote
         manifest = read_bytes(manifest_url)
-    except FileNotFoundError as error:
-        missing = str(error)
-    try:
-        state = state_of(url)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"no such beton: {missing or error}") from error
-    wanted = None
     key = key_of(f"{url} {sorted(state.items())}")
     if manifest is not None:
         facts = parse_manifest(manifest, manifest_url)
