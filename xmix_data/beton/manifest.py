@@ -213,7 +213,9 @@ def shard_name(name: str, index: int, count: int) -> str:
 
 
 def shards_of(path: Path | str) -> dict[int, dict[int, Path | str]]:
-    """Find the shards that lie where a beton could lie: by the set's number of shards, by index.
+    """Find the whole shards that lie where a beton could: by the set's number of shards, by index.
+
+    Whole is a shard with its manifest, which is written last.
 
     Args:
         path: Path or URL of the set, as it was given to the conversion of each shard.
@@ -224,8 +226,9 @@ def shards_of(path: Path | str) -> dict[int, dict[int, Path | str]]:
         re.escape(stem if dot else suffix) + number + re.escape(dot + suffix) * bool(dot)
     )
     found: dict[int, dict[int, Path | str]] = {}
-    for name in listed(path):
-        if match := pattern.fullmatch(name):
+    names = set(listed(path))
+    for name in names:
+        if (match := pattern.fullmatch(name)) and f"{name}.json" in names:
             found.setdefault(int(match[2]), {})[int(match[1])] = with_name(path, name)
     return {count: dict(sorted(shards.items())) for count, shards in sorted(found.items())}
 

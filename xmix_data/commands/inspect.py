@@ -111,11 +111,8 @@ def _inspect_sets(place: Path | str, sets: Any, *, verify: bool) -> Answer:
     for count, shards in sets.items():
         manifests = {}
         for index, shard in shards.items():
-            try:
-                path = manifest_path(shard)
-                manifests[index] = parse_manifest(read_bytes(path_or_url(path)), str(path))
-            except FileNotFoundError:
-                continue  # it is being written, or its writer was stopped between the two
+            path = manifest_path(shard)
+            manifests[index] = parse_manifest(read_bytes(path_or_url(path)), str(path))
             if verify:
                 Beton(shard).verify(progress=True)
         missing = [index for index in range(count) if index not in manifests]
