@@ -23,6 +23,7 @@ class Server:
         asked: The ranges that were asked for, as (name, first, last).
         ranges: Whether it gives ranges, as not every server does.
         whole: How many more ranges of betons arrive whole; the others break off in the middle.
+        refuses: What it answers with 403: a part of the path.
         before: Called with the name before anything is sent.
     """
 
@@ -30,6 +31,7 @@ class Server:
         self.asked: list[tuple[str, int, int]] = []
         self.ranges = True
         self.whole: float = float("inf")
+        self.refuses = "\0"
         self.before: Callable[[str], Any] = lambda name: None
         self.lock = threading.Lock()
         handler = functools.partial(_Handler, self, directory=str(folder))
@@ -64,8 +66,15 @@ class _Handler(ranges.RangeRequestHandler):  # type: ignore[misc]
                     self.breaks = server.whole < 1
                     server.whole -= 1
         server.before(name)
+        if server.refuses in self.path:
+            return self.send_error(403)
         with contextlib.suppress(ConnectionError):  # who asked has heard enough
             super().do_GET()
+
+    def do_HEAD(self) -> None:
+        if self.asked_of.refuses in self.path:
+            return self.send_error(403)
+        super().do_HEAD()
 
     def send_head(self) -> Any:
         if self.asked_of.ranges:

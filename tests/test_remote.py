@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import json
 import os
 import pickle
@@ -19,17 +22,19 @@ import numpy as np
 import processes
 import pytest
 from conftest import Betons, reversed_pairing
-from pictures import Images, written
+from pictures import Images, encoded, picture, written
 from processes import ended
 from servers import Server
 
 from xmix_data import (
     Beton,
     BetonError,
+    ImageError,
     ImageLoader,
     MissingDependencyError,
     Pairing,
     RandomCrop,
+    XMixError,
     XMixLoader,
 )
 from xmix_data.beton import class_list, manifest_path, open_domain
@@ -402,7 +407,8 @@ def test_a_disk_that_becomes_full(
 
     def fill(name: str) -> None:
         if served.blocks("large.beton") and not filler.exists():
-            filler.write_bytes(bytes(30 << 20))
+            with contextlib.suppress(OSError):  # as much as there is room for
+                filler.write_bytes(bytes(39 << 20))
 
     served.before = fill
     assert main(["inspect", f"{served.url}/large.beton"]) == 2
@@ -573,6 +579,45 @@ def test_a_server_that_does_not_answer() -> None:
     )
     with pytest.raises(ConnectionError, match=message):
         Beton("http://127.0.0.1:1/x.beton")
+
+
+def test_a_server_that_refuses(served: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    served.refuses = "large"
+    assert main(["inspect", f"{served.url}/large.beton"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"xmix: {served.url}/large.beton: access is denied (")
+    assert line.endswith("check the credentials, and what they may do")
+
+
+def test_a_store_that_fails_is_no_unreadable_image(tmp_path: Path) -> None:
+    """Skipping such images would leave out good ones."""
+    folder = tmp_path / "images"
+    for name in ("a/0.jpg", "a/1.jpg", "b/2.jpg", "b/3.jpg"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(encoded(picture(24, 24)))
+    (folder / "b/3.jpg").write_bytes(b"no image")
+    options = {"image_size": 24, "on_error": "skip"}
+    with Server(folder) as server:
+        assert len(written(server.url, tmp_path / "some.beton", **options)) == 3
+        server.refuses = "a/1.jpg"
+        with pytest.raises(XMixError, match=r"a/1\.jpg: access is denied") as caught:
+            written(server.url, tmp_path / "none.beton", **options)
+        assert not isinstance(caught.value, ImageError)
+    assert not (tmp_path / "none.beton").exists()
+
+
+def test_a_cache_without_locks(
+    bucket: Any, betons: Betons, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on network file systems: every process fetches for itself, under a name of its own."""
+    url = put(bucket, betons.target_raw, "t.beton")
+
+    def flock(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert same(Beton(url), betons.target_raw) and left(own_cache) == ["t.beton"]
+    assert main(["cache", "--clear", "t.beton"]) == 0 and left(own_cache) == []
 
 
 def test_what_is_no_beton(served: Server, bucket: Any) -> None:

@@ -142,7 +142,6 @@ def keep(local: Path, key: str, name: str) -> None:
         path = folder / name
         path.unlink(missing_ok=True)
         os.link(local, path)
-        os.chmod(path, 0o644)
         _touch(folder)
         with suppress(OSError):  # larger than the limit: it is there already
             _make_room(key, local.stat().st_size)

@@ -10,12 +10,12 @@ from __future__ import annotations
 import errno
 import os
 import re
-import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import IO, Any, BinaryIO
 from urllib.parse import unquote
 
 from xmix_data import files
@@ -203,12 +203,11 @@ def _status(error: BaseException) -> int | None:
     return code if isinstance(code, int) else None
 
 
-def read_bytes(path: Path | str, size: int | None = None) -> bytes:
+def read_bytes(path: Path | str) -> bytes:
     """Read a file, which is small enough to be read at once.
 
     Args:
         path: A path or URL.
-        size: Its length, where it is known: it saves some stores a question.
 
     Raises:
         OSError: It is not there, or cannot be read.
@@ -218,8 +217,6 @@ def read_bytes(path: Path | str, size: int | None = None) -> bytes:
         return path.read_bytes()
     system, inner = _filesystem(path)
     with _answers(path, "cannot be read"):
-        if size:
-            return bytes(system.cat_file(inner, start=0, end=size))
         return bytes(system.cat_file(inner))
 
 
@@ -277,6 +274,8 @@ def bytes_of_range(url: str, start: int, stop: int) -> bytes:
     Raises:
         OSError: It is not there, cannot be read, or is shorter.
     """
+    if start == stop:
+        return b""
     system, inner = _filesystem(url)
     for wait in (*_SECONDS_BETWEEN_ATTEMPTS, None):
         try:
@@ -442,18 +441,19 @@ def whole_file(path: Path | str, *, belongs_to: Path | str | None = None) -> Ite
             yield stream
         return
     folder = scratch()
-    with cache_errors(folder):
-        local = tempfile.NamedTemporaryFile(dir=folder, suffix=".partial")  # noqa: SIM115
-    with local:
-        with cache_errors(folder):
-            yield cast(BinaryIO, local)
-            local.flush()
+    local = folder / f"{uuid.uuid4().hex}.partial"
+    try:
+        with cache_errors(folder), open(local, "x+b") as stream:
+            yield stream
         try:
-            _upload(Path(local.name), path)
+            _upload(local, path)
         except BaseException:
             if isinstance(belongs_to, str):
                 remove(belongs_to)
+                remove(path)  # an earlier one, which must not meet another beton
             raise
+    finally:
+        local.unlink(missing_ok=True)
 
 
 def _upload(local: Path, url: str) -> None:

@@ -33,7 +33,7 @@ from xmix_data.files import sync
 from xmix_data.images import ImageSource, numbered_names
 from xmix_data.names import first_repeated, same_forms
 from xmix_data.progress import Progress
-from xmix_data.remote import name_of, path_or_url, remove, require_writable, scratch, whole_file
+from xmix_data.remote import name_of, path_or_url, require_writable, scratch, whole_file
 
 __all__ = ["write_beton"]
 
@@ -202,12 +202,10 @@ def write_beton(
         manifest_stream.write(manifest_bytes(facts))
         for written in (stream, manifest_stream):  # a disk that is full now costs nothing
             sync(written, folder / name_of(path))
-        # An earlier manifest must not meet the new beton.
         if isinstance(manifest_file, Path):
-            manifest_file.unlink(missing_ok=True)
-        else:
+            manifest_file.unlink(missing_ok=True)  # an earlier one must not meet the new beton
+        else:  # whoever fetches one that does not fit, sees it by its hash
             keep(Path(stream.name), key_of(content_hash), name_of(path))
-            remove(manifest_file)
     for phrase in what_is_missing({**facts, "kept": None}):
         _log.warning("%s: %s, see %s", path, phrase, name_of(manifest_file))
     if enlarged:

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 from xmix_data.images.files import ImageFiles, image_suffixes, suffix_of
 from xmix_data.names import first_repeated, same_form
-from xmix_data.remote import find, joined, read_bytes
+from xmix_data.remote import bytes_of_range, find, joined, read_bytes
 
 __all__ = ["DistantFolder"]
 
@@ -90,5 +90,6 @@ class DistantFolder(ImageFiles):
         return f"files:{digest.hexdigest()}"
 
     def read(self, index: int) -> tuple[bytes, int]:
-        size = self._files[index][1]
-        return read_bytes(self.where(index), max(size, 0)), int(self._labels[index])
+        url, size = self.where(index), self._files[index][1]
+        data = read_bytes(url) if size < 0 else bytes_of_range(url, 0, size)
+        return data, int(self._labels[index])

@@ -18,7 +18,7 @@ from xmix_data.remote import path_or_url
 def convert(shard: str, arguments: list[str]) -> str:
     """Write one shard; whole, or not at all."""
     if xmix(["convert", *arguments, "--shard", shard, "--overwrite"]):
-        raise SystemExit(f"shard {shard} failed; see what its worker said")
+        raise RuntimeError(f"shard {shard} failed; see what its worker said")
     return shard
 
 
