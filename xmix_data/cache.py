@@ -59,7 +59,7 @@ class Entry(NamedTuple):
     name: str
     """Name of the file."""
     size: int
-    """Bytes that it takes."""
+    """Bytes that it takes, or will take when it is whole."""
     used: float
     """When it was last opened, in seconds since the epoch."""
     whole: bool
@@ -122,12 +122,15 @@ def fetched(
         if not _is_whole(path, size):
             path.unlink(missing_ok=True)
             twin = next((p for p in folder.glob("*.beton") if _is_whole(p, size)), None)
-            if twin is not None:  # the same content under another name
-                os.link(twin, path)
-            else:
+            if twin is None or not _linked(twin, path):
                 _make_room(key, size)
                 own = "" if alone else f".{uuid.uuid4().hex}"
-                _fetch(url, path.with_name(f"{name}{own}.partial"), path, state, check)
+                partial = path.with_name(f"{name}{own}.partial")
+                try:
+                    _fetch(url, partial, path, state, check)
+                finally:
+                    if own:  # nobody would go on with it
+                        partial.unlink(missing_ok=True)
         if manifest is not None and not _is_beside(beside, manifest):
             with whole_file(beside) as stream:
                 stream.write(manifest)
@@ -141,10 +144,10 @@ def keep(local: Path, key: str, name: str) -> None:
     with cache_errors(folder), _locked(folder, name):
         path = folder / name
         path.unlink(missing_ok=True)
-        os.link(local, path)
-        _touch(folder)
-        with suppress(OSError):  # larger than the limit: it is there already
-            _make_room(key, local.stat().st_size)
+        if _linked(local, path):  # where not, it is fetched if it is needed
+            _touch(folder)
+            with suppress(OSError):  # larger than the limit: it is there already
+                _make_room(key, local.stat().st_size)
 
 
 def entries() -> list[Entry]:
@@ -153,7 +156,7 @@ def entries() -> list[Entry]:
     for folder in _betons().glob("*/"):
         files = [p for p in folder.iterdir() if p.suffix in (".beton", ".partial")]
         with suppress(FileNotFoundError):  # another process clears it meanwhile
-            size = sum({(s := p.stat()).st_ino: 512 * s.st_blocks for p in files}.values())
+            size = sum({(s := p.stat()).st_ino: _room(p, s) for p in files}.values())
             names = sorted(p.name for p in files if p.suffix == ".beton")
             name = names[0] if names else next((p.stem for p in files), "")
             used = (folder / "lock").stat().st_mtime
@@ -170,6 +173,20 @@ def clear(entry: Entry) -> bool:
         if alone:
             shutil.rmtree(entry.folder, ignore_errors=True)
         return alone
+
+
+def _room(path: Path, state: os.stat_result) -> int:
+    """Return the bytes that a file takes, or will take when it is fetched to its end."""
+    return state.st_size if path.suffix == ".partial" else 512 * state.st_blocks
+
+
+def _linked(path: Path, other: Path) -> bool:
+    """Give a file a second name; not every file system can."""
+    try:
+        os.link(path, other)
+    except OSError:
+        return False
+    return True
 
 
 def _is_whole(path: Path, size: int) -> bool:

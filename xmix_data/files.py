@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["cannot_be_locked", "sync", "whole_file"]
+__all__ = ["cannot_be_locked", "locked", "sync", "whole_file"]
 
 
 _log = logging.getLogger("xmix_data")
@@ -117,6 +117,19 @@ def _open_partial(path: Path) -> tuple[BinaryIO, Path]:
 
 def _opened(partial: Path) -> BinaryIO:
     return open(os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+
+
+def locked(stream: BinaryIO) -> bool:
+    """Lock a file, unless another process holds it or the file system has no locks."""
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if not cannot_be_locked(error):
+            raise
+        return False
 
 
 def _lock(stream: BinaryIO, partial: Path) -> bool:

@@ -49,14 +49,15 @@ __all__ = [
 _URL = re.compile(r"([a-z][\w+.-]*::)*[a-z][\w+.-]+://", re.IGNORECASE)
 _LOST_SLASH = re.compile(r"[a-z][\w+.-]+:/[^/]", re.IGNORECASE)
 _SECONDS_BETWEEN_ATTEMPTS = (0.2, 1.0, 4.0)
-_SECONDS_UNTIL_ABANDONED = 7 * 24 * 3600.0
+_SECONDS_UNTIL_ABANDONED = 60.0
+"""Age from which on a file on its way to a URL is locked by its writer, if there is one."""
 _FILE_SERVERS = {"sftp", "ssh", "ftp", "smb", "hdfs", "arrow_hdfs", "webhdfs", "webdav", "dbfs"}
 """Protocols under which a file is seen while it is written, and can be renamed at its end.
 
 An object store shows an object when all of it has arrived.
 """
-_LOCAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENOMEM}
-"""Errors of this machine, which no store is to blame for."""
+_LOCAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
+"""Errors of this machine's disk, which no store is to blame for."""
 _VERSION_KEYS = {
     *("size", "etag", "lastmodified", "last-modified", "mtime", "modified", "created", "updated"),
     *("generation", "blob_id", "content_md5", "content-md5", "md5hash", "digest"),
@@ -418,8 +419,11 @@ def scratch() -> Path:
     with cache_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for path in folder.iterdir():
-            if time.time() - path.stat().st_mtime > _SECONDS_UNTIL_ABANDONED:
-                path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > _SECONDS_UNTIL_ABANDONED:
+                    with open(path, "rb") as stream:
+                        if files.locked(stream):  # and so nobody writes it
+                            path.unlink()
     return folder
 
 
@@ -442,18 +446,20 @@ def whole_file(path: Path | str, *, belongs_to: Path | str | None = None) -> Ite
         return
     folder = scratch()
     local = folder / f"{uuid.uuid4().hex}.partial"
-    try:
-        with cache_errors(folder), open(local, "x+b") as stream:
-            yield stream
+    with cache_errors(folder), open(local, "x+b") as stream:
+        files.locked(stream)
         try:
-            _upload(local, path)
-        except BaseException:
-            if isinstance(belongs_to, str):
-                remove(belongs_to)
-                remove(path)  # an earlier one, which must not meet another beton
-            raise
-    finally:
-        local.unlink(missing_ok=True)
+            yield stream
+            stream.flush()
+            try:
+                _upload(local, path)
+            except BaseException:
+                if isinstance(belongs_to, str):
+                    remove(belongs_to)
+                    remove(path)  # an earlier one, which must not meet another beton
+                raise
+        finally:
+            local.unlink(missing_ok=True)
 
 
 def _upload(local: Path, url: str) -> None:

@@ -53,6 +53,7 @@ class DistantFolder(ImageFiles):
             else:
                 left_out[suffix_of(name)] += 1
         names = sorted(classes)
+        ids = {name: label for label, name in enumerate(names)}
         if not names:
             loose = sum(left_out[suffix] for suffix in taken)
             raise ValueError(
@@ -78,7 +79,7 @@ class DistantFolder(ImageFiles):
         super().__init__(
             Path(),
             [place for *_, place, _ in found],
-            [names.index(folder) for folder, *_ in found],
+            [ids[folder] for folder, *_ in found],
             names,
         )
 
