@@ -40,7 +40,7 @@ from xmix_data import (
 from xmix_data.beton import class_list, manifest_path, open_domain
 from xmix_data.cache import entries
 from xmix_data.cli import main
-from xmix_data.remote import joined, name_of, path_or_url, with_name
+from xmix_data.remote import Megabytes, joined, name_of, path_or_url, with_name
 
 fsspec = pytest.importorskip("fsspec")
 SECONDS = 120
@@ -274,12 +274,23 @@ def test_class_lists_and_pairings(bucket: Any, betons: Betons, tmp_path: Path) -
 
 
 def test_it_is_fetched_in_ranges_and_once(served: Server, large: Beton, own_cache: Path) -> None:
-    url = f"{served.url}/large.beton"
+    url, starts = f"{served.url}/large.beton", list(range(0, large.byte_length, BLOCK))
+    together = threading.Barrier(len(starts))
+    served.before = lambda name: together.wait(SECONDS) if served.blocks(name) else None
     assert same(Beton(url), large)
-    starts = list(range(0, large.byte_length, BLOCK))
     assert served.blocks("large.beton") == starts and len(starts) == 4
     assert same(Beton(url), large) and served.blocks("large.beton") == starts
     assert left(own_cache) == ["large.beton"]
+
+
+def test_the_progress_of_a_large_file(capsys: pytest.CaptureFixture[str]) -> None:
+    with Megabytes("fetch x.beton", 50_000_000, done=BLOCK) as bar:
+        for _ in range(5):
+            bar.advance(8_322_278)
+    assert "fetch x.beton: 50/50 (100 %), " in capsys.readouterr().err
+    with Megabytes("fetch x.beton", 5_000_000) as bar:
+        bar.advance(5_000_000)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_server_without_ranges(served: Server, large: Beton, own_cache: Path) -> None:

@@ -123,10 +123,10 @@ def joined(url: str, below: str) -> str:
 
 def _filesystem(url: str) -> tuple[Any, str]:
     """Return fsspec's file system for a URL, and the path in it."""
-    import fsspec
+    from fsspec.core import url_to_fs
 
     try:
-        return fsspec.url_to_fs(url)  # type: ignore[no-any-return]
+        return url_to_fs(url)  # type: ignore[no-any-return]
     except ImportError as error:
         raise MissingDependencyError(
             f"{url}: {error} ({error.__cause__}): {_install(url)}"

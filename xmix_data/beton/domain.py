@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from xmix_data.beton.manifest import shards_of
 from xmix_data.beton.reader import Beton
-from xmix_data.remote import path_or_url
 
 __all__ = ["BetonLike", "Domain", "DomainLike", "open_domain"]
 
@@ -167,14 +166,13 @@ def _opened(given: BetonLike) -> list[Beton]:
     try:
         return [Beton(given)]
     except FileNotFoundError as error:
-        place = path_or_url(given)
-        sets = shards_of(place)
+        sets = shards_of(given)
         if not sets:
             raise
         if len(sets) > 1:
             counts = " and ".join(map(str, sets))
             raise ValueError(
-                f"{place}: there are sets of {counts} shards beside each other; give the shards "
+                f"{given}: there are sets of {counts} shards beside each other; give the shards "
                 "one by one, or remove those of one set"
             ) from error
     return [Beton(shard) for shard in next(iter(sets.values())).values()]

@@ -212,7 +212,7 @@ def shard_name(name: str, index: int, count: int) -> str:
     return f"{stem if dot else suffix}-{index:05}-of-{count:05}" + (f".{suffix}" if dot else "")
 
 
-def shards_of(path: Path | str) -> dict[int, dict[int, Path | str]]:
+def shards_of(path: str | os.PathLike[str]) -> dict[int, dict[int, Path | str]]:
     """Find the whole shards that lie where a beton could: by the set's number of shards, by index.
 
     Whole is a shard with its manifest, which is written last.
@@ -220,16 +220,17 @@ def shards_of(path: Path | str) -> dict[int, dict[int, Path | str]]:
     Args:
         path: Path or URL of the set, as it was given to the conversion of each shard.
     """
-    stem, dot, suffix = name_of(path).rpartition(".")
+    place = path_or_url(path)
+    stem, dot, suffix = name_of(place).rpartition(".")
     number = r"-(\d{5,})-of-(\d{5,})"
     pattern = re.compile(
         re.escape(stem if dot else suffix) + number + re.escape(dot + suffix) * bool(dot)
     )
     found: dict[int, dict[int, Path | str]] = {}
-    names = set(listed(path))
+    names = set(listed(place))
     for name in names:
         if (match := pattern.fullmatch(name)) and f"{name}.json" in names:
-            found.setdefault(int(match[2]), {})[int(match[1])] = with_name(path, name)
+            found.setdefault(int(match[2]), {})[int(match[1])] = with_name(place, name)
     return {count: dict(sorted(shards.items())) for count, shards in sorted(found.items())}
 
 

@@ -12,7 +12,6 @@ import ray
 
 from xmix_data.beton import shards_of
 from xmix_data.cli import main as xmix
-from xmix_data.remote import path_or_url
 
 
 def convert(shard: str, arguments: list[str]) -> str:
@@ -25,11 +24,11 @@ def convert(shard: str, arguments: list[str]) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("src")
-    parser.add_argument("out", type=path_or_url)
+    parser.add_argument("out")
     parser.add_argument("--shards", type=int, required=True)
     parser.add_argument("--cpus", type=int, default=1, help="cores of a task")
     options, more = parser.parse_known_args()
-    arguments = [options.src, str(options.out), "--workers", str(options.cpus), *more]
+    arguments = [options.src, options.out, "--workers", str(options.cpus), *more]
     there = shards_of(options.out).get(options.shards, {})
     ray.init(ignore_reinit_error=True)
     task = ray.remote(num_cpus=options.cpus, max_retries=5)(convert)
