@@ -81,10 +81,6 @@ def path_or_url(given: str | os.PathLike[str]) -> Path | str:
 
     Raises:
         ValueError: It is a URL that was made a `Path`, which takes one of its slashes.
-
-    Examples:
-        >>> path_or_url("s3://bucket/source.beton"), path_or_url("file:///data/source.beton")
-        ('s3://bucket/source.beton', PosixPath('/data/source.beton'))
     """
     text = os.fspath(given)
     if is_url(text):

@@ -202,12 +202,7 @@ def shard_entry(
 
 
 def shard_name(name: str, index: int, count: int) -> str:
-    """Return the file name of a shard of a set.
-
-    Examples:
-        >>> shard_name("source.beton", 3, 64)
-        'source-00003-of-00064.beton'
-    """
+    """Return the file name of a shard, as ``source-00003-of-00064.beton`` of ``source.beton``."""
     stem, dot, suffix = name.rpartition(".")
     return f"{stem if dot else suffix}-{index:05}-of-{count:05}" + (f".{suffix}" if dot else "")
 
