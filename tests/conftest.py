@@ -104,7 +104,9 @@ def heeds_interrupts() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No test reads or leaves features in the cache of the person who runs it."""
+    """No test reads or leaves anything in the cache of the person who runs it."""
+    for name in ("XMIX_CACHE", "XMIX_CACHE_LIMIT"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "xmix_data"
 

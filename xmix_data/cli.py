@@ -1,4 +1,4 @@
-"""The ``xmix`` command: convert, pair, report, train, inspect, doctor, bench, demo.
+"""The ``xmix`` command: convert, pair, report, train, inspect, cache, doctor, bench, demo.
 
 An error is one line that says what, where and what to do, with exit status 2; ``--debug`` gives
 the traceback. A command returns its result as words and as plain values, and `main` prints one of
@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from xmix_data.commands import bench, convert, demo, doctor, inspect, pair, report, train
+from xmix_data.commands import bench, cache, convert, demo, doctor, inspect, pair, report, train
 from xmix_data.commands.answer import Answer
 from xmix_data.errors import XMixError
 from xmix_data.progress import printable
@@ -32,7 +32,7 @@ _ERROR, _INTERRUPTED, _UNREAD = 2, 130, 141
 The last two are those that a shell reports of a process that SIGINT or SIGPIPE ended.
 """
 
-COMMANDS = (convert, pair, report, train, inspect, doctor, bench, demo)
+COMMANDS = (convert, pair, report, train, inspect, cache, doctor, bench, demo)
 """Modules of the commands, in the order in which the help lists them."""
 
 

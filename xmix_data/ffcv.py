@@ -173,7 +173,7 @@ class _Mixing(Operation):  # type: ignore[misc]
                     return sample, label
                 sample += beton.num_samples
             label += len(part[0].class_names)
-        betons = ", ".join(str(beton.path) for beton in self._target.betons)
+        betons = ", ".join(beton.origin for beton in self._target.betons)
         raise ValueError(
             f"the Loader reads {path}, and {type(self).__name__} was made for the target {betons}; "
             "give both the same beton"

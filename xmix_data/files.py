@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["sync", "whole_file"]
+__all__ = ["cannot_be_locked", "locked", "sync", "whole_file"]
 
 
 _log = logging.getLogger("xmix_data")
@@ -85,6 +85,11 @@ def sync(stream: BinaryIO, path: Path) -> None:
         _say_once(path.parent, "files cannot be synced", error, "a power cut may lose the latest")
 
 
+def cannot_be_locked(error: OSError) -> bool:
+    """Return whether an error says that a file system has no locks, and not that one is held."""
+    return error.errno in _NO_LOCKS
+
+
 def _open_partial(path: Path) -> tuple[BinaryIO, Path]:
     """Open and lock a partial file; returns it with its name."""
     partial = path.with_name(path.name + ".partial")
@@ -96,7 +101,7 @@ def _open_partial(path: Path) -> tuple[BinaryIO, Path]:
         return stream, partial
     except OSError as error:
         stream.close()
-        if error.errno not in _NO_LOCKS:
+        if not cannot_be_locked(error):
             raise
         if is_new:
             partial.unlink(missing_ok=True)
@@ -112,6 +117,19 @@ def _open_partial(path: Path) -> tuple[BinaryIO, Path]:
 
 def _opened(partial: Path) -> BinaryIO:
     return open(os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+
+
+def locked(stream: BinaryIO) -> bool:
+    """Lock a file, unless another process holds it or the file system has no locks."""
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if not cannot_be_locked(error):
+            raise
+        return False
 
 
 def _lock(stream: BinaryIO, partial: Path) -> bool:

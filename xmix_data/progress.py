@@ -6,7 +6,10 @@ import os
 import sys
 import time
 from types import TracebackType
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Progress", "printable"]
 
@@ -93,7 +96,7 @@ class Progress:
             line += f", {rate:.0f} {self._unit}/s"
         print(line, file=sys.stderr, flush=True)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

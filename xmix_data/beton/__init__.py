@@ -7,7 +7,7 @@ reads, and ``FILE.beton.json``, its manifest; and the `Beton` and `Domain` that 
 from xmix_data.beton.classes import ClassList, class_list, ids_in_domain
 from xmix_data.beton.convert import write_beton
 from xmix_data.beton.domain import BetonLike, Domain, DomainLike, open_domain
-from xmix_data.beton.manifest import manifest_path
+from xmix_data.beton.manifest import manifest_path, parse_manifest, shard_name, shards_of
 from xmix_data.beton.reader import Beton
 from xmix_data.beton.source import open_images
 
@@ -22,5 +22,8 @@ __all__ = [
     "manifest_path",
     "open_domain",
     "open_images",
+    "parse_manifest",
+    "shard_name",
+    "shards_of",
     "write_beton",
 ]

@@ -17,6 +17,7 @@ from xmix_data.beton.domain import Domain, open_domain
 from xmix_data.beton.reader import Beton
 from xmix_data.images import ImageSource, numbered_names
 from xmix_data.names import first_repeated, same_forms
+from xmix_data.remote import is_url
 
 __all__ = ["ClassList", "class_list", "ids_in_domain", "ids_of_source"]
 
@@ -49,7 +50,7 @@ def class_list(classes_from: Any) -> ClassList:
         return classes_from
     if _is_domain(classes_from):
         domain = open_domain(classes_from)
-        paths = ", ".join(str(beton.path) for beton in domain.betons)
+        paths = ", ".join(beton.origin for beton in domain.betons)
         found = ClassList(list(domain.class_names), paths, False, domain.unnamed)
     elif hasattr(classes_from, "dataset") and hasattr(classes_from.dataset, "classes"):
         names = same_forms(map(str, classes_from.dataset.classes))
@@ -75,7 +76,7 @@ def _is_domain(given: Any) -> bool:
     if isinstance(given, (str, os.PathLike, Beton, Domain)):
         return True
     return isinstance(given, (list, tuple)) and any(
-        isinstance(one, (os.PathLike, Beton)) for one in given
+        isinstance(one, (os.PathLike, Beton)) or is_url(one) for one in given
     )
 
 
@@ -103,7 +104,7 @@ def ids_in_domain(
     _require_all(
         wanted,
         [domain.class_names[label] for label in np.unique(labels) if ids[label] < 0],
-        ", ".join(str(beton.path) for beton in domain.betons),
+        ", ".join(beton.origin for beton in domain.betons),
         domain.unnamed,
     )
     return ids

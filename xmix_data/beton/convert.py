@@ -27,11 +27,13 @@ from xmix_data.beton.workers import (
     named_worker_death,
     require_main_guard,
 )
+from xmix_data.cache import keep, key_of
 from xmix_data.errors import ImageError
-from xmix_data.files import sync, whole_file
+from xmix_data.files import sync
 from xmix_data.images import ImageSource, numbered_names
 from xmix_data.names import first_repeated, same_forms
 from xmix_data.progress import Progress
+from xmix_data.remote import name_of, path_or_url, require_writable, scratch, whole_file
 
 __all__ = ["write_beton"]
 
@@ -66,10 +68,11 @@ def write_beton(
     their names only when whole; until then the work is in ``PATH.partial``.
 
     Args:
-        dataset: A class folder, a ``.beton``, any map-style dataset of (image, label), or a
-            ``datasets.Dataset`` of Hugging Face. A map-style dataset is read by this process, in
-            order, so that it may hold open files.
-        path: The file to write, usually ``NAME.beton``.
+        dataset: A class folder or a ``.beton``, or the URL of either; any map-style dataset of
+            (image, label), or a ``datasets.Dataset`` of Hugging Face. A map-style dataset is read
+            by this process, in order, so that it may hold open files.
+        path: The file to write, usually ``NAME.beton``; or its URL, to which both files are
+            uploaded when they are whole.
         image_size: Shorter edge in pixels after resizing; ``None`` keeps every image's own size.
         crop: ``"square"`` keeps the centre square, ``"none"`` all of the image.
         encoding: ``"jpg"``, ``"raw"`` (decoded pixels: larger, no decoding later), or ``"keep"``
@@ -113,15 +116,13 @@ def write_beton(
         ((3,), 32)
     """
     require_main_guard()
-    path = Path(path)
+    path = path_or_url(path)
+    manifest_file = path_or_url(manifest_path(path))
     _check_options(image_size, crop, encoding, quality, on_error, num_workers, shard)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent}: no such folder; create it first")
-    for existing in (path, manifest_path(path)):
-        if existing.exists() and not overwrite:
-            raise FileExistsError(f"{existing}: exists; choose another name or overwrite it")
+    for place in (path, manifest_file):
+        require_writable(place, overwrite=overwrite)
     source = open_images(dataset)
-    if isinstance(source, BetonImages) and path.exists() and path.samefile(source.beton.path):
+    if isinstance(source, BetonImages) and _is_same_file(path, source.beton):
         raise ValueError(f"{path}: is the source itself; choose another name")
     if len(source) == 0:
         raise ValueError(f"{path}: the dataset has no samples; there is nothing to convert")
@@ -141,18 +142,18 @@ def write_beton(
     if names is None and shard is not None:  # all shards must have the classes of the whole
         names = numbered_names(source.labels())
     options = {"encoding": encoding, "image_size": image_size, "crop": crop, "quality": quality}
-    manifest_file = manifest_path(path)
+    folder = path.parent if isinstance(path, Path) else scratch()
     with (
         named_worker_death() as workers,
         silent_pillow(),
-        whole_file(manifest_file) as manifest_stream,
+        whole_file(manifest_file, belongs_to=path) as manifest_stream,
         whole_file(path) as stream,
     ):
-        writer = PageWriter(stream, path.parent, len(indices))
+        writer = PageWriter(stream, folder, len(indices))
         skipped, enlarged, kept = [], 0, 0
         # Closed here: an error holds this frame, and would keep the workers with it.
         made = closing(encoded_samples(source, indices, options, num_workers, workers))
-        bar = Progress(f"convert {path.name}", len(indices), enabled=progress)
+        bar = Progress(f"convert {name_of(path)}", len(indices), enabled=progress)
         with made as samples, bar:
             for position, item in enumerate(samples):
                 if isinstance(item, Failure):
@@ -200,10 +201,13 @@ def write_beton(
         }
         manifest_stream.write(manifest_bytes(facts))
         for written in (stream, manifest_stream):  # a disk that is full now costs nothing
-            sync(written, path)
-        manifest_file.unlink(missing_ok=True)  # an earlier one must not meet the new beton
+            sync(written, folder / name_of(path))
+        if isinstance(manifest_file, Path):
+            manifest_file.unlink(missing_ok=True)  # an earlier one must not meet the new beton
+        else:  # whoever fetches one that does not fit, sees it by its hash
+            keep(Path(stream.name), key_of(content_hash), name_of(path))
     for phrase in what_is_missing({**facts, "kept": None}):
-        _log.warning("%s: %s, see %s", path, phrase, manifest_file.name)
+        _log.warning("%s: %s, see %s", path, phrase, name_of(manifest_file))
     if enlarged:
         _log.warning(
             "%s: %d of %d images were smaller than %d pixels, and were enlarged; a smaller "
@@ -220,6 +224,12 @@ def write_beton(
             level, "%s: %d of %d classes have no images: %s", path, len(empty), len(names), shown
         )
     return Beton(path)
+
+
+def _is_same_file(path: Path | str, beton: Beton) -> bool:
+    if isinstance(path, Path):
+        return path.exists() and path.samefile(beton.path)
+    return path == beton.origin
 
 
 def _check_options(

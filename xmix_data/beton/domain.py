@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from xmix_data.beton.manifest import shards_of
 from xmix_data.beton.reader import Beton
 
 __all__ = ["BetonLike", "Domain", "DomainLike", "open_domain"]
@@ -122,6 +123,9 @@ DomainLike = BetonLike | Sequence[BetonLike] | Domain
 def open_domain(betons: DomainLike) -> Domain:
     """Open a path, a `Beton`, or a list of them as one domain; a `Domain` is one already.
 
+    A path may be a URL. Where there is no such beton, and shards of one are, as conversions with
+    ``--shard`` name them, it stands for all of them.
+
     Raises:
         FileNotFoundError: A beton does not exist.
         BetonError: A beton is damaged.
@@ -145,7 +149,7 @@ def open_domain(betons: DomainLike) -> Domain:
                 f"a {type(one).__name__} is no beton; give the path of one, or a list of paths "
                 "(write_beton(dataset, path) makes one of a dataset)"
             )
-    opened = [b if isinstance(b, Beton) else Beton(b) for b in betons]
+    opened = [beton for given in betons for beton in _opened(given)]
     if not opened:
         raise ValueError("the list of betons is empty; give at least one")
     parts: list[list[Beton]] = []
@@ -163,6 +167,24 @@ def open_domain(betons: DomainLike) -> Domain:
     return Domain(parts)
 
 
+def _opened(given: BetonLike) -> list[Beton]:
+    if isinstance(given, Beton):
+        return [given]
+    try:
+        return [Beton(given)]
+    except FileNotFoundError as error:
+        sets = shards_of(given)
+        if not sets:
+            raise
+        if len(sets) > 1:
+            counts = " and ".join(map(str, sets))
+            raise ValueError(
+                f"{given}: there are sets of {counts} shards beside each other; give the shards "
+                "one by one, or remove those of one set"
+            ) from error
+    return [Beton(shard) for shard in next(iter(sets.values())).values()]
+
+
 def _order_shards(shards: list[Beton]) -> None:
     shards.sort(key=lambda beton: beton.shard["index"] if beton.shard else 0)
     indices = [beton.shard["index"] for beton in shards if beton.shard]
@@ -172,11 +194,11 @@ def _order_shards(shards: list[Beton]) -> None:
     if missing is not None or len(indices) != count:
         problem = "names a shard twice" if missing is None else f"lacks shard {missing}"
         raise ValueError(
-            f"{shards[0].path} is one of {count} shards, and the list {problem}; give all of them"
+            f"{shards[0].origin} is one of {count} shards, and the list {problem}; give all of them"
         )
     for beton in shards[1:]:
         if beton.class_names != shards[0].class_names:
             raise ValueError(
-                f"{beton.path} and {shards[0].path} are shards of one set with different classes; "
-                "convert them again"
+                f"{beton.origin} and {shards[0].origin} are shards of one set with different "
+                "classes; convert them again"
             )

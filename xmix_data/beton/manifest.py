@@ -14,16 +14,26 @@ import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
 from xmix_data.errors import BetonError
 from xmix_data.images import ImageSource
 from xmix_data.names import first_repeated, same_forms
+from xmix_data.remote import listed, name_of, path_or_url, with_name
 from xmix_data.version import VERSION
 
-__all__ = ["manifest_bytes", "manifest_path", "read_manifest", "shard_entry", "what_is_missing"]
+__all__ = [
+    "manifest_bytes",
+    "manifest_path",
+    "parse_manifest",
+    "read_manifest",
+    "shard_entry",
+    "shard_name",
+    "shards_of",
+    "what_is_missing",
+]
 
 
 _NO_TEXT = re.compile("[\ud800-\udc7f\udd00-\udfff]")
@@ -35,10 +45,14 @@ The other surrogates stand for bytes of file names that are not UTF-8.
 _FORMAT, _VERSION = "xmix_data.manifest", 1
 
 
-def manifest_path(path: str | os.PathLike[str]) -> Path:
-    """Return the path of a beton's manifest."""
-    path = Path(path)
-    return path.with_name(path.name + ".json")
+@overload
+def manifest_path(path: os.PathLike[str]) -> Path: ...
+@overload
+def manifest_path(path: str | os.PathLike[str]) -> Path | str: ...
+def manifest_path(path: str | os.PathLike[str]) -> Path | str:
+    """Return the path of a beton's manifest; its URL for the URL of a beton."""
+    place = path_or_url(path)
+    return with_name(place, f"{name_of(place)}.json")
 
 
 def read_manifest(beton: Path, *, byte_length: int, num_samples: int) -> dict[str, Any] | None:
@@ -60,7 +74,29 @@ def read_manifest(beton: Path, *, byte_length: int, num_samples: int) -> dict[st
     except OSError as error:
         message = f"{path}: cannot be read ({error.strerror}); it belongs to {beton.name}, mend it"
         raise type(error)(error.errno, message) from error
-    remedy = "convert it again, or remove the manifest to load it without class names"
+    manifest = parse_manifest(data, str(path))
+    length, samples = manifest["byte_length"], manifest["num_samples"]
+    if (length, samples) != (byte_length, num_samples):
+        raise BetonError(
+            f"{path}: describes a beton of {samples!r} samples and {length!r} bytes, but "
+            f"{beton.name} has {num_samples} and {byte_length}; {_REMEDY}"
+        )
+    return manifest
+
+
+_REMEDY = "convert it again, or remove the manifest to load it without class names"
+
+
+def parse_manifest(data: bytes, path: str) -> dict[str, Any]:
+    """Read a manifest.
+
+    Args:
+        data: Its bytes.
+        path: Its path or URL, for messages.
+
+    Raises:
+        BetonError: It is damaged.
+    """
     try:
         manifest: dict[str, Any] = json.loads(data.decode("utf-8", "surrogateescape"))
         if manifest["format"] != _FORMAT:
@@ -73,19 +109,15 @@ def read_manifest(beton: Path, *, byte_length: int, num_samples: int) -> dict[st
         manifest["class_names"] = same_forms(names)
         if first_repeated(manifest["class_names"]) is not None:
             raise ValueError("two classes have the same name")
-        length, samples = manifest["byte_length"], manifest["num_samples"]
+        if not _is_count(manifest["byte_length"]) or not _is_count(manifest["num_samples"]):
+            raise ValueError("byte_length or num_samples is no number")
         if not _are_texts([manifest["content_hash"], manifest["encoding"]]):
             raise ValueError("content_hash or encoding is no text")
         _check_shard(manifest.get("shard"))
         _check_missing(manifest)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise BetonError(f"{path}: damaged manifest ({reason}); {remedy}") from error
-    if (length, samples) != (byte_length, num_samples):
-        raise BetonError(
-            f"{path}: describes a beton of {samples!r} samples and {length!r} bytes, but "
-            f"{beton.name} has {num_samples} and {byte_length}; {remedy}"
-        )
+        raise BetonError(f"{path}: damaged manifest ({reason}); {_REMEDY}") from error
     return manifest
 
 
@@ -167,6 +199,34 @@ def shard_entry(
         "count": shard[1],
         "set": hashlib.sha256(text.encode()).hexdigest(),
     }
+
+
+def shard_name(name: str, index: int, count: int) -> str:
+    """Return the file name of a shard, as ``source-00003-of-00064.beton`` of ``source.beton``."""
+    stem, dot, suffix = name.rpartition(".")
+    return f"{stem if dot else suffix}-{index:05}-of-{count:05}" + (f".{suffix}" if dot else "")
+
+
+def shards_of(path: str | os.PathLike[str]) -> dict[int, dict[int, Path | str]]:
+    """Find the whole shards that lie where a beton could: by the set's number of shards, by index.
+
+    Whole is a shard with its manifest, which is written last.
+
+    Args:
+        path: Path or URL of the set, as it was given to the conversion of each shard.
+    """
+    place = path_or_url(path)
+    stem, dot, suffix = name_of(place).rpartition(".")
+    number = r"-(\d{5,})-of-(\d{5,})"
+    pattern = re.compile(
+        re.escape(stem if dot else suffix) + number + re.escape(dot + suffix) * bool(dot)
+    )
+    found: dict[int, dict[int, Path | str]] = {}
+    names = set(listed(place))
+    for name in names:
+        if (match := pattern.fullmatch(name)) and f"{name}.json" in names:
+            found.setdefault(int(match[2]), {})[int(match[1])] = with_name(place, name)
+    return {count: dict(sorted(shards.items())) for count, shards in sorted(found.items())}
 
 
 def _versions() -> dict[str, str]:

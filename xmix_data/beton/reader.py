@@ -1,13 +1,14 @@
 """`Beton`: a file of FFCV's format, opened and checked.
 
-Comes in: a path. Goes out: labels, sizes and addresses of the stored images; every sample is known
-to lie inside the file.
+Comes in: a path or a URL. Goes out: labels, sizes and addresses of the stored images; every sample
+is known to lie inside the file.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,13 @@ from xmix_data.beton.layout import (
     RAW,
     content_hash,
 )
-from xmix_data.beton.manifest import manifest_path, read_manifest
+from xmix_data.beton.manifest import manifest_path, parse_manifest, read_manifest
 from xmix_data.beton.mapping import mapped
+from xmix_data.cache import fetched, hold, kept, key_of
 from xmix_data.errors import BetonError
 from xmix_data.jpeg import MAX_PIXELS_PER_BYTE, jpeg_problem
 from xmix_data.progress import Progress
+from xmix_data.remote import Megabytes, name_of, path_or_url, read_bytes, state_of
 
 __all__ = ["Beton"]
 
@@ -52,16 +55,20 @@ class Beton:
     ... ``"n-1"``.
 
     Args:
-        path: The ``.beton`` file.
+        path: The ``.beton`` file, or its URL: ``s3://``, ``https://`` or another that fsspec knows.
+            It is fetched into the cache, unless its content is there.
 
     Raises:
         FileNotFoundError: No such file.
         BetonError: The file or its manifest is damaged, unfinished or of another kind, or it cannot
             be told which of several int fields is the label.
-        OSError: The file cannot be opened or mapped into memory; names the limit that was met.
+        OSError: The file cannot be opened or mapped into memory, or not be fetched; names the limit
+            that was met.
+        MissingDependencyError: The package of the URL's protocol is not installed.
 
     Attributes:
-        path: Path of the file.
+        path: Path of the file; of a URL that of the copy in the cache.
+        origin: The path or URL that was given.
         num_samples: N, the number of images.
         class_names: Name of each class id, in Unicode's NFC form.
         class_counts: Number of images of each class.
@@ -83,11 +90,19 @@ class Beton:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        self.absolute_path = Path(os.path.abspath(path))
-        """For copies, which may be opened from another working folder."""
+        place = path_or_url(path)
+        self._open(place, place if isinstance(place, Path) else _local_copy(place))
+
+    def _open(self, place: Path | str, local: Path) -> None:
+        self.path, self.origin = local, str(place)
+        self.absolute_path = place
+        """For copies, which may be opened from another working folder; or the URL."""
+        if isinstance(place, Path):
+            self.absolute_path = Path(os.path.abspath(place))
+        else:
+            hold(self, local.parent.name)
         if not self.path.is_file():
-            raise FileNotFoundError(f"{self.path}: no such beton; write one with `xmix convert`")
+            raise FileNotFoundError(f"{self.origin}: no such beton; write one with `xmix convert`")
         self._read_index()
         self.manifest = read_manifest(
             self.path, byte_length=self.byte_length, num_samples=self.num_samples
@@ -95,7 +110,9 @@ class Beton:
         self._check_labels()
 
     def _fail(self, problem: str, remedy: str = "convert it again") -> BetonError:
-        return BetonError(f"{self.path}: {problem}; {remedy}")
+        if self.origin != str(self.path):
+            remedy = f"{remedy}, or remove the copy in {self.path.parent} and fetch it anew"
+        return BetonError(f"{self.origin}: {problem}; {remedy}")
 
     def _read_index(self) -> None:
         self._bytes = mapped(self.path)
@@ -232,7 +249,7 @@ class Beton:
         if self.manifest is not None:
             return ""
         return (
-            f"{self.path} has no manifest, so that its classes are numbers: put "
+            f"{self.origin} has no manifest, so that its classes are numbers: put "
             f"{self._manifest_name} beside it, or convert the data set again"
         )
 
@@ -283,7 +300,7 @@ class Beton:
 
     def describe(self, index: int) -> str:
         """Name a sample for an error message: file, index and class."""
-        return f"{self.path}: image {index} (class {self.class_names[int(self.labels[index])]!r})"
+        return f"{self.origin}: image {index} (class {self.class_names[int(self.labels[index])]!r})"
 
     def verify(self, *, progress: bool = False) -> None:
         """Check all of the file: its content hash, and that every image decodes without a warning.
@@ -294,10 +311,8 @@ class Beton:
         Raises:
             BetonError: Names the first thing that is wrong, and where.
         """
-        if self.manifest is not None:
-            found = content_hash(self._index_digest(), self._data_digest())
-            if found != self.manifest["content_hash"]:
-                raise self._fail("damaged: its content is not what its manifest's hash says")
+        if self.manifest is not None and self._content_hash() != self.manifest["content_hash"]:
+            raise self._fail("damaged: its content is not what its manifest's hash says")
         with Progress("verify", self.num_samples, enabled=progress) as bar:
             for index in np.flatnonzero(self.modes == JPG).tolist():
                 problem = jpeg_problem(
@@ -308,27 +323,64 @@ class Beton:
                 bar.advance()
             bar.advance(int(np.count_nonzero(self.modes == RAW)))
 
-    def _data_digest(self) -> Any:
+    def _content_hash(self, bar: Megabytes | None = None) -> str:
         digest = hashlib.sha256()
         start = int(self.pointers.min())
         for offset in range(start, self._table_start, MIN_PAGE_SIZE):
             stop = min(offset + MIN_PAGE_SIZE, self._table_start)
             digest.update(self._bytes[offset:stop].data)
-        return digest
+            if bar is not None:
+                bar.advance(stop - offset)
+        return content_hash(self._index_digest(), digest)
+
+    @classmethod
+    def check_copy(cls, path: Path, url: str, wanted: str | None) -> None:
+        """Check a file that was fetched.
+
+        Args:
+            path: The file.
+            url: Where it is from.
+            wanted: The hash of its content; ``None`` where there is no manifest that says it.
+
+        Raises:
+            BetonError: It is damaged, or another one.
+        """
+        beton = cls.__new__(cls)
+        beton.path = path
+        beton.origin = str(path)
+        try:
+            beton._read_index()
+        except BetonError as error:
+            raise BetonError(str(error).replace(str(path), url, 1)) from error
+        if wanted is None:
+            return
+        with Megabytes(f"check {name_of(url)}", beton.byte_length) as bar:
+            if beton._content_hash(bar) == wanted:
+                return
+        raise BetonError(
+            f"{url}: what arrived is not what the hash in its manifest says; nothing was kept: run "
+            "it again, or upload beton and manifest again"
+        )
 
     @classmethod
     def reopen(cls, path: str | os.PathLike[str], fingerprint: str) -> Beton:
         """Open a beton that was open before, perhaps in another process or on another machine.
 
         Args:
-            path: Where it was.
+            path: Where it was: a path, or a URL.
             fingerprint: Its own, then.
 
         Raises:
             FileNotFoundError: It is not there.
             BetonError: It is damaged, or another one.
         """
-        beton = cls(path)
+        place = path_or_url(path)
+        beton = cls.__new__(cls)
+        if isinstance(place, Path):
+            beton._open(place, place)
+        else:  # where it is in the cache, the store is not asked
+            local = kept(key_of(fingerprint), name_of(place))
+            beton._open(place, local or _local_copy(place))
         if beton.fingerprint != fingerprint:
             raise BetonError(
                 f"{path}: was replaced by another beton since what uses it was saved or copied; "
@@ -345,6 +397,35 @@ class Beton:
 
     def __repr__(self) -> str:
         return (
-            f"Beton({str(self.path)!r}: {self.num_samples} images, "
+            f"Beton({self.origin!r}: {self.num_samples} images, "
             f"{len(self.class_names)} classes, {self.encoding})"
         )
+
+
+def _local_copy(url: str) -> Path:
+    """Return the copy in the cache of what is at a URL, fetched if it is not there."""
+    name, manifest_url = name_of(url), str(manifest_path(url))
+    if name in ("", ".", ".."):
+        raise ValueError(f"{url}: names no file; give the URL of a beton")
+    state = state_of(url)
+    manifest = wanted = None
+    with suppress(FileNotFoundError):  # as of a beton that FFCV wrote
+        manifest = read_bytes(manifest_url)
+    key = key_of(f"{url} {sorted(state.items())}")
+    if manifest is not None:
+        facts = parse_manifest(manifest, manifest_url)
+        wanted = facts["content_hash"]
+        key = key_of(wanted)
+        if facts["byte_length"] != state["size"]:
+            raise BetonError(
+                f"{manifest_url}: describes a beton of {facts['byte_length']} bytes, but {name} "
+                f"has {state['size']}; wait if they are being uploaded, or upload both again"
+            )
+    return fetched(
+        url,
+        key,
+        name=name,
+        state=state,
+        manifest=manifest,
+        check=lambda path: Beton.check_copy(path, url, wanted),
+    )

@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from xmix_data.beton.layout import JPG
 from xmix_data.beton.reader import Beton
-from xmix_data.images import ClassFolder, ImageSource, MapDataset
+from xmix_data.images import ClassFolder, DistantFolder, ImageSource, MapDataset
 from xmix_data.images.huggingface import HuggingFaceDataset, is_huggingface
+from xmix_data.remote import name_of, path_or_url
 
 __all__ = ["BetonImages", "open_images"]
 
@@ -58,6 +59,8 @@ class BetonImages:
 def open_images(dataset: Any) -> ImageSource:
     """Open a class folder, a beton, or a dataset (map-style, Hugging Face's) as an `ImageSource`.
 
+    Folder and beton may be URLs.
+
     Raises:
         FileNotFoundError: There is no such folder or beton.
         BetonError: The beton is damaged.
@@ -65,10 +68,11 @@ def open_images(dataset: Any) -> ImageSource:
         ValueError: A folder holds no classes, or a dataset lacks a column.
     """
     if isinstance(dataset, (str, os.PathLike)):
-        path = Path(dataset)
-        if path.is_file() or path.suffix == ".beton":
-            return BetonImages(Beton(path))
-        return ClassFolder(path)
+        place = path_or_url(dataset)
+        is_file = name_of(place).endswith(".beton") or (isinstance(place, Path) and place.is_file())
+        if is_file:
+            return BetonImages(Beton(place))
+        return ClassFolder(place) if isinstance(place, Path) else DistantFolder(place)
     if isinstance(dataset, Beton):
         return BetonImages(dataset)
     if is_huggingface(dataset):

@@ -71,12 +71,20 @@ class Encoder:
     def __init__(self, source: ImageSource, indices: range, options: dict[str, Any]) -> None:
         self._source, self._indices, self._options = source, indices, options
         self._names = source.class_names
+        self._distant = getattr(source, "distant", False)
 
     def __len__(self) -> int:
         return len(self._indices)
 
     def __getitem__(self, position: int) -> tuple[int, StoredImage] | Failure:
         return self.encode(self.read(position))
+
+    def __getitems__(self, positions: list[int]) -> list[tuple[int, StoredImage] | Failure]:
+        """Make the samples of a task; those that a store sends are waited for all at once."""
+        if not self._distant:
+            return [self[position] for position in positions]
+        with ThreadPoolExecutor(len(positions), "xmix-read") as pool:
+            return [self.encode(sample) for sample in pool.map(self.read, positions)]
 
     def read(self, position: int) -> _Sample | Failure:
         """Read a sample; nothing that is read later changes it."""
@@ -90,6 +98,9 @@ class Encoder:
             wrong = ImageError(f"{where}: {problem}; correct the label")
             return Failure(where, problem, wrong, skippable=False)
         except Exception as error:  # whatever the user's dataset raises, named with its sample
+            no_answer = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+            if self._distant and no_answer:  # the store or the network, and not the image
+                return Failure(where, str(error), XMixError(str(error)), False, error)
             return _failure(where, error)
 
     def encode(self, sample: _Sample | Failure) -> tuple[int, StoredImage] | Failure:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from xmix_data.remote import text_of
+
 __all__ = ["Answer", "saved_pairs"]
 
 
@@ -21,6 +23,6 @@ class Answer(NamedTuple):
     """Reason why the command has failed in spite of its answer; empty where it has not."""
 
 
-def saved_pairs(path: Path) -> Any:
+def saved_pairs(path: Path | str) -> Any:
     """Read the pairs of a pairing's file, as they stand there."""
-    return json.loads(path.read_text("utf-8", "surrogateescape"))["pairs"]
+    return json.loads(text_of(path))["pairs"]

@@ -6,8 +6,9 @@ import argparse
 import dataclasses
 import inspect
 import re
-from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from xmix_data.remote import path_or_url, require_writable
 
 __all__ = [
     "add_betons",
@@ -34,11 +35,11 @@ def add_betons(
     """Add an option that names a domain: one beton, or several."""
     parser.add_argument(
         option,
-        type=Path,
+        type=path_or_url,
         required=required,
         metavar=metavar,
         action="append",
-        help="may be given several times",
+        help="path or URL; may be given several times",
     )
 
 
@@ -104,9 +105,4 @@ def check_output(options: argparse.Namespace) -> None:
         OSError: The path is a folder, a file that exists without ``--overwrite``, or in a folder
             that does not exist.
     """
-    if options.output.is_dir():
-        raise IsADirectoryError(f"{options.output}: is a folder; give the name of a file")
-    if options.output.exists() and not options.overwrite:
-        raise FileExistsError(f"{options.output}: exists; choose another name or add --overwrite")
-    if not options.output.parent.is_dir():
-        raise FileNotFoundError(f"{options.output.parent}: no such folder; create it first")
+    require_writable(options.output, overwrite=options.overwrite)

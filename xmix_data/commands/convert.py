@@ -8,6 +8,7 @@ from pathlib import Path
 from xmix_data.commands.answer import Answer
 from xmix_data.commands.arguments import add_json, add_overwrite
 from xmix_data.commands.inspect import describe, facts_of
+from xmix_data.remote import name_of, path_or_url, text_of, with_name
 
 __all__ = ["EXAMPLES", "HELP", "add_arguments", "run"]
 
@@ -17,6 +18,7 @@ EXAMPLES = (
     "xmix convert imagenet/train source.beton --pairing pairing.json",
     "xmix convert torchvision:Flowers102 flowers.beton --split train --root data",
     "xmix convert flowers/test test.beton --classes-from target.beton",
+    "xmix convert s3://photos/train s3://betons/source.beton --shard 3/64",
 )
 
 
@@ -26,11 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "src",
         metavar="SRC",
-        help="class folder, .beton, torchvision:NAME, "
+        help="class folder or .beton (also the URL of either), torchvision:NAME, "
         "huggingface:FOLDER (of save_to_disk), cub:FOLDER (CUB-200-2011) or dogs:FOLDER (Stanford "
         "Dogs)",
     )
-    parser.add_argument("out", metavar="OUT.beton", type=Path)
+    parser.add_argument("out", metavar="OUT.beton", type=path_or_url, help="path or URL")
     parser.add_argument(
         "--encoding",
         choices=("jpg", "raw", "keep"),
@@ -51,17 +53,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="square",
         help="keep the centre square, or all (default: square)",
     )
-    parser.add_argument("--classes", type=Path, metavar="FILE", help="keep these, one a line")
+    parser.add_argument(
+        "--classes", type=path_or_url, metavar="FILE", help="keep these, one a line"
+    )
     parser.add_argument(
         "--classes-from",
-        type=Path,
+        type=path_or_url,
         metavar="T.beton",
         help="take class names and ids from this beton, e.g. for a test set its training set's",
     )
     parser.add_argument("--per-class", type=int, metavar="K", help="keep K images of each class")
     parser.add_argument(
         "--pairing",
-        type=Path,
+        type=path_or_url,
         metavar="PAIRING.json",
         help="keep the source classes that this pairing uses",
     )
@@ -107,15 +111,15 @@ def _shard(text: str) -> tuple[int, int]:
 
 def run(options: argparse.Namespace) -> Answer:
     """Write the beton, and say what it holds."""
-    from xmix_data.beton import open_images, write_beton
+    from xmix_data.beton import open_images, shard_name, write_beton
     from xmix_data.images import named_source, select
     from xmix_data.pairing import Pairing
 
     path = options.out
     if options.shard:
         index, count = options.shard
-        path = path.with_name(f"{path.stem}-{index:05}-of-{count:05}{path.suffix}")
-    if path.exists() and not options.overwrite:
+        path = with_name(path, shard_name(name_of(path), index, count))
+    if isinstance(path, Path) and path.exists() and not options.overwrite:
         raise FileExistsError(f"{path}: exists; choose another name or add --overwrite")
     source = named_source(options.src, split=options.split, root=options.root)
     if source is None:
@@ -126,7 +130,7 @@ def run(options: argparse.Namespace) -> Answer:
             )
         source = open_images(options.src)
     if options.classes:
-        lines = options.classes.read_text(encoding="utf-8").splitlines()
+        lines = text_of(options.classes).splitlines()
         source = select(source, classes=[line.strip() for line in lines if line.strip()])
     if options.pairing:
         used = Pairing.load(options.pairing).classes_in(source.class_names, source.fingerprint)

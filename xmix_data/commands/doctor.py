@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xmix_data.commands.answer import Answer
 from xmix_data.commands.arguments import add_json
 from xmix_data.commands.probes import Check, Found, examine, tried
+from xmix_data.remote import path_or_url
 
 if TYPE_CHECKING:
     from xmix_data.beton import Beton
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "beton",
         metavar="FILE.beton",
-        type=Path,
+        type=path_or_url,
         nargs="?",
         help="measure the storage where it lies, and the decoding of its JPEGs",
     )

@@ -8,12 +8,14 @@ from typing import Any
 
 from xmix_data.commands.answer import Answer
 from xmix_data.commands.arguments import add_json
+from xmix_data.remote import path_or_url, read_bytes, state_of
 
 __all__ = ["EXAMPLES", "HELP", "add_arguments", "describe", "facts_of", "run"]
 
-HELP = "say what a beton holds"
+HELP = "say what a beton, or a set of shards, holds and lacks"
 EXAMPLES = (
     "xmix inspect source.beton --verify",
+    "xmix inspect s3://betons/source.beton",
     "xmix inspect source.beton --json",
 )
 
@@ -21,7 +23,12 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
     add_json(parser)
-    parser.add_argument("file", metavar="FILE.beton", type=Path)
+    parser.add_argument(
+        "file",
+        metavar="FILE.beton",
+        type=path_or_url,
+        help="path or URL of a beton, or of a set: what was converted with --shard",
+    )
     parser.add_argument("--verify", action="store_true", help="check the hash and decode all")
 
 
@@ -38,7 +45,7 @@ def facts_of(beton: Any, *, verified: bool = False) -> dict[str, Any]:
         "fingerprint",
         "shard",
     )
-    facts: dict[str, Any] = {"path": str(beton.path)}
+    facts: dict[str, Any] = {"path": beton.origin}
     facts |= {key: getattr(beton, key) for key in keys}
     facts["manifest"] = beton.manifest is not None
     for key, without in (("skipped", []), ("left_out", {}), ("kept", None)):
@@ -54,17 +61,22 @@ def describe(beton: Any) -> str:
     megabytes = beton.byte_length / 1e6
     size = "sizes vary" if beton.image_size is None else f"shorter edge {beton.image_size}"
     first = (
-        f"{beton.path}: {beton.num_samples} images, {len(beton.class_names)} classes, "
+        f"{beton.origin}: {beton.num_samples} images, {len(beton.class_names)} classes, "
         f"{beton.encoding}, {size}, {megabytes:.1f} MB"
     )
     return "; ".join([first, *what_is_missing(beton.manifest or {})])
 
 
 def run(options: argparse.Namespace) -> Answer:
-    """Open the beton, verify it if asked, and say what it holds."""
-    from xmix_data.beton import Beton
+    """Open the beton, verify it if asked, and say what it holds; or what a set of shards lacks."""
+    from xmix_data.beton import Beton, shards_of
 
-    beton = Beton(options.file)
+    place = options.file
+    if not _is_there(place):
+        sets = shards_of(place)
+        if sets:
+            return _inspect_sets(place, sets, verify=options.verify)
+    beton = Beton(place)
     if options.verify:
         beton.verify(progress=True)
     facts = facts_of(beton, verified=options.verify)
@@ -82,3 +94,66 @@ def run(options: argparse.Namespace) -> Answer:
     if options.verify:
         lines.append("verified: every image decodes, and the content is what was written")
     return Answer(facts, lines)
+
+
+def _is_there(place: Path | str) -> bool:
+    try:
+        return place.exists() if isinstance(place, Path) else bool(state_of(place))
+    except FileNotFoundError:
+        return False
+
+
+def _inspect_sets(place: Path | str, sets: Any, *, verify: bool) -> Answer:
+    """Say of each set of shards what it holds and lacks, from the manifests alone."""
+    from xmix_data.beton import Beton, manifest_path, parse_manifest, shard_name
+
+    documents, lines, problems = [], [], []
+    for count, shards in sets.items():
+        manifests = {}
+        for index, shard in shards.items():
+            path = manifest_path(shard)
+            manifests[index] = parse_manifest(read_bytes(path_or_url(path)), str(path))
+            if verify:
+                Beton(shard).verify(progress=True)
+        missing = [index for index in range(count) if index not in manifests]
+        facts = list(manifests.values())
+        totals = {key: sum(m[key] for m in facts) for key in ("num_samples", "byte_length")}
+        made_by = {(m["shard"] or {}).get("set") for m in facts}
+        skipped = sum(len(m.get("skipped", [])) for m in facts)
+        documents.append(
+            {
+                "path": str(place),
+                "shards": count,
+                "missing": missing,
+                **totals,
+                "skipped": skipped,
+                "fingerprints": [m["content_hash"] for m in facts],
+                "one_conversion": len(made_by) <= 1,
+                "verified": verify,
+            }
+        )
+        lines.append(
+            f"{place}: {len(facts)} of {count} shards, {totals['num_samples']} images, "
+            f"{totals['byte_length'] / 1e6:.1f} MB"
+            + (f", {skipped} images skipped" if skipped else "")
+        )
+        if missing:
+            shown = ", ".join(f"{index}/{count}" for index in missing[:_SHOWN])
+            more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+            lines += [f"missing: {shard_name(str(place), index, count)}" for index in missing]
+            problems.append(f"{place}: lacks shards; run `xmix convert` with --shard {shown}{more}")
+        if len(made_by) > 1:
+            problems.append(
+                f"{place}: its {count} shards are of {len(made_by)} conversions, of other images "
+                "or with other options; convert all of them anew"
+            )
+    if len(sets) > 1:
+        problems.append(
+            f"{place}: is the name of {len(sets)} sets; remove the shards of all but one"
+        )
+    document = documents[0] if len(documents) == 1 else documents
+    return Answer(document, lines, "; ".join(problems))
+
+
+_SHOWN = 8
+"""Most shards that a message names."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from xmix_data.commands.arguments import (
     add_overwrite,
     check_output,
 )
+from xmix_data.remote import cache_folder, path_or_url
 
 if TYPE_CHECKING:
     from xmix_data.beton import Domain
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_betons(parser, "--target", "T.beton")
     add_betons(parser, "--source", "S.beton")
     add_model(parser, required=False)
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="PAIRING.json")
+    parser.add_argument("-o", "--output", type=path_or_url, required=True, metavar="PAIRING.json")
     amount = parser.add_mutually_exclusive_group()
     amount.add_argument("--rounds", type=int, metavar="R", help="one-to-one rounds (default: 1)")
     amount.add_argument(
@@ -75,17 +75,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cache",
         type=Path,
         metavar="DIR",
-        default=_cache_folder(),
+        default=cache_folder(),
         help="keep features here, for the next pairing (default: %(default)s)",
     )
     parser.add_argument("--no-cache", dest="cache", action="store_const", const=None)
     add_overwrite(parser)
-
-
-def _cache_folder() -> Path:
-    """Return the folder for what can be made again, by the XDG base directory specification."""
-    folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(folder) / "xmix_data"
 
 
 def run(options: argparse.Namespace) -> Answer | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from xmix_data.commands.answer import Answer
 from xmix_data.commands.arguments import add_betons, add_json, add_overwrite, check_output
+from xmix_data.remote import path_or_url
 
 __all__ = ["EXAMPLES", "HELP", "add_arguments", "run"]
 
@@ -21,7 +22,7 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
     add_json(parser)
-    parser.add_argument("pairing", type=Path, metavar="PAIRING.json")
+    parser.add_argument("pairing", type=path_or_url, metavar="PAIRING.json")
     add_betons(parser, "--target", "T.beton")
     add_betons(parser, "--source", "S.beton")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="REPORT.html")
@@ -39,7 +40,7 @@ def run(options: argparse.Namespace) -> Answer:
     """Write the page that shows a pairing."""
     check_output(options)
     for path in (options.pairing, *options.target, *options.source):
-        if options.output.resolve() == path.resolve():
+        if isinstance(path, Path) and options.output.resolve() == path.resolve():
             raise ValueError(f"{path}: would be overwritten by its report; give another name")
     from xmix_data.pairing import Pairing
     from xmix_data.report import write_report

@@ -13,6 +13,7 @@ from typing import Any, get_args, get_type_hints
 
 from xmix_data.commands.answer import Answer
 from xmix_data.commands.arguments import add_betons, add_fields, add_json, add_model
+from xmix_data.remote import path_or_url
 from xmix_data.training.recipe import PRESETS, Recipe
 
 __all__ = ["EXAMPLES", "HELP", "add_arguments", "run"]
@@ -54,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for option in ("--target", "--source", "--test", "--unlabelled"):
         add_betons(parser, option, "BETON", required=option == "--target")
-    parser.add_argument("--pairing", type=Path, metavar="PAIRING.json")
+    parser.add_argument("--pairing", type=path_or_url, metavar="PAIRING.json")
     add_model(parser)
     parser.add_argument(
         "--same-rows",
@@ -120,7 +121,7 @@ def run(options: argparse.Namespace) -> Answer | None:
     return Answer(document, [f"trained by {method.name}: {came_out}; the network is in {place}"])
 
 
-def _same_rows(backbone: Any, source: Sequence[Path] | None) -> range:
+def _same_rows(backbone: Any, source: Sequence[Path | str] | None) -> range:
     from xmix_data.beton import open_domain
     from xmix_data.methods import split_classifier
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from xmix_data.images.dataset import MapDataset
+from xmix_data.images.distant import DistantFolder
 from xmix_data.images.files import ClassFolder, ImageFiles
 from xmix_data.images.source import MAX_CLASSES, ImageSource, label_problem, numbered_names
 from xmix_data.images.subset import Subset, select
@@ -24,6 +25,7 @@ __all__ = [
     "MAX_CLASSES",
     "NAMED",
     "ClassFolder",
+    "DistantFolder",
     "ImageFiles",
     "ImageSource",
     "MapDataset",

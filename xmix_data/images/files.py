@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from xmix_data.names import same_form, same_forms
 
-__all__ = ["ClassFolder", "ImageFiles", "image_suffixes"]
+__all__ = ["ClassFolder", "ImageFiles", "image_suffixes", "suffix_of"]
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Suffixes of `torchvision.datasets.ImageFolder`."""
@@ -126,7 +126,7 @@ class ClassFolder(ImageFiles):
         _reject_same_folder(folders)
         paths: list[str] = []
         labels: list[int] = []
-        left_out = Counter(_suffix(e.name) for e in os.scandir(root) if not e.is_dir())
+        left_out = Counter(suffix_of(e.name) for e in os.scandir(root) if not e.is_dir())
         taken = image_suffixes()
         for label, folder in enumerate(folders):
             before = len(paths)
@@ -135,7 +135,7 @@ class ClassFolder(ImageFiles):
                     if name.lower().endswith(taken):
                         paths.append(os.path.join(where, name))
                     else:
-                        left_out[_suffix(name)] += 1
+                        left_out[suffix_of(name)] += 1
             if len(paths) == before:
                 raise ValueError(
                     f"{folder.path}: no images in this class folder "
@@ -146,7 +146,8 @@ class ClassFolder(ImageFiles):
         super().__init__(root, paths, labels, [folder.name for folder in folders])
 
 
-def _suffix(name: str) -> str:
+def suffix_of(name: str) -> str:
+    """Return a file's suffix in lower case, with its dot; empty where it has none."""
     return os.path.splitext(name)[1].lower()
 
 

@@ -26,6 +26,7 @@ class ImageSource(Protocol):
 
     A source that several processes may read at once, because it opens what it reads anew each
     time, says so by an attribute ``parallel = True``. Any other is read by one process, in order.
+    One that waits for a store says ``distant = True``: each process reads many samples at once.
     """
 
     @property

@@ -52,6 +52,11 @@ class Subset:
         return bool(getattr(self._source, "parallel", False))
 
     @property
+    def distant(self) -> bool:
+        """Whether reading waits for a store, as its source says."""
+        return bool(getattr(self._source, "distant", False))
+
+    @property
     def class_names(self) -> list[str]:
         return self._names
 

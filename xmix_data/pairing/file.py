@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xmix_data.files import whole_file
 from xmix_data.names import same_form
 from xmix_data.options import MAX_SEED, whole_number
 from xmix_data.pairing.paired import MATRIX_DECIMALS, PairedClass, Similarity, shown_classes
+from xmix_data.remote import path_or_url, text_of, whole_file
 
 __all__ = ["Contents", "read", "write"]
 
@@ -54,7 +54,7 @@ def write(path: str | os.PathLike[str], contents: Contents) -> None:
     if contents.similarity is not None:
         document["similarity"] = _similarity_entry(contents.similarity)
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    with whole_file(path) as stream:
+    with whole_file(path_or_url(path)) as stream:
         stream.write(text.encode(errors="surrogateescape"))
 
 
@@ -63,12 +63,17 @@ def read(path: str | os.PathLike[str]) -> Contents:
 
     Raises:
         FileNotFoundError: No such file.
+        OSError: It is a URL, and the store does not give it.
         ValueError: The file is damaged or of another kind; names what is wrong with it.
     """
+    place = path_or_url(path)
     try:
-        return _parse(json.loads(Path(path).read_text("utf-8", "surrogateescape")))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such pairing; make one with `xmix pair`") from None
+        text = text_of(place)
+    except FileNotFoundError as error:
+        where = path if isinstance(place, Path) else error
+        raise FileNotFoundError(f"{where}: no such pairing; make one with `xmix pair`") from None
+    try:
+        return _parse(json.loads(text))
     except (
         ValueError,
         KeyError,

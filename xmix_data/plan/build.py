@@ -150,7 +150,7 @@ def _samples_of(domain: Domain, classes: Sequence[str]) -> npt.NDArray[np.int64]
         raise ValueError(f"classes is the string {classes!r}; give a list of class names")
     names = set(same_forms(classes))
     for name in sorted(names.difference(domain.class_names)):
-        files = ", ".join(str(beton.path) for beton in domain.betons)
+        files = ", ".join(beton.origin for beton in domain.betons)
         remedy = domain.unnamed or "see `xmix inspect`"
         raise ValueError(f"class {name!r} is not in {files}; {remedy}")
     wanted = [label for label, name in enumerate(domain.class_names) if name in names]

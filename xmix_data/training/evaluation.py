@@ -95,12 +95,12 @@ def require_trained(test: Domain, target: Domain) -> None:
         name = test.class_names[label]
         if target.class_names.count(name) > 1:
             raise ValueError(
-                f"test class {name!r} ({test.betons[0].path}) is in several target betons; "
+                f"test class {name!r} ({test.betons[0].origin}) is in several target betons; "
                 "convert them with different class names"
             )
         if name not in present:
             remedy = test.unnamed or target.unnamed or "give the test set of the same classes"
             raise ValueError(
-                f"test class {name!r} ({test.betons[0].path}) has no training image in the "
+                f"test class {name!r} ({test.betons[0].origin}) has no training image in the "
                 f"target; {remedy}"
             )
