@@ -26,7 +26,7 @@ from xmix_data.loader.position import Position
 from xmix_data.loader.spans import Share, Span
 from xmix_data.loader.views import DatasetView, SamplerView
 from xmix_data.options import MAX_SEED, whole_number
-from xmix_data.plan import Crop, Plan, PlanRows, with_crop
+from xmix_data.plan import VERSIONS, Crop, Plan, PlanRows, with_crop
 from xmix_data.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ __all__ = ["Loader", "Option"]
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.uint8)
 _MEMORY_FORMATS = (torch.channels_last, torch.contiguous_format)
-_STATE_VERSION = 1
 _CHANGED_BY = {
     "epoch": "set_epoch()",
     "crop": "set_crop()",
@@ -260,7 +259,7 @@ class Loader(Generic[B]):
             Plain numbers and strings, the same on every rank.
         """
         return {
-            "version": _STATE_VERSION,
+            "version": self._plan.version,
             "seed": self._plan.seed,
             "epoch": self._position.epoch,
             "position": self._position.position,
@@ -271,16 +270,18 @@ class Loader(Generic[B]):
         """Continue where `state_dict` was taken: the next iteration is the rest of that epoch.
 
         Batch size, world size, workers and backend may differ: the sample sequence goes on. Where
-        this loader has no batch left in that epoch, the next iteration is the next epoch.
+        this loader has no batch left in that epoch, the next iteration is the next epoch. A state
+        of an earlier version goes on with the order of samples that that version had.
 
         Raises:
             ValueError: The state is of another seed, pairing or data, or no state at all.
         """
         expected = ("version", "seed", "epoch", "position", "samples")
         missing = [key for key in expected if key not in state]
-        if missing or state["version"] != _STATE_VERSION:
+        if missing or state["version"] not in VERSIONS:
+            known = " or ".join(map(str, sorted(VERSIONS)))
             raise ValueError(
-                f"this is no loader state of version {_STATE_VERSION} "
+                f"this is no loader state of version {known} "
                 f"(missing: {', '.join(missing) or 'nothing'}); give what state_dict() returned"
             )
         if state["seed"] != self._plan.seed:
@@ -298,6 +299,7 @@ class Loader(Generic[B]):
         position = whole_number("the state's position", state["position"], 0, samples)
         self._end_pass()
         self._drop_feed()
+        self._plan = replace(self._plan, version=state["version"])
         self._position.load(epoch, position)
 
     def _sample_digest(self) -> str:
@@ -447,10 +449,13 @@ class Loader(Generic[B]):
         raise NotImplementedError
 
     def _packed_state(self) -> dict[str, Any]:
-        return {"position": replace(self._position), "closed": self._closed}
+        version = self._plan.version
+        return {"position": replace(self._position), "closed": self._closed, "version": version}
 
     def _restore(self, state: dict[str, Any]) -> None:
         self._position, self._closed = replace(state["position"]), state["closed"]
+        # Copies of before the second version do not tell theirs.
+        self._plan = replace(self._plan, version=state.get("version", 1))
 
     def __getattr__(self, name: str) -> Any:
         """Open a copy when it is first used; otherwise there is no such attribute."""
