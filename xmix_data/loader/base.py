@@ -18,10 +18,11 @@ import torch
 
 from xmix_data.backends import STREAM_STATS, Backend, Spec, in_one_copy, make_backend
 from xmix_data.beton import Domain
+from xmix_data.cores import rank_cores
 from xmix_data.loader.copies import Parcel, pack, unpack
 from xmix_data.loader.damage import Replacements
 from xmix_data.loader.feed import Feed
-from xmix_data.loader.options import default_workers, one_of, three_channels, usable_device
+from xmix_data.loader.options import one_of, three_channels, usable_device
 from xmix_data.loader.position import Position
 from xmix_data.loader.spans import Share, Span
 from xmix_data.loader.views import DatasetView, SamplerView
@@ -94,7 +95,7 @@ class Loader(Generic[B]):
             **options,
             "batch_size": whole_number("batch_size", options["batch_size"], 1),
             "prefetch": whole_number("prefetch", options["prefetch"], 1),
-            "num_workers": default_workers()
+            "num_workers": rank_cores()
             if workers is None
             else whole_number("num_workers", workers, 1),
             "device": usable_device(options["device"]),
