@@ -6,7 +6,8 @@ Each set is 64 shards of raw images of one pixel, sorted by class as a conversio
 writes them: an index of full length, and no pixels to speak of. A process opens the set, makes an
 `XMixLoader` over it with itself as source, and asks for a batch of the first epoch and, after
 `set_epoch`, of the second. FOLDER holds another version of the package (FOLDER/xmix_data), which is
-measured in turn: each figure comes from a process of its own. Memory is what no file backs.
+measured in turn: each figure comes from a process of its own. Memory is what no file backs. Other
+sets that the JSON has already stay in it.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks/results/huge_sets.json")
     options = parser.parse_args()
     versions = {"after": ROOT} | ({"before": options.against.resolve()} if options.against else {})
-    sets: dict[str, Any] = {}
+    known = json.loads(options.json.read_text()) if options.json.exists() else {}
+    sets: dict[str, Any] = known.get("sets", {})
     for samples in options.samples:
         runs: dict[str, list[dict[str, float]]] = {name: [] for name in versions}
         with tempfile.TemporaryDirectory() as name:

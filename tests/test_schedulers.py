@@ -48,7 +48,6 @@ def model():
 RUNS = """
 import json, sys
 import ray
-sys.path.insert(0, sys.argv.pop(1))
 from ray_train import train
 ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
 *files, folder = sys.argv[1:]
@@ -66,13 +65,13 @@ def test_ray_starts_its_processes_again_and_they_go_on(betons: Betons, tmp_path:
     betons.pairing.save(pairing)
     (tmp_path / "told.py").write_text(DIES_ONCE)
     files = [str(beton.path) for beton in (betons.target_raw, betons.source_raw)]
-    code = ["-c", RUNS, str(CLUSTER), *files, str(pairing), str(tmp_path)]
+    code = ["-c", RUNS, *files, str(pairing), str(tmp_path)]
     done = subprocess.run(
         [sys.executable, *code],
         capture_output=True,
         text=True,
         timeout=SECONDS,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(CLUSTER), *filter(None, sys.path)])},
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "died").exists() and (tmp_path / "xmixup" / "result.json").exists()

@@ -1,4 +1,4 @@
-"""Tables of sets and jobs that are larger than a machine: huge sets measured, many GPUs simulated."""
+"""Tables of what is larger than a machine: huge sets, measured, and many GPUs, simulated."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ def huge_sets() -> str:
                     cell("second_epoch_s", 2),
                     cell("second_epoch_mb", 1, 1e3),
                     cell("peak_mb", 1, 1e3),
+                    str(len(runs)),
                 ]
             )
     head = [
@@ -48,12 +49,12 @@ def huge_sets() -> str:
         "first batch of the next epoch, s",
         "memory then, GB",
         "most memory, GB",
+        "n",
     ]
     measured = (
         f"{setup['shards']} shards of an index of full length and images of one pixel, "
         f"{setup['classes']:,} classes, each set its own source, batch {setup['batch_size']}; "
-        "memory is what no file backs; median and range of "
-        f"n = {setup['rounds']} interleaved processes"
+        "memory is what no file backs; median and range of n interleaved processes"
     )
     return table(head, rows, machine_line(document, measured))
 
@@ -78,6 +79,8 @@ def scale() -> str:
                 f"{row['all_gb_per_s']:.1f}",
                 f"**{limit}**" if share > 1 else limit,
                 f"{100 * row['local_disk_share']:.0f} %",
+                f"{row['copy_s'] / 60:,.0f}",
+                f"{assumed['epochs'] * row['epoch_s'] / 60:,.0f}",
             ]
         )
     head = [
@@ -91,6 +94,8 @@ def scale() -> str:
         "GB/s all nodes",
         "first limit, from shared storage",
         "of a local disk",
+        "to copy all to it, min",
+        "training, fed, min",
     ]
     pairs = inputs["pairs"]
     line = (
