@@ -59,6 +59,7 @@ bench: $(TEST_READY)
 	for name in conversion loader_throughput cold_cache growth step_cost pairing; do \
 	    $(BIN)/python benchmarks/$$name.py $(DATA) || exit 1; done
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/huge_sets.py
 
 gpu: $(TEST_READY)
 	$(BIN)/python benchmarks/gpu.py $(or $(PART),all) $(if $(filter cpu,$(DEVICE)),--device cpu --tiny)

@@ -285,11 +285,52 @@ def _lanes(axes: Any, trace: dict[str, list[tuple[str, float, float]]], names: l
     _rows(axes, names)
 
 
+def scale(path: Path) -> None:
+    """What many GPUs read together, and what there is to read it from."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    document = result("scale")
+    assumed, rows = document["configuration"]["assumed"], document["rows"]
+    with pyplot.rc_context({"svg.hashsalt": "scale", "svg.fonttype": "none", "font.size": 11}):
+        figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+        for network, colour in (("ResNet-50", BLUE), ("ViT-B/16", GREY)):
+            for pair, style in (("jpg + jpg", "o-"), ("raw + jpg", "s--")):
+                own = [row for row in rows if (row["network"], row["pair"]) == (network, pair)]
+                gpus = [row["gpus"] for row in own]
+                read = [row["all_gb_per_s"] for row in own]
+                axes.plot(gpus, read, style, color=colour, label=f"{network}, {pair}")
+        nodes = [row["nodes"] for row in own]
+        for name, there in (
+            ("shared storage", [assumed["storage_gb_per_s"]] * len(nodes)),
+            ("all local disks", [assumed["disk_gb_per_s_of_a_node"] * n for n in nodes]),
+            ("all networks", [assumed["network_gb_per_s_of_a_node"] * n for n in nodes]),
+        ):
+            axes.plot(gpus, there, ":", color="#cf222e")
+            axes.annotate(name, (gpus[0], there[0]), (2, 4), textcoords="offset points")
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xticks(gpus, [str(count) for count in gpus])
+        axes.minorticks_off()
+        axes.yaxis.set_major_formatter("{x:,g}")
+        axes.set_xlabel("GPUs")
+        axes.set_ylabel("GB/s, all nodes together")
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+        axes.spines[["top", "right"]].set_visible(False)
+        description = f"A simulation, see docs/distributed.md. result {digest('scale')}"
+        figure.savefig(path, metadata={"Date": None, "Description": description})
+        pyplot.close(figure)
+
+
 PLOTS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "throughput.svg": ("loader_throughput", throughput),
     "steps.svg": ("gpu_steps", steps),
     "accuracy.svg": ("transfer_accuracy_cpu", accuracy),
     "waiting.svg": ("waiting", waiting),
+    "scale.svg": ("scale", scale),
     **{
         f"growth-{what.lower().replace(' ', '-')}.svg": ("growth", partial(growth, what))
         for what in GROWTH

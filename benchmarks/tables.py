@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 from figures import PLOTS
 from results import FIGURES, ROOT, digest
-from table_parts import clients, gpu, loading, machines, pretrained, reliability, training
+from table_parts import clients, gpu, loading, machines, pretrained, reliability, scale, training
 
 BLOCK = re.compile(r"(<!-- table: (\w+)(, brief)? -->\n).*?(<!-- end of table -->)", re.S)
 
@@ -58,6 +58,8 @@ TABLES: dict[str, Callable[[], str]] = {
         gpu.gpu_feeding,
         gpu.gpu_kernel,
         gpu.gpu_pairing,
+        scale.huge_sets,
+        scale.scale,
     )
 }
 """What draws the table of a name."""

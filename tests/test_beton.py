@@ -804,6 +804,26 @@ def test_a_full_shared_memory_is_named(tmp_path: Path) -> None:
     assert done.returncode == 0 and out.exists()
 
 
+@pytest.mark.parametrize(("size", "fits"), [("64m", True), ("1m", True), ("40k", False)])
+def test_what_workers_need_of_shared_memory(tmp_path: Path, size: str, fits: bool) -> None:
+    """Containers have 64 MB; it is said beforehand where even the workers' locks do not fit."""
+    source, out = tmp_path / "source.beton", tmp_path / "out.beton"
+    write(pairs(40), source)
+    mounted = f'mount -t tmpfs -o size={size} tmpfs /dev/shm || exit 77; "$@"'
+    command = [sys.executable, "-m", "xmix_data", "convert", str(source), str(out), "--workers"]
+    shell = ["unshare", "--mount", "sh", "-c", mounted, "sh"]
+    try:
+        done = subprocess.run([*shell, *command, "2"], capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("has no unshare")
+    if done.returncode in (1, 77):
+        pytest.skip("may not mount a file system of its own")
+    assert (done.returncode == 0) == out.exists() == fits, done.stderr
+    if not fits:
+        assert "2 of them need 96 KiB of /dev/shm, where 40 KiB are free; free space" in done.stderr
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+
+
 LIMITED = """
 import sys
 from xmix_data import write_beton

@@ -446,6 +446,47 @@ def test_another_batch_size_continues_the_sequence(numbered: NumberedBetons, bac
     assert targets_of(first) + targets_of(list(resumed)) == whole
 
 
+OLD_ORDERS = [
+    [int(place) for place in order.split()]
+    for order in (
+        "2 32 13 17 8 20 16 29 25 11 31 33 14 19 21 28 23 4"
+        " 34 36 24 5 22 6 18 15 27 35 10 30 0 9 26 1 12 3",
+        "3 29 1 2 16 25 31 21 11 19 10 9 6 15 24 23 33 0"
+        " 22 26 5 36 7 28 14 20 18 13 8 30 4 35 32 17 12 27",
+    )
+]
+"""Targets of the first two epochs, as version 1 of the plan had them."""
+
+
+def test_a_state_of_the_first_version_goes_on_with_its_order(
+    numbered: NumberedBetons, backend: str
+) -> None:
+    loader = crops(numbered, backend=backend)
+    new = {**loader.state_dict(), "position": 8}
+    loader.load_state_dict({**new, "version": 1})
+    assert loader.state_dict() == {**new, "version": 1}
+    assert targets_of([loader.peek()]) == OLD_ORDERS[0][8:12]
+    travelled = pickle.loads(pickle.dumps(loader))
+    ranks = [crops(numbered, backend=backend, batch_size=1, rank=r, world_size=2) for r in (0, 1)]
+    for rank in ranks:
+        rank.load_state_dict(loader.state_dict())
+    assert targets_of(list(loader)) == targets_of(list(travelled)) == OLD_ORDERS[0][8:]
+    together = [batch for step in zip(*ranks, strict=True) for batch in step]
+    assert targets_of(together)[: 36 - 8] == OLD_ORDERS[0][8:]
+    loader.set_crop(CenterCrop(8))  # another plan, of the same version
+    travelled.set_epoch(1)
+    assert targets_of(list(loader)) == targets_of(list(travelled)) == OLD_ORDERS[1]
+    assert loader.state_dict()["version"] == 1
+
+    loader.load_state_dict(new)
+    rest = targets_of(list(loader))
+    assert rest == targets_of(list(crops(numbered, backend=backend)))[8:] != OLD_ORDERS[0][8:]
+    assert loader.state_dict()["version"] == 2
+    for version in (0, 3, None):
+        with pytest.raises(ValueError, match="no loader state of version 1 or 2"):
+            loader.load_state_dict({**new, "version": version})
+
+
 def test_a_state_of_another_loader_is_refused(numbered: NumberedBetons, backend: str) -> None:
     state = crops(numbered, backend=backend).state_dict()
     with pytest.raises(ValueError, match="seed 5, this loader has seed 6"):

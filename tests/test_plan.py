@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import factorial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from scipy import stats
 
 from xmix_data.pairing import Draw
 from xmix_data.plan import (
+    VERSIONS,
     CenterCrop,
     Crop,
     ImageSizes,
@@ -20,6 +22,7 @@ from xmix_data.plan import (
     RandomResizedCrop,
     SourcePool,
 )
+from xmix_data.plan.permutation import ROUNDS, WORDS_PER_ROUND, SwapOrNot
 
 SEEDS = st.integers(0, 2**64 - 1)
 
@@ -117,12 +120,91 @@ def test_source_images_are_drawn_uniformly() -> None:
     assert stats.chisquare(counts[30:90]).pvalue > 0.001
 
 
-def test_every_order_is_equally_likely() -> None:
-    plan = make_plan([0, 0, 0], [0], [[0]])
-    orders = [tuple(plan.epoch(e).order.tolist()) for e in range(6000)]
-    counts = [orders.count(order) for order in sorted(set(orders))]
-    assert len(counts) == 6
+def orders(count: int, epochs: int, **options: Any) -> Any:
+    """The orders of so many epochs, (epochs, count)."""
+    plan = make_plan([0] * count, [0], [[0]], **options)
+    return np.stack([plan.epoch(epoch).targets(0, count) for epoch in range(epochs)])
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+def test_every_order_is_equally_likely(version: int, count: int) -> None:
+    drawn = orders(count, 100 * factorial(count), version=version)
+    counts = np.unique(drawn, axis=0, return_counts=True)[1]
+    assert len(counts) == factorial(count)
     assert stats.chisquare(counts).pvalue > 0.001
+
+
+@pytest.mark.parametrize("low", [1, 500, 1000, 1500, 2000, 2500])
+def test_an_order_has_each_sample_once(low: int) -> None:
+    for count in range(low, low + 500):
+        (order,) = orders(count, 1, seed=count)
+        assert np.array_equal(np.sort(order), np.arange(count))
+
+
+@given(st.integers(1, 2**40), st.data(), SEEDS)
+def test_a_position_is_the_networks_of_the_paper(
+    count: int, data: st.DataObject, seed: int
+) -> None:
+    """Swap-or-not, round by round in plain numbers; and back again by the rounds in reverse."""
+    bits = np.random.Philox(seed).random_raw(ROUNDS * WORDS_PER_ROUND).reshape(ROUNDS, -1)
+    order = SwapOrNot(count, bits)
+
+    def after(place: int, rounds: Any) -> int:
+        for centre, key in rounds:
+            mirrored = (centre % count - place) % count
+            word = (key + max(place, mirrored) * 0x9E3779B97F4A7C15) % 2**64
+            word = (word ^ word >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+            word = (word ^ word >> 27) * 0x94D049BB133111EB % 2**64
+            place = mirrored if word >> 63 else place
+        return place
+
+    positions = data.draw(st.lists(st.integers(0, count - 1), min_size=1, max_size=4))
+    places = order(np.array(positions)).tolist()
+    assert places == [after(position, bits.tolist()) for position in positions]
+    assert positions == [after(place, bits.tolist()[::-1]) for place in places]
+
+
+def test_nothing_about_an_order_is_fixed() -> None:
+    """Places, neighbours, steps, fixed points, descents, parity, and the next epoch's order."""
+    small, large = orders(12, 8000), orders(1000, 400)
+
+    def is_even(counts: Any) -> bool:
+        return bool(stats.chisquare(np.ravel(counts)).pvalue > 0.001)
+
+    for position in range(12):
+        assert is_even(np.bincount(small[:, position], minlength=12))
+    neighbours = 12 * small[:, :-1] + small[:, 1:]
+    counts = np.bincount(neighbours.ravel(), minlength=144).reshape(12, 12)
+    assert not counts.diagonal().any() and is_even(counts[~np.eye(12, dtype=bool)])
+    for drawn, count in ((small, 12), (large, 1000)):
+        steps = (drawn[:, 1:] - drawn[:, :-1]) % count
+        assert is_even(np.bincount(steps.ravel(), minlength=count)[1:])
+        epochs = (drawn[1:] - drawn[:-1]) % count
+        assert is_even(np.bincount(epochs.ravel(), minlength=count))
+    fixed = (large == np.arange(1000)).sum(axis=1)
+    expected = 400 * np.array([*stats.poisson(1).pmf(range(3)), stats.poisson(1).sf(2)])
+    assert stats.chisquare(np.bincount(fixed.clip(max=3)), expected).pvalue > 0.001
+    descents = (large[:, 1:] < large[:, :-1]).sum(axis=1)
+    scaled = (descents - 999 / 2) / np.sqrt(1001 / 12)
+    assert abs(scaled.mean()) < 4 / np.sqrt(400) and abs(scaled.var() - 1) < 0.3
+    # Of a Feistel network on a power of two all are even.
+    odd = [int(np.linalg.det(np.eye(16)[order])) < 0 for order in orders(16, 4000)]
+    assert abs(np.mean(odd) - 0.5) < 4 * 0.5 / np.sqrt(4000)
+
+
+def test_neighbouring_seeds_have_different_orders() -> None:
+    drawn = np.stack([orders(500, 1, seed=seed)[0] for seed in range(200)])
+    same = (drawn[1:] == drawn[:-1]).sum(axis=1)
+    assert same.mean() < 1.5 and same.max() < 10
+
+
+def test_a_hundred_million_samples_need_no_order() -> None:
+    """A batch anywhere in the epoch, without memory for the others."""
+    bits = np.random.Philox(1).random_raw(ROUNDS * WORDS_PER_ROUND).reshape(ROUNDS, -1)
+    places = SwapOrNot(10**8, bits)(np.arange(10**8 - 4096, 10**8))
+    assert len(np.unique(places)) == 4096
+    assert stats.kstest(places / 10**8, "uniform").pvalue > 0.001
 
 
 @pytest.mark.parametrize("alpha", [0.125, 0.5, 1.0, 2.0, 64.0])
@@ -160,9 +242,20 @@ def test_without_shuffle_and_flip_nothing_moves() -> None:
     assert not rows.target_crops.flips.any()
 
 
-def test_the_sequence_is_fixed_for_good() -> None:
-    """A change of these numbers breaks every saved state: it takes a new state version."""
-    rows = make_plan([0, 0, 1, 1], [0, 1, 1, 0, 1], [[1], [0]], seed=42).epoch(7).rows(0, 4)
+ORDERS = {
+    1: [11, 16, 12, 2, 17, 5, 19, 3, 6, 8, 9, 14, 0, 13, 18, 7, 10, 15, 4, 1],
+    2: [10, 17, 11, 1, 9, 18, 5, 12, 15, 8, 13, 16, 4, 6, 3, 14, 2, 0, 7, 19],
+}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_sequence_is_fixed_for_good(version: int) -> None:
+    """A change of these numbers breaks every saved state: it takes a new version of the plan."""
+    order = make_plan([0] * 20, [0], [[0]], seed=42, version=version).epoch(7).targets(0, 20)
+    assert order.tolist() == ORDERS[version]
+
+    plan = make_plan([0, 0, 1, 1], [0, 1, 1, 0, 1], [[1], [0]], seed=42, version=version)
+    rows = plan.epoch(7).rows(0, 4)
     assert rows.source is not None and rows.source_crops is not None
     assert rows.target.tolist() == [2, 3, 0, 1]
     assert rows.source.tolist() == [3, 0, 1, 2]

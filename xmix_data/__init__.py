@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         DatasetError,
         ImageError,
         MissingDependencyError,
+        PreemptedError,
         XMixError,
     )
     from xmix_data.features import class_centroids
@@ -44,6 +45,7 @@ _MODULE_OF = {
     "PairedBatch": "batch",
     "PairedClass": "pairing",
     "Pairing": "pairing",
+    "PreemptedError": "errors",
     "RandomCrop": "plan",
     "RandomResizedCrop": "plan",
     "XMixError": "errors",
@@ -70,6 +72,7 @@ __all__ = [
     "PairedBatch",
     "PairedClass",
     "Pairing",
+    "PreemptedError",
     "RandomCrop",
     "RandomResizedCrop",
     "XMixError",

@@ -20,16 +20,16 @@ from typing import Any, NoReturn
 
 from xmix_data.commands import bench, cache, convert, demo, doctor, inspect, pair, report, train
 from xmix_data.commands.answer import Answer
-from xmix_data.errors import XMixError
+from xmix_data.errors import PreemptedError, XMixError
 from xmix_data.progress import printable
 
 __all__ = ["main"]
 
 
-_ERROR, _INTERRUPTED, _UNREAD = 2, 130, 141
-"""Exit statuses of an error, of Ctrl-C, and of an output that nobody reads.
+_ERROR, _INTERRUPTED, _UNREAD, _PREEMPTED = 2, 130, 141, 143
+"""Exit statuses of an error, of Ctrl-C, of an output that nobody reads, and of SIGTERM in training.
 
-The last two are those that a shell reports of a process that SIGINT or SIGPIPE ended.
+The last three are those that a shell reports of a process that SIGINT, SIGPIPE or SIGTERM ended.
 """
 
 COMMANDS = (convert, pair, report, train, inspect, cache, doctor, bench, demo)
@@ -43,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Arguments of the command line; default those of this process.
 
     Returns:
-        The exit status: 0, 2 after an error, 130 after Ctrl-C, 141 where nobody reads the output.
+        The exit status: 0, 2 after an error, 130 after Ctrl-C, 141 where nobody reads the output,
+        143 where SIGTERM ended a training that goes on from its checkpoint.
     """
     # Without colours to begin with, and numba's would write an escape sequence at the very end.
     os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1")
@@ -98,7 +99,8 @@ def _status(options: argparse.Namespace) -> int:
     except Exception as error:
         if options.debug:
             raise
-        return _failed(error)
+        status = _failed(error)
+        return _PREEMPTED if isinstance(error, PreemptedError) else status
     return 0
 
 
@@ -177,7 +179,8 @@ xmix --help lists all commands, and xmix COMMAND --help explains one."""
 _EPILOG = f"""\
 {_STEPS}
 xmix COMMAND --help explains each command.
-Exit status: 0 done, 2 an error, 130 Ctrl-C, 141 nobody reads the output."""
+Exit status: 0 done, 2 an error, 130 Ctrl-C, 141 nobody reads the output,
+143 SIGTERM ended a training, which goes on when it is run again."""
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,6 +1,13 @@
 """The project's own exceptions; every message says what, where, and what to do about it."""
 
-__all__ = ["BetonError", "DatasetError", "ImageError", "MissingDependencyError", "XMixError"]
+__all__ = [
+    "BetonError",
+    "DatasetError",
+    "ImageError",
+    "MissingDependencyError",
+    "PreemptedError",
+    "XMixError",
+]
 
 
 class XMixError(Exception):
@@ -20,6 +27,10 @@ class DatasetError(ImageError):
 
 class BetonError(XMixError, ValueError):
     """Error about a damaged, unfinished or foreign beton or manifest; names file and index."""
+
+
+class PreemptedError(XMixError):
+    """Training that SIGTERM ended after a step, with a checkpoint from which it goes on."""
 
 
 class MissingDependencyError(XMixError, ImportError):

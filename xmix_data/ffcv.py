@@ -44,7 +44,7 @@ from xmix_data import decode
 from xmix_data.backends.profiling import ProfiledRange
 from xmix_data.backends.work import Side
 from xmix_data.beton import Beton, DomainLike, open_domain
-from xmix_data.decode.llvm import kernel
+from xmix_data.compiled import kernel
 from xmix_data.errors import BetonError, MissingDependencyError
 from xmix_data.pairing import Pairing, log_provenance
 from xmix_data.plan import (

@@ -11,6 +11,7 @@ import contextlib
 import datetime
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -23,12 +24,14 @@ from xmix_data.options import whole_number
 __all__ = [
     "Ranks",
     "average_in_place",
+    "cpu_group",
     "default_device",
     "from_first_process",
     "get_rank",
     "get_world_size",
     "in_a_job",
     "job",
+    "named_loss_of_a_process",
     "require_group",
     "share_buffers",
     "sum_in_place",
@@ -168,6 +171,16 @@ def default_device(local_rank: int) -> str:
     return f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
 
 
+def cpu_group() -> Any:
+    """Return a process group that sends tensors on the CPU: torch's ``None`` for the one there is.
+
+    Where that one has NCCL alone, another one is made: all processes call this together.
+    """
+    if "cpu:" in distributed.get_backend_config():
+        return None
+    return distributed.new_group(backend="gloo")
+
+
 def from_first_process(value: Any) -> Any:
     """Return the value that the first process passes; every process passes one.
 
@@ -177,7 +190,7 @@ def from_first_process(value: Any) -> Any:
     if not in_a_job():
         return value
     values = [value]
-    with _named_loss_of_a_process():
+    with named_loss_of_a_process():
         distributed.broadcast_object_list(values)
     return values[0]
 
@@ -192,7 +205,7 @@ def sum_in_place(tensors: Sequence[torch.Tensor]) -> None:
         return
     for tensor in tensors:
         moved = tensor if distributed.get_backend() == "nccl" else tensor.cpu()
-        with _named_loss_of_a_process():
+        with named_loss_of_a_process():
             distributed.all_reduce(moved)
         tensor.copy_(moved)
 
@@ -227,12 +240,29 @@ def _in_one_message(tensors: list[torch.Tensor], send: Callable[[torch.Tensor], 
 
 
 @contextlib.contextmanager
-def _named_loss_of_a_process() -> Iterator[None]:
+def named_loss_of_a_process(so_far: str = "is in the cache, if there is one") -> Iterator[None]:
+    """Turn torch's error of a message that nobody answers any more into our own.
+
+    Args:
+        so_far: Where what was computed so far is, for the message.
+
+    Raises:
+        XMixError: Another process of the job has ended.
+    """
     try:
         yield
     except RuntimeError as error:
+        if not _is_of_a_message(error):
+            raise
         raise XMixError(
-            f"rank {distributed.get_rank()} lost the other processes of this job "
+            f"rank {get_rank()} lost the other processes of this job "
             f"({str(error).splitlines()[0]}); see what they say, and run again: what was computed "
-            "so far is in the cache, if there is one"
+            f"so far {so_far}"
         ) from error
+
+
+def _is_of_a_message(error: RuntimeError) -> bool:
+    """Whether it is of sending or receiving: gloo raises what has no type of its own."""
+    return in_a_job() and (
+        isinstance(error, distributed.DistError) or re.search("gloo|NCCL", str(error)) is not None
+    )

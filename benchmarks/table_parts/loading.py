@@ -138,7 +138,6 @@ def startup() -> str:
     def median(values: list[float], unit: str) -> str:
         return f"{statistics.median(values):,.2f} {unit} ({min(values):,.2f}-{max(values):,.2f})"
 
-    opened = document["large_beton"]
     rows = [
         ["`import xmix_data`, which loads no NumPy", median(seconds["import xmix_data"], "s")],
         [
@@ -149,18 +148,8 @@ def startup() -> str:
             "the same without compiled kernels, process included",
             median(document["first_batch_without_cache_s"], "s"),
         ],
-        [
-            f"open a beton of {setup['samples']:,} samples",
-            median([o["open_s"] for o in opened], "s"),
-        ],
-        ["its memory that no file backs", median([o["open_mb"] for o in opened], "MB")],
-        ["its XMixLoader, with itself as source", median([o["loader_s"] for o in opened], "s")],
-        [
-            "its first batch (the epoch's order is drawn)",
-            median([o["first_batch_s"] for o in opened], "s"),
-        ],
     ]
-    measured = f"n = {setup['rounds']} interleaved processes, n = 3 for compilation and large beton"
+    measured = f"n = {setup['rounds']} interleaved processes, n = 3 for compilation"
     return table(["what", "median and range"], rows, machine_line(document, measured))
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from xmix_data.beton import Domain
-from xmix_data.decode.llvm import kernel, madvise
+from xmix_data.compiled import kernel
+from xmix_data.decode.llvm import madvise
 from xmix_data.plan import PlanRows
 
 __all__ = ["ReadAhead", "read_ahead"]

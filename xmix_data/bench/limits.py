@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from xmix_data.decode.llvm import address_of, jpeg_close, jpeg_open, jpeg_read, kernel, memcpy
+from xmix_data.compiled import kernel
+from xmix_data.decode.llvm import address_of, jpeg_close, jpeg_open, jpeg_read, memcpy
 from xmix_data.decode.table import ADDRESS, BYTES, HEIGHT, LEFT, TOP, WIDTH
 
 __all__ = ["copy_crops", "decode_whole"]

@@ -8,6 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from xmix_data.cores import usable_cores
+
 __all__ = ["describe"]
 
 
@@ -35,7 +37,7 @@ def describe() -> dict[str, Any]:
     return {
         "cpu": _of_cpu("model name") or platform.machine(),
         "cpu_flags": [flag for flag in _FLAGS if flag in known],
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
         "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30),
         "gpu": _gpu(),
         "system": f"Linux, Python {platform.python_version()}",

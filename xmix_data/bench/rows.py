@@ -7,7 +7,6 @@ photographs are made. Goes out: for each row what runs it and counts its samples
 from __future__ import annotations
 
 import itertools
-import os
 import tempfile
 import threading
 import time
@@ -25,6 +24,7 @@ from xmix_data.bench.data import MIN_IMAGES, Photographs, Repeated
 from xmix_data.bench.limits import copy_crops, decode_whole
 from xmix_data.bench.rounds import Row
 from xmix_data.beton import Beton, Domain, open_domain, open_images, write_beton
+from xmix_data.cores import usable_cores
 from xmix_data.images import select
 from xmix_data.loader import ImageLoader, XMixLoader
 from xmix_data.normalise import IMAGENET_MEAN, IMAGENET_STD, scale_and_shift
@@ -93,7 +93,7 @@ class Bench:
     passes: int = 1
 
     def __post_init__(self) -> None:
-        self.threads = self.threads or len(os.sched_getaffinity(0))
+        self.threads = self.threads or usable_cores()
         names = self.jpg.class_names
         self.pairing = Pairing(
             {t: [PairedClass(s, 1.0, 1)] for t, s in zip(names, names[1:] + names[:1], strict=True)}

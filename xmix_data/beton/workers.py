@@ -12,9 +12,9 @@ from __future__ import annotations
 import ctypes
 import errno
 import multiprocessing
-import os
 import pickle
 import re
+import shutil
 import signal
 from collections import deque
 from collections.abc import Generator, Iterator
@@ -28,11 +28,19 @@ from PIL import Image
 
 from xmix_data.beton.encoding import StoredImage, encode_image
 from xmix_data.beton.pixels import keep_pillow_silent, own_image
+from xmix_data.cores import usable_cores
 from xmix_data.errors import DatasetError, ImageError, XMixError
 from xmix_data.images import ImageSource, label_problem
 from xmix_data.threads import name_this_thread
 
-__all__ = ["Encoder", "Failure", "encoded_samples", "named_worker_death", "require_main_guard"]
+__all__ = [
+    "Encoder",
+    "Failure",
+    "encoded_samples",
+    "named_worker_death",
+    "require_main_guard",
+    "shared_memory",
+]
 
 
 _SAMPLES_PER_TASK = 16
@@ -167,7 +175,7 @@ def encoded_samples(
         XMixError: Processes cannot be started.
     """
     encoder = Encoder(source, indices, options)
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     if num_workers is None and not getattr(source, "parallel", False):
         yield from _by_threads(encoder, cores)
     elif num_workers == 0:
@@ -196,14 +204,15 @@ def _by_processes(
     encoder: Encoder, count: int, workers: list[BaseProcess]
 ) -> Iterator[tuple[int, StoredImage] | Failure]:
     """Encode by torch's DataLoader: it notices when a worker dies."""
-    _require_shared_memory()
+    count = min(count, -(-len(encoder) // _SAMPLES_PER_TASK))
+    _require_shared_memory(count)
     import torch
     from torch.utils.data import DataLoader
 
     loader: DataLoader[Any] = DataLoader(
         encoder,  # type: ignore[arg-type]
         batch_size=_SAMPLES_PER_TASK,
-        num_workers=min(count, -(-len(encoder) // _SAMPLES_PER_TASK)),
+        num_workers=count,
         collate_fn=_portable,
         prefetch_factor=4,
         worker_init_fn=_begin_worker,
@@ -224,20 +233,34 @@ def _by_processes(
         yield from batch
 
 
-def _require_shared_memory() -> None:
-    """Check that locks can be made in /dev/shm: workers get their work through queues.
+def shared_memory(count: int) -> int:
+    """Return how many bytes of /dev/shm so many workers need: their locks and queues take less."""
+    return (64 << 10) + count * (16 << 10)
+
+
+def _require_shared_memory(count: int) -> None:
+    """Check that /dev/shm has room for the locks of workers, which get their work through queues.
 
     Raises:
-        XMixError: The system refuses a lock.
+        XMixError: It has not, or the system refuses a lock.
     """
+    remedy = (
+        "free space there (in a container: --shm-size), or convert in one process "
+        "(num_workers=0, --workers 0)"
+    )
     try:
         multiprocessing.Lock()
     except OSError as error:
         raise XMixError(
             f"worker processes cannot be started, as /dev/shm refuses a lock ({error.strerror}); "
-            "free space there (in a container: --shm-size), or convert in one process "
-            "(num_workers=0, --workers 0)"
+            f"{remedy}"
         ) from error
+    free, needed = shutil.disk_usage("/dev/shm").free, shared_memory(count)
+    if free < needed:
+        raise XMixError(
+            f"worker processes cannot be started, as {count} of them need {needed >> 10} KiB of "
+            f"/dev/shm, where {free >> 10} KiB are free; {remedy}"
+        )
 
 
 def _portable(batch: list[Any]) -> list[Any]:

@@ -7,13 +7,13 @@ looks; `feeding` measures for about three seconds and writes nothing.
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from xmix_data.commands.answer import Answer
 from xmix_data.commands.arguments import add_json
 from xmix_data.commands.probes import Check, Found, examine, tried
+from xmix_data.cores import usable_cores
 from xmix_data.remote import path_or_url
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def _decoding(pictures: Sequence[bytes], beton: Beton | None) -> Found:
     from xmix_data.bench.rates import decode_rate
 
     own = [] if beton is None else _some_jpegs(beton)
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     rate, what = decode_rate(own or pictures, cores), "its own JPEGs" if own else "made-up JPEGs"
     size = sum(map(len, own or pictures)) / len(own or pictures)
     return (

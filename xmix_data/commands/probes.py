@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import os
+import math
 import platform
 import re
 import shutil
@@ -15,15 +15,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from xmix_data.cores import cpu_quota, usable_cores
+
 __all__ = ["Check", "Found", "examine", "tried"]
 
 
 _NO_VALUES: Mapping[str, Any] = MappingProxyType({})
-_LITTLE_SHARED_MEMORY = 256 << 20
-"""Bytes of shared memory below which `xmix doctor` warns.
-
-Containers often have 64 MiB, which the semaphores and tensors of worker processes fill.
-"""
 
 
 class Check(NamedTuple):
@@ -102,8 +99,9 @@ def tried(name: str, probe: Callable[[], Found], *, optional: bool = False) -> C
 
 
 def _cores() -> Check:
-    count = len(os.sched_getaffinity(0))
-    return Check("cores", True, f"{count} for this process", values={"count": count})
+    count, quota = usable_cores(), cpu_quota()
+    words = "" if math.isinf(quota) else f", by a quota of {quota:g} (control group)"
+    return Check("cores", True, f"{count} for this process{words}", values={"count": count})
 
 
 def _memory() -> Found:
@@ -114,15 +112,18 @@ def _memory() -> Found:
 
 
 def _shared_memory() -> Check:
+    from xmix_data.beton.workers import shared_memory
+
     name = "/dev/shm"
     try:
         usage = shutil.disk_usage(name)
     except OSError as error:
         return Check(name, False, f"{error.strerror}: convert with --workers 0", True)
     found = f"{_gb(usage.total)}, {_gb(usage.free)} of it free"
-    enough = usage.free >= _LITTLE_SHARED_MEMORY
+    enough = usage.free >= shared_memory(usable_cores())
     if not enough:
-        found += ": `docker run --shm-size 1g`, or convert with --workers 0"
+        found += ": too little for the workers of a conversion; `docker run --shm-size 64m`, or "
+        found += "convert with --workers 0"
     return Check(name, enough, found, True, {"total_bytes": usage.total, "free_bytes": usage.free})
 
 

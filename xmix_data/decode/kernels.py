@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from xmix_data.beton.layout import RAW
+from xmix_data.compiled import kernel
 from xmix_data.decode.llvm import (
     ALIGNED,
     MIRRORED,
@@ -26,7 +27,6 @@ from xmix_data.decode.llvm import (
     jpeg_close,
     jpeg_open,
     jpeg_read,
-    kernel,
     memcpy,
     mirror_16,
     stream_32,

@@ -1,13 +1,11 @@
 """What numba's Python lacks, in LLVM's terms: addresses, stores past the caches, C functions.
 
-`kernel` compiles a function without the GIL and keeps it on disk. The functions of `_jpeg.c` are
-given to LLVM by address.
+The functions of `_jpeg.c` are given to LLVM by address.
 """
 
 from __future__ import annotations
 
 import ctypes
-import logging
 from typing import Any
 
 import llvmlite.binding
@@ -18,6 +16,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from xmix_data.compiled import kernel
 from xmix_data.jpeg import library
 
 __all__ = [
@@ -29,7 +28,6 @@ __all__ = [
     "jpeg_close",
     "jpeg_open",
     "jpeg_read",
-    "kernel",
     "madvise",
     "memcpy",
     "mirror_16",
@@ -37,8 +35,6 @@ __all__ = [
     "stream_mirrored_16",
 ]
 
-
-_log = logging.getLogger("xmix_data")
 
 ALIGNED = 32
 """Number of bytes written past the caches at a time, at addresses that are multiples of it."""
@@ -56,17 +52,6 @@ jpeg_close: Any = types.ExternalFunction("xmix_jpeg_close", types.int32(_i64))
 memcpy: Any = types.ExternalFunction("memcpy", _i64(_i64, _i64, _i64))
 madvise: Any = types.ExternalFunction("madvise", types.int32(_i64, _i64, types.int32))
 clock_gettime: Any = types.ExternalFunction("clock_gettime", types.int32(types.int32, _i64))
-
-
-def kernel(function: Any) -> Any:
-    """Compile a function on its first use, and keep it on disk where that can be written."""
-    try:
-        return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError as error:
-        if not getattr(kernel, "said", False):
-            kernel.said = True  # type: ignore[attr-defined]
-            _log.warning("kernels are compiled anew in every process: %s", error)
-        return numba.njit(nogil=True)(function)
 
 
 def _pointer_to_bytes(typing_context: Any, address: Any) -> Any:

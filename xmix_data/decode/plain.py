@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from xmix_data.beton.layout import JPG
-from xmix_data.decode.llvm import bytes_at, kernel
+from xmix_data.compiled import kernel
+from xmix_data.decode.llvm import bytes_at
 from xmix_data.decode.table import ADDRESS, BYTES, HEIGHT, MODE, WIDTH
 from xmix_data.jpeg import MAX_PIXELS_PER_BYTE
 

@@ -18,15 +18,16 @@ import torch
 
 from xmix_data.backends import STREAM_STATS, Backend, Spec, in_one_copy, make_backend
 from xmix_data.beton import Domain
+from xmix_data.cores import rank_cores
 from xmix_data.loader.copies import Parcel, pack, unpack
 from xmix_data.loader.damage import Replacements
 from xmix_data.loader.feed import Feed
-from xmix_data.loader.options import default_workers, one_of, three_channels, usable_device
+from xmix_data.loader.options import one_of, three_channels, usable_device
 from xmix_data.loader.position import Position
 from xmix_data.loader.spans import Share, Span
 from xmix_data.loader.views import DatasetView, SamplerView
 from xmix_data.options import MAX_SEED, whole_number
-from xmix_data.plan import Crop, Plan, PlanRows, with_crop
+from xmix_data.plan import VERSIONS, Crop, Plan, PlanRows, with_crop
 from xmix_data.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -44,7 +45,6 @@ _ABSENT = {
     "ignore_data_skip=True; to begin an epoch call its set_epoch",
 }
 """What to do without an attribute that frameworks ask for."""
-_STATE_VERSION = 1
 _CHANGED_BY = {
     "epoch": "set_epoch()",
     "crop": "set_crop()",
@@ -103,7 +103,7 @@ class Loader(Generic[B]):
             **options,
             "batch_size": whole_number("batch_size", options["batch_size"], 1),
             "prefetch": whole_number("prefetch", options["prefetch"], 1),
-            "num_workers": default_workers()
+            "num_workers": rank_cores()
             if workers is None
             else whole_number("num_workers", workers, 1),
             "device": usable_device(options["device"]),
@@ -273,7 +273,7 @@ class Loader(Generic[B]):
             Plain numbers and strings, the same on every rank.
         """
         return {
-            "version": _STATE_VERSION,
+            "version": self._plan.version,
             "seed": self._plan.seed,
             "epoch": self._position.epoch,
             "position": self._position.position,
@@ -284,16 +284,18 @@ class Loader(Generic[B]):
         """Continue where `state_dict` was taken: the next iteration is the rest of that epoch.
 
         Batch size, world size, workers and backend may differ: the sample sequence goes on. Where
-        this loader has no batch left in that epoch, the next iteration is the next epoch.
+        this loader has no batch left in that epoch, the next iteration is the next epoch. A state
+        of an earlier version goes on with the order of samples that that version had.
 
         Raises:
             ValueError: The state is of another seed, pairing or data, or no state at all.
         """
         expected = ("version", "seed", "epoch", "position", "samples")
         missing = [key for key in expected if key not in state]
-        if missing or state["version"] != _STATE_VERSION:
+        if missing or state["version"] not in VERSIONS:
+            known = " or ".join(map(str, sorted(VERSIONS)))
             raise ValueError(
-                f"this is no loader state of version {_STATE_VERSION} "
+                f"this is no loader state of version {known} "
                 f"(missing: {', '.join(missing) or 'nothing'}); give what state_dict() returned"
             )
         if state["seed"] != self._plan.seed:
@@ -311,6 +313,7 @@ class Loader(Generic[B]):
         position = whole_number("the state's position", state["position"], 0, samples)
         self._end_pass()
         self._drop_feed()
+        self._plan = replace(self._plan, version=state["version"])
         self._position.load(epoch, position)
 
     def skip(self, batches: int) -> None:
@@ -487,10 +490,13 @@ class Loader(Generic[B]):
         raise NotImplementedError
 
     def _packed_state(self) -> dict[str, Any]:
-        return {"position": replace(self._position), "closed": self._closed}
+        version = self._plan.version
+        return {"position": replace(self._position), "closed": self._closed, "version": version}
 
     def _restore(self, state: dict[str, Any]) -> None:
         self._position, self._closed = replace(state["position"]), state["closed"]
+        # Copies of before the second version do not tell theirs.
+        self._plan = replace(self._plan, version=state.get("version", 1))
 
     def __getattr__(self, name: str) -> Any:
         """Open a copy when it is first used; otherwise there is no such attribute."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-__all__ = ["default_workers", "field_names", "one_of", "three_channels", "usable_device"]
+__all__ = ["field_names", "one_of", "three_channels", "usable_device"]
 
 
 def one_of(name: str, value: Any, allowed: Sequence[Any]) -> Any:
@@ -77,9 +76,3 @@ def usable_device(device: str | torch.device) -> torch.device:
         if found.index is None:  # which one that is differs between threads
             return torch.device("cuda", torch.cuda.current_device())
     return found
-
-
-def default_workers() -> int:
-    """Return how many cores this process may use; the ranks of a machine share its cores."""
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, len(os.sched_getaffinity(0)) // max(ranks_here, 1))

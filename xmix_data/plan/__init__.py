@@ -6,13 +6,14 @@ size, thread count, prefetch, rank or backend.
 
 from xmix_data.plan.build import image_plan, paired_plan, with_crop, with_mix
 from xmix_data.plan.crops import CenterCrop, Crop, RandomCrop, RandomResizedCrop
-from xmix_data.plan.epoch import EpochPlan, Epochs, Plan
+from xmix_data.plan.epoch import VERSIONS, EpochPlan, Epochs, Plan
 from xmix_data.plan.pool import SourcePool
 from xmix_data.plan.rows import SOURCE, TARGET, Crops, ImageSizes, PlanRows, Replace
 
 __all__ = [
     "SOURCE",
     "TARGET",
+    "VERSIONS",
     "CenterCrop",
     "Crop",
     "Crops",

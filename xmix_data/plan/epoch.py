@@ -5,7 +5,7 @@ The same numbers come out for any batch size, thread count, prefetch, rank or ba
 
 The generator is Philox 4x64 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC11)
 with the key (seed, epoch); each position owns a fixed block of counters of each stream, so a
-batch's numbers are one contiguous draw. Only the epoch's permutation is materialised.
+batch's numbers are one contiguous draw. The epoch's permutation is computed by position too.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ import numpy as np
 import numpy.typing as npt
 
 from xmix_data.plan.crops import Crop
+from xmix_data.plan.permutation import ROUNDS, WORDS_PER_ROUND, SortedOrder, SwapOrNot
 from xmix_data.plan.pool import SourcePool
 from xmix_data.plan.rows import TARGET, Crops, ImageSizes, PlanRows
 
-__all__ = ["EpochPlan", "Epochs", "Plan"]
+__all__ = ["VERSIONS", "EpochPlan", "Epochs", "Plan"]
 
+VERSIONS = (2, 1)
+"""Versions of the numbers, the latest first: 1 had the epoch's order from sorted keys."""
 
 _WORDS_PER_COUNTER = 4
 _ROW, _TARGET_CROP, _SOURCE_CROP, _PERMUTATION, _REPLACEMENT = range(5)
@@ -60,6 +63,8 @@ class Plan:
     beta: float = 1.0
     mixes: bool = True
     """Whether λ is drawn; otherwise it is 1, and all other numbers stay as they are."""
+    version: int = VERSIONS[0]
+    """Which of `VERSIONS` the numbers are of."""
 
     def epoch(self, epoch: int) -> EpochPlan:
         """Return the plan of one epoch, counted from 0."""
@@ -82,15 +87,20 @@ class EpochPlan:
     def __init__(self, plan: Plan, epoch: int) -> None:
         self._plan, self._epoch = plan, epoch
         self._key = np.array([plan.seed, epoch], np.uint64)
-        self.order = plan.samples
-        """(N,) target sample indices in the epoch's order."""
-        if plan.shuffle:
-            # Sorting random keys instead of Generator.permutation, whose numbers NumPy may change.
-            keys = self._bits(_PERMUTATION, 0, len(plan.samples), 1)[:, 0]
-            self.order = plan.samples[np.argsort(keys, kind="stable")]
+        self._order: SwapOrNot | SortedOrder | None = None
+        if plan.shuffle and plan.version == 1:
+            self._order = SortedOrder(self._bits(_PERMUTATION, 0, len(self), 1)[:, 0])
+        elif plan.shuffle:
+            bits = self._bits(_PERMUTATION, 0, ROUNDS, WORDS_PER_ROUND)
+            self._order = SwapOrNot(len(self), bits)
 
     def __len__(self) -> int:
-        return len(self.order)
+        return len(self._plan.samples)
+
+    def targets(self, start: int, stop: int) -> npt.NDArray[np.int64]:
+        """Return the target sample indices (B,) of positions ``start .. stop - 1``."""
+        places = np.arange(start, stop) % len(self)
+        return self._plan.samples[places if self._order is None else self._order(places)]
 
     def rows(self, start: int, stop: int) -> PlanRows:
         """Return the rows of positions ``start .. stop - 1``.
@@ -100,7 +110,7 @@ class EpochPlan:
         """
         plan, count = self._plan, stop - start
         uniforms = self._uniforms(_ROW, start, count, 4)
-        target = self.order[np.arange(start, stop) % len(self.order)]
+        target = self.targets(start, stop)
         target_crops = self._crops(
             _TARGET_CROP, start, target, plan.target_sizes, uniforms[:, _TARGET_FLIP]
         )
@@ -189,7 +199,7 @@ class EpochPlan:
 
 
 class Epochs:
-    """The plans of a plan's epochs; the latest ones are kept, as an order costs a sort.
+    """The plans of a plan's epochs; the latest ones are kept, as one of version 1 costs a sort.
 
     Args:
         plan: What stays the same over epochs.

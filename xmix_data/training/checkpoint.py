@@ -18,6 +18,7 @@ from torch import nn
 from xmix_data.files import whole_file
 from xmix_data.loader import ImageLoader, XMixLoader
 from xmix_data.methods import Method
+from xmix_data.ranks import get_world_size
 from xmix_data.training.recipe import Recipe
 
 __all__ = [
@@ -62,12 +63,16 @@ def described(method: Method) -> str:
 
 def save_checkpoint(path: Path, identity: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     """Write a checkpoint of tensors, numbers, texts, lists and dictionaries."""
+    document = {"format": FORMAT, "identity": dict(identity), "world_size": get_world_size()}
     with whole_file(path) as stream:
-        torch.save({"format": FORMAT, "identity": dict(identity), **state}, stream)
+        torch.save({**document, **state}, stream)
 
 
 def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     """Read a checkpoint that `save_checkpoint` wrote, onto the CPU.
+
+    Another number of processes may go on from it: with the same batch size in each, or with one
+    that leaves a step of all processes as many images as it had.
 
     Raises:
         ValueError: The checkpoint is damaged, or of another training.
@@ -85,10 +90,22 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
         ) from error
     numbers = identity["recipe"]
     for key, value in {**identity, **numbers}.items():
-        if key != "recipe" and theirs.get(key) != value:
+        if key == "recipe" or theirs.get(key) == value:
+            continue
+        if key == "batch_size" and saved.get("world_size", get_world_size()) != get_world_size():
+            # More or fewer processes may share the same steps.
+            step = theirs[key] * saved["world_size"]
+            if step == value * get_world_size():
+                continue
             raise ValueError(
-                f"{path}: is of another {key}: {theirs.get(key)}, and this is {value}; {_REMEDY}"
+                f"{path}: is of steps of {step} images, {saved['world_size']} processes with "
+                f"batch_size {theirs[key]}, and here {get_world_size()} have batch_size {value}; "
+                f"give a batch_size of {step / get_world_size():g} to keep the steps, or keep the "
+                f"batch_size of {theirs[key]}; or {_REMEDY}"
             )
+        raise ValueError(
+            f"{path}: is of another {key}: {theirs.get(key)}, and this is {value}; {_REMEDY}"
+        )
     return saved
 
 

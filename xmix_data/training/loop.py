@@ -25,13 +25,21 @@ from torch.optim.swa_utils import update_bn
 
 from xmix_data.backbones import Backbone, as_backbone
 from xmix_data.beton import DomainLike, open_domain
+from xmix_data.errors import PreemptedError
 from xmix_data.files import whole_file
 from xmix_data.loader import ImageLoader
 from xmix_data.methods import Method, Phase, TransferNetwork, source_head, split_classifier
 from xmix_data.pairing import Pairing
 from xmix_data.plan import CenterCrop, RandomCrop
 from xmix_data.progress import Progress
-from xmix_data.ranks import average_in_place, get_rank, get_world_size, require_group, share_buffers
+from xmix_data.ranks import (
+    average_in_place,
+    get_rank,
+    get_world_size,
+    named_loss_of_a_process,
+    require_group,
+    share_buffers,
+)
 from xmix_data.training.checkpoint import (
     FORMAT,
     copied,
@@ -45,6 +53,7 @@ from xmix_data.training.checkpoint import (
 from xmix_data.training.evaluation import evaluate, require_trained
 from xmix_data.training.feeds import phase_loaders, without_end
 from xmix_data.training.metrics import MetricsLog, StepLoss, means_over_ranks, require_finite
+from xmix_data.training.preemption import Preemption
 from xmix_data.training.recipe import Recipe, Result
 
 __all__ = ["fit"]
@@ -98,7 +107,9 @@ def fit(
         ValueError: Something is missing or does not fit together; says what.
         BetonError: A beton is damaged.
         OSError: ``output`` cannot be written.
-        XMixError: The loss is not finite.
+        PreemptedError: SIGTERM came, to any of the processes, and there is an ``output``: all
+            ended after the same step, with a checkpoint.
+        XMixError: The loss is not finite, or another process of the job has ended.
 
     Examples:
         >>> pool = torch.nn.AdaptiveAvgPool2d(2)  # stands for a pre-trained model, e.g. "resnet50"
@@ -117,7 +128,8 @@ def fit(
         )
     if not isinstance(recipe, Recipe | None):
         raise ValueError(f"recipe is {recipe!r}; give Recipe(iterations=..., batch_size=...)")
-    with ExitStack() as stack:
+    lost = named_loss_of_a_process("is in the checkpoint, if there is one")
+    with ExitStack() as stack, lost:
         run = _Run(
             method,
             as_backbone(backbone),
@@ -228,6 +240,7 @@ class _Run:
         self.identity = identity_of(method, f"{backbone.name} {backbone.weights_hash}", recipe)
         self.path = None if self.log.folder is None else self.log.folder / "checkpoint.pt"
         self.saved = self._saved()
+        self.preemption = Preemption(enabled=self.path is not None)
 
     def train(self, number: int, phase: Phase, earlier: TransferNetwork | None) -> TransferNetwork:
         """Train the network for one phase of the method."""
@@ -258,7 +271,7 @@ class _Run:
         batches = [without_end(loader, first, unmixed_from) for loader in loaders]
         unchecked: list[StepLoss] = []
         network.train()
-        with self._bar(number, first, iterations) as bar:
+        with self._bar(number, first, iterations) as bar, self.preemption:
             for step in range(first, iterations):
                 batch, *more = (next(endless) for endless in batches)
                 # What is random in a network, dropout say, is the same after a resume.
@@ -278,9 +291,11 @@ class _Run:
                 optimizer.step()
                 share_buffers(network)
                 done, last = step + 1, step + 1 == iterations
+                ends = self.preemption.agreed() and not last
                 logs, saves = (
                     last or done % every == 0 for every in (recipe.log_every, recipe.save_every)
                 )
+                saves = saves or ends
                 unchecked.append(StepLoss(done, made.loss, loaders[0].last_rows))
                 if logs or saves or self.device.type == "cpu":  # looking makes a GPU wait
                     require_finite(unchecked, loaders[0], network if saves else None, method.name)
@@ -292,6 +307,12 @@ class _Run:
                     self._test(number, done, network)
                 if saves:
                     self._save(number, done, network, start, optimizer)
+                if ends:
+                    self.preemption.wait_for_all()
+                    raise PreemptedError(
+                        f"SIGTERM ended the training after step {done}; run it again, and it goes "
+                        f"on from {self.path}"
+                    )
         for loader in loaders:
             loader.close()
         return network
