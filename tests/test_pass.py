@@ -188,6 +188,22 @@ def test_threads_and_prefetch_go_on_into_the_next_epoch(numbered: NumberedBetons
     assert threads() == []
 
 
+def test_a_schedule_that_sets_what_is_set_throws_nothing_away(betons: Betons) -> None:
+    options: dict[str, Any] = {"batch_size": 8, "crop": RandomCrop(32), "alpha": 2.0}
+    with XMixLoader(betons.target_raw, betons.source_raw, betons.pairing, **options) as loader:
+        list(loader)
+        feed = loader._feed
+        assert feed is not None
+        for epoch in (1, 2):
+            loader.set_epoch(epoch)
+            loader.set_crop(RandomCrop(32))
+            loader.set_mix(alpha=2.0, beta=1.0, enabled=True)
+            list(loader)
+        assert loader._feed is feed
+        loader.set_mix(enabled=False)
+        assert all((batch.lam == 1).all() for batch in loader) and loader._feed is not feed
+
+
 @pytest.mark.parametrize("how", ["set_epoch", "load_state_dict", "peek", "break", "set_crop"])
 def test_what_was_prefetched_is_thrown_away_elsewhere(
     numbered: NumberedBetons, backend: str, how: str

@@ -124,14 +124,15 @@ class Client:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        expected = -signal.SIGKILL if stop else 0
+        expected = -signal.SIGKILL if stop else setup.get("exit_status", 0)
         if done.returncode != expected:
             shown = "\n".join(done.stdout.splitlines()[-30:])
             raise RuntimeError(f"{shown}\n{self.name}: {arguments}: exit status {done.returncode}")
         records = [json.loads(line) for line in observed.read_text().splitlines()]
         found = re.findall(setup["accuracy"], done.stdout)
-        if not stop and not found:
-            raise RuntimeError(f"{self.name}: nothing that was said fits {setup['accuracy']!r}")
+        for pattern in (setup["accuracy"], *setup.get("shows", ())):
+            if not stop and not re.search(pattern, done.stdout):
+                raise RuntimeError(f"{self.name}: nothing that was said fits {pattern!r}")
         return Run(
             [record["seconds"] for record in records if "step" in record],
             [record for record in records if "step" not in record],
@@ -238,6 +239,8 @@ def measure(client: Client, rounds: int) -> dict[str, Any]:
         "resumed": resume,
         "accuracy": {"theirs": theirs.accuracy, "ours": ours.accuracy},
         "rounds": rounds,
+        "target_images": tiny.TARGET_CLASSES * tiny.TRAIN,
+        "source_images": tiny.SOURCE_CLASSES * tiny.SOURCE,
         "seconds_per_step": seconds,
         "machine": machine.describe(),
         "versions": {name: _version(name) for name in setup.get("packages", ())},
@@ -279,8 +282,6 @@ def main() -> int:
         "configuration": {
             "rounds": min(one["rounds"] for one in clients.values()),
             "epochs": EPOCHS,
-            "target_images": tiny.TARGET_CLASSES * tiny.TRAIN,
-            "source_images": tiny.SOURCE_CLASSES * tiny.SOURCE,
         },
         "clients": dict(sorted(clients.items())),
     }

@@ -17,7 +17,7 @@ from xmix_data import PairedClass, Pairing, write_beton
 from xmix_data.bench import Photographs
 
 TARGET_CLASSES, SOURCE_CLASSES = 10, 12
-TRAIN, VAL, SOURCE = 32, 6, 32
+TRAIN, VAL, SOURCE = 16, 4, 16
 """Number of images of each class."""
 
 

@@ -30,6 +30,10 @@ def clients() -> str:
             ]
         )
         assert name and found["machine"]["cpu"]
+    images = " or ".join(
+        str(count)
+        for count in sorted({found["target_images"] for found in document["clients"].values()})
+    )
     cpus = {found["machine"]["cpu"] for found in document["clients"].values()}
     head = [
         "training code",
@@ -41,9 +45,8 @@ def clients() -> str:
         "ours / theirs",
     ]
     measured = (
-        f"{setup['target_images']} target and {setup['source_images']} source images, JPEGs of 256 "
-        f"px, {setup['epochs']} epochs and evaluations; medians, ratios within interleaved rounds "
-        "with their range"
+        f"{images} target images, JPEGs of 256 px, {setup['epochs']} epochs and evaluations; medians, "
+        "ratios within interleaved rounds with their range"
     )
     assert len(cpus) == 1, "the line under the table names one machine"
     return table(head, rows, machine_line(document, measured))

@@ -361,13 +361,15 @@ class Loader(Generic[B]):
         """Crop otherwise from the next pass on: progressive resizing, for one.
 
         States and copies: a state does not hold the crop, so that a schedule sets it again after
-        `load_state_dict`; a copy of the loader has it.
+        `load_state_dict`; a copy of the loader has it. To set the crop that is set already changes
+        nothing: a schedule may do so before every epoch.
 
         Raises:
             ValueError: An image is smaller than the crop.
         """
         plan = with_crop(self._plan, crop, self._target, self._source)
-        self._change({"crop": crop}, plan)
+        if crop != self.crop:
+            self._change({"crop": crop}, plan)
 
     def _change(self, options: Mapping[str, Any], plan: Plan) -> None:
         """Take other options from the next pass on."""

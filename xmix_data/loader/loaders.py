@@ -188,7 +188,8 @@ class XMixLoader(Loader[Any]):
         """Mix otherwise from the next pass on.
 
         Without mixing images are those of `ImageLoader`, λ is 1, labels keep their form, and no
-        byte of a source image is read. As with `set_crop`, a state does not hold it, a copy does.
+        byte of a source image is read. As with `set_crop`, a state does not hold it, a copy does, and
+        to set what is set already changes nothing.
 
         Args:
             alpha, beta: λ ~ Beta(alpha, beta); ``None`` leaves it as it is.
@@ -206,7 +207,8 @@ class XMixLoader(Loader[Any]):
         beta = self.beta if beta is None else beta
         mixes = self._plan.mixes if enabled is None else bool(enabled)
         plan = with_mix(self._plan, alpha, beta, mixes=mixes)
-        self._change({"alpha": alpha, "beta": beta}, plan)
+        if (alpha, beta, mixes) != (self.alpha, self.beta, self._plan.mixes):
+            self._change({"alpha": alpha, "beta": beta}, plan)
 
     def _spec(self) -> Spec:
         reads_source = self._plan.mixes or not self.mix
