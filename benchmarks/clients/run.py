@@ -280,7 +280,7 @@ def main() -> int:
         "benchmark": "clients",
         "machine": found["machine"],
         "configuration": {
-            "rounds": min(one["rounds"] for one in clients.values()),
+            "rounds": max(one["rounds"] for one in clients.values()),
             "epochs": EPOCHS,
         },
         "clients": dict(sorted(clients.items())),

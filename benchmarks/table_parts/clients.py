@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 
 from results import machine_line, result
@@ -9,18 +10,23 @@ from results import machine_line, result
 from table_parts.cells import shares, table
 
 
+def short(version: str) -> str:
+    """A version, of a commit the first ten digits."""
+    return re.sub(r"commit (\w{10})\w*", r"\1", version)
+
+
 def clients() -> str:
     """Lines, what is lost, whether the samples go on, seconds per step."""
     document = result("clients")
     setup, rows = document["configuration"], []
-    for name, found in document["clients"].items():
+    for found in document["clients"].values():
         times = found["seconds_per_step"]
         ratios = [b / a for a, b in zip(times["theirs"], times["ours"], strict=True)]
         resumed = found["resumed"]
         how = "goes on" if found["resumes"] else "starts anew"
         rows.append(
             [
-                f"[{found['title']}]({found['repository']})",
+                f"[{found['title']}]({found['repository']}), {short(found['version'])}",
                 f"{found['added'] + found['removed']} ({found['added']} + {found['removed']})",
                 "; ".join(found["lost"]) or "nothing",
                 f"{how}: {'the same' if resumed['equal'] else '**others**'}",
@@ -29,12 +35,10 @@ def clients() -> str:
                 f"{shares(ratios)}, n = {found['rounds']}",
             ]
         )
-        assert name and found["machine"]["cpu"]
     images = " or ".join(
         str(count)
         for count in sorted({found["target_images"] for found in document["clients"].values()})
     )
-    cpus = {found["machine"]["cpu"] for found in document["clients"].values()}
     head = [
         "training code",
         "lines changed (added + removed)",
@@ -45,8 +49,10 @@ def clients() -> str:
         "ours / theirs",
     ]
     measured = (
-        f"{images} target images, JPEGs of 256 px, {setup['epochs']} epochs and evaluations; medians, "
-        "ratios within interleaved rounds with their range"
+        f"{images} target images, JPEGs of 256 px, {setup['epochs']} epochs and evaluations; "
+        "medians, ratios within interleaved rounds with their range"
     )
-    assert len(cpus) == 1, "the line under the table names one machine"
+    cpus = {found["machine"]["cpu"] for found in document["clients"].values()}
+    if len(cpus) > 1:
+        raise ValueError(f"the line under the table names one machine, and there are {cpus}")
     return table(head, rows, machine_line(document, measured))

@@ -188,8 +188,8 @@ class XMixLoader(Loader[Any]):
         """Mix otherwise from the next pass on.
 
         Without mixing images are those of `ImageLoader`, λ is 1, labels keep their form, and no
-        byte of a source image is read. As with `set_crop`, a state does not hold it, a copy does, and
-        to set what is set already changes nothing.
+        byte of a source image is read. As with `set_crop`, a state does not hold it, a copy does,
+        and to set what is set already changes nothing.
 
         Args:
             alpha, beta: λ ~ Beta(alpha, beta); ``None`` leaves it as it is.
