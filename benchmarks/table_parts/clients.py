@@ -22,6 +22,11 @@ def clients() -> str:
     for found in document["clients"].values():
         times = found["seconds_per_step"]
         ratios = [b / a for a, b in zip(times["theirs"], times["ours"], strict=True)]
+        timed = ["not measured", "", ""]
+        if ratios:
+            medians = (statistics.median(times[whose]) for whose in ("theirs", "ours"))
+            timed = [*(f"{median:.3f} s" for median in medians)]
+            timed.append(f"{shares(ratios)}, n = {found['rounds']}")
         resumed = found["resumed"]
         how = "goes on" if found["resumes"] else "starts anew"
         rows.append(
@@ -30,9 +35,7 @@ def clients() -> str:
                 f"{found['added'] + found['removed']} ({found['added']} + {found['removed']})",
                 "; ".join(found["lost"]) or "nothing",
                 f"{how}: {'the same' if resumed['equal'] else '**others**'}",
-                f"{statistics.median(times['theirs']):.3f} s",
-                f"{statistics.median(times['ours']):.3f} s",
-                f"{shares(ratios)}, n = {found['rounds']}",
+                *timed,
             ]
         )
     images = " or ".join(
