@@ -238,6 +238,36 @@ def test_the_trainer_goes_on_from_every_step(
         assert rest == whole[done:], f"after step {done} of {steps} in an epoch"
 
 
+def test_a_model_of_transformers_is_saved_as_it_was(tmp_path: Path) -> None:
+    """With a joint head for the training alone; and why its loss has to be given."""
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    config = transformers.ViTConfig(
+        hidden_size=12,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=12,
+        image_size=16,
+        patch_size=8,
+        num_labels=4,
+    )
+    model = transformers.ViTForImageClassification(config)
+    model.classifier = JointHead(model.classifier.in_features, 4, 6)
+    images, soft = torch.randn(2, 3, 16, 16), torch.rand(2, 10).softmax(1)
+    logits = model.train()(images).logits
+    assert logits.shape == (2, 10)
+    expected = model.eval()(images).logits
+    assert expected.shape == (2, 4)
+    model.classifier = model.classifier.to_linear()
+    model.save_pretrained(tmp_path)
+    again = transformers.ViTForImageClassification.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(again(images).logits, expected)
+
+    model.classifier = JointHead(12, 4, 6)
+    own = model.train()(images, labels=soft)  # its own loss is another, and says nothing
+    binary = functional.binary_cross_entropy_with_logits(own.logits, soft)
+    torch.testing.assert_close(own.loss, binary)
+
+
 def test_what_foreign_criteria_say_or_do_in_silence() -> None:
     """As troubleshooting lists it, for n = 3, m = 5 and a batch of 4."""
     logits, ids = torch.randn(4, 8), torch.tensor([0, 1, 2, 0])
