@@ -285,8 +285,8 @@ def test_it_is_fetched_in_ranges_and_once(served: Server, large: Beton, own_cach
 
 def test_the_progress_of_a_large_file(capsys: pytest.CaptureFixture[str]) -> None:
     with Megabytes("fetch x.beton", 50_000_000, done=BLOCK) as bar:
-        for _ in range(5):
-            bar.advance(8_322_278)
+        for _ in range(4):
+            bar.advance(10_402_848)
     assert "fetch x.beton: 50/50 (100 %), " in capsys.readouterr().err
     with Megabytes("fetch x.beton", 5_000_000) as bar:
         bar.advance(5_000_000)
