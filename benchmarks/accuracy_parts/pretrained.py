@@ -216,6 +216,7 @@ def planned(
     }
     configuration = {
         **asdict(regime),
+        "rounds": regime.seeds,
         "image_size": regime.image_size,
         "model": model.rpartition("/")[2],
         "images": {p.stem: Beton(p).num_samples for p in sorted(work.glob("*.beton"))},
