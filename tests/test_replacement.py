@@ -86,7 +86,7 @@ def loaders(pair: Pair, *, damaged: bool = True, **options: Any) -> XMixLoader:
     settings = {
         "batch_size": 10,
         "crop": RandomCrop(16),
-        "seed": 1,
+        "seed": 2,
         "num_workers": 2,
         "on_error": "replace",
         "drop_last": False,
