@@ -6,7 +6,9 @@ python ray_train.py target.beton source.beton pairing.json FOLDER
 All machines must see the betons and FOLDER, which the checkpoint is written to.
 """
 
+import json
 import sys
+from pathlib import Path
 
 import ray.train
 import ray.train.torch
@@ -22,7 +24,7 @@ def work(config):
 
     processes = ray.train.get_context().get_world_size()
     recipe = Recipe(**config["recipe"], batch_size=config["images_of_a_step"] // processes)
-    result = fit(
+    fit(
         XMixup(),
         config["model"],
         config["target"],
@@ -32,11 +34,10 @@ def work(config):
         device=ray.train.torch.get_device(),
         output=f"{config['folder']}/xmixup",  # goes on from the checkpoint that is there
     )
-    ray.train.report({"accuracy": result.accuracy})
 
 
 def train(target, source, pairing, folder, *, model, workers=8, images_of_a_step=384, **recipe):
-    """Train, and start the processes again where one of them or its machine ends."""
+    """Train, and start the processes again where one of them or its machine ends: the result."""
     config = {
         "target": target,
         "source": source,
@@ -55,8 +56,9 @@ def train(target, source, pairing, folder, *, model, workers=8, images_of_a_step
             name="xmixup", storage_path=folder, failure_config=FailureConfig(max_failures=10)
         ),
     )
-    return trainer.fit()
+    trainer.fit()
+    return json.loads(Path(folder, "xmixup", "result.json").read_text())
 
 
 if __name__ == "__main__":
-    print(train(*sys.argv[1:5], model="resnet50").metrics)
+    print(train(*sys.argv[1:5], model="resnet50"))
