@@ -6,6 +6,7 @@ the stream: when it is closed, garbage, or the process exits.
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 import weakref
@@ -24,6 +25,19 @@ if TYPE_CHECKING:
     from xmix_data.backends.host import HostBackend
 
 __all__ = ["HostStream"]
+
+
+_streams: weakref.WeakSet[HostStream] = weakref.WeakSet()
+"""Those whose threads may run."""
+
+
+def _end_all() -> None:
+    """End all threads before weakref's own function at exit goes over its register.
+
+    The planners would change that under its hands: each batch's memory is registered there.
+    """
+    for stream in list(_streams):
+        stream.close()
 
 
 def _end(
@@ -88,6 +102,10 @@ class HostStream:
         self._end = weakref.finalize(
             self, _end, queue, self._threads, backend.device_stage, self._process
         )
+        if not _streams:  # after weakref's: what is registered last is called first
+            atexit.unregister(_end_all)
+            atexit.register(_end_all)
+        _streams.add(self)
         for thread in self._threads:
             thread.start()
 
