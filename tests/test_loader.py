@@ -173,6 +173,26 @@ def test_the_interpreter_ends_with_a_pass_open(
     assert "Exception ignored" not in done.stderr
 
 
+def test_threads_end_before_finalizers_are_called(numbered: NumberedBetons, forked: Server) -> None:
+    """weakref goes over its register at exit, and a planner that still runs would add to it."""
+    code = (
+        "import threading, weakref\n"
+        "from xmix_data import ImageLoader, CenterCrop\n"
+        "class Last: pass\n"
+        "def seen():\n"
+        "    print([t.name for t in threading.enumerate() if t.name.startswith('xmix')])\n"
+        f"loader = ImageLoader({str(numbered.target.path)!r}, batch_size=2, crop=CenterCrop(8))\n"
+        "iterator = iter(loader)\n"
+        "next(iterator)\n"
+        "last = Last()\n"
+        "weakref.finalize(last, seen)\n"  # the newest is called first
+        "seen()\n"
+    )
+    done = forked.run("-c", code, timeout=60)
+    before, at_exit = done.stdout.splitlines()
+    assert "xmix-plan" in before and at_exit == "[]", done.stderr
+
+
 def test_fork_in_the_middle_of_a_pass(numbered: NumberedBetons, forked: Server) -> None:
     code = (
         "import os, sys\n"

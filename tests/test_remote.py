@@ -139,6 +139,20 @@ def test_local_files_load_no_fsspec(betons: Betons) -> None:
 # Betons
 
 
+def test_a_pairing_is_written_to_a_url(
+    bucket: Any, betons: Betons, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And the command says how to look at it, with the page on this disk."""
+    sides = ["--target", str(betons.target_raw.path), "--source", str(betons.source_raw.path)]
+    url = "memory://bucket/random.json"
+    assert main(["pair", *sides, "--method", "random", "-o", url]) == 0
+    said = capsys.readouterr().out
+    assert f"xmix report {url} " in said and said.splitlines()[-1].endswith(" -o random.html")
+    assert set(Pairing.load(url).pairs) == set(betons.target_raw.class_names)
+    assert main(["pair", *sides, "--method", "random", "-o", url]) == 2
+    assert "exists; choose another name or overwrite it (--overwrite)" in capsys.readouterr().err
+
+
 def test_a_beton_from_memory_is_the_beton(bucket: Any, betons: Betons, own_cache: Path) -> None:
     url = put(bucket, betons.source_jpg, "s.beton")
     beton = Beton(url)

@@ -381,15 +381,14 @@ def train(one: Mapping[str, Any], regime: Regime, model: str, work: Path) -> dic
         torch.set_num_threads(1)
     started = time.perf_counter()
     options = dict(one["options"])
-    if "mix_alpha" in options:
-        options["alpha of the mix"] = options.pop("mix_alpha")
+    # L2-SP and others have an alpha of their own.
     of_recipe = {f.name for f in fields(Recipe)} - {"alpha", "beta"}
     recipe = Recipe(
         iterations=one["iterations"],
         batch_size=regime.batch_size,
         crop=regime.crop,
         seed=one["seed"],
-        alpha=options.pop("alpha of the mix", 1.0),
+        alpha=options.pop("mix_alpha", 1.0),
         compile=regime.compile,
         compile_mode="reduce-overhead",
         **{name: options.pop(name) for name in list(options) if name in of_recipe},

@@ -102,9 +102,9 @@ class HostStream:
         self._end = weakref.finalize(
             self, _end, queue, self._threads, backend.device_stage, self._process
         )
-        if not _streams:  # after weakref's: what is registered last is called first
-            atexit.unregister(_end_all)
-            atexit.register(_end_all)
+        # After weakref's, which registers with the first finalizer: the last one is called first.
+        atexit.unregister(_end_all)
+        atexit.register(_end_all)
         _streams.add(self)
         for thread in self._threads:
             thread.start()

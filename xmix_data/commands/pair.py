@@ -16,7 +16,7 @@ from xmix_data.commands.arguments import (
     add_overwrite,
     check_output,
 )
-from xmix_data.remote import cache_folder, path_or_url
+from xmix_data.remote import cache_folder, name_of, path_or_url
 
 if TYPE_CHECKING:
     from xmix_data.beton import Domain
@@ -170,7 +170,8 @@ def run(options: argparse.Namespace) -> Answer | None:
     report = ["xmix", "report", str(options.output)]
     for side in ("target", "source"):
         report += [text for path in getattr(options, side) for text in (f"--{side}", str(path))]
-    report += ["-o", str(options.output.with_suffix(".html"))]
+    page = options.output if isinstance(options.output, Path) else Path(name_of(options.output))
+    report += ["-o", str(page.with_suffix(".html"))]
     lines.append(f"look at the pairs: {shlex.join(report)}")
     document = {
         "path": str(options.output),

@@ -25,8 +25,8 @@ from xmix_data.plan import CenterCrop, Crop, PlanRows, RandomCrop, image_plan, p
 
 __all__ = ["ImageLoader", "XMixLoader"]
 
-SOFT_FIELDS = ("images", "soft_labels")
-IMAGE_FIELDS = ("images", "labels")
+_SOFT_FIELDS = ("images", "soft_labels")
+_IMAGE_FIELDS = ("images", "labels")
 
 
 class XMixLoader(Loader[Any]):
@@ -131,7 +131,7 @@ class XMixLoader(Loader[Any]):
         if labels == "soft" and not mix:
             raise ValueError("soft labels belong to mixed images; set mix=True or labels='pair'")
         fields: tuple[str, ...] = MixedBatch._fields if mix else PairedBatch._fields
-        names = field_names(names, SOFT_FIELDS if labels == "soft" else fields)
+        names = field_names(names, _SOFT_FIELDS if labels == "soft" else fields)
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing is {label_smoothing}; give a share in [0, 1)")
         if label_smoothing and labels != "soft":
@@ -348,7 +348,7 @@ class ImageLoader(Loader[Any]):
             "flip": flip,
             "shuffle": shuffle,
             "classes": classes,
-            "names": field_names(names, IMAGE_FIELDS),
+            "names": field_names(names, _IMAGE_FIELDS),
             "drop_last": drop_last,
             "memory_format": memory_format,
             "device": device,

@@ -29,12 +29,12 @@ class CoTuning(Method):
 
     The whole pre-trained classifier stays on the backbone as the source head. A target image of
     class t is to be told as the pre-trained classes p(s | t): the mean of what the pre-trained
-    network says of the training images of t (the paper's "direct approach", Eq. 5). No source
-    image is needed. In the authors' code the backbone learns at a tenth of the heads' rate; here
-    one rate is for all, as for the other methods, and probabilities are not calibrated.
+    network says of the training images of t (the paper's direct approach). No source image is
+    needed. As in Transfer-Learning-Library, whose authors' group the paper is of, probabilities are
+    not calibrated; there the backbone learns at a tenth of the heads' rate, and here all at one.
 
     Args:
-        weight: Weight of the second loss, the paper's lambda; 2.3 in the authors' code.
+        weight: Weight of the second loss; 2.3 in that library.
 
     Raises:
         ValueError: The weight is negative; in `loss`: `survey` has not been called.

@@ -20,7 +20,7 @@ __all__ = ["DELTA"]
 _LAYERS = 4
 """Most feature maps that are compared: those of the last resolutions, as a ResNet has stages."""
 _TEMPERATURE = 5.0
-"""What increases of the loss are divided by before the softmax, as in the authors' code."""
+"""What increases of the loss are divided by before the softmax."""
 _HEAD_STEPS = 100
 
 
@@ -31,16 +31,16 @@ class DELTA(Method):
     ``alpha / 2 * sum of C * W_j * |FM_j(w, x) - FM_j(w0, x)|^2 / (H * W)`` over the images x of the
     batch, the layers, and their channels j, plus ``beta / 2 * |head|^2``; no weight decay besides.
     W_j, the attention, is larger the more the loss of the pre-trained network rises without channel
-    j: the softmax over a layer's channels of the increases divided by 5. (The scale is that of the
-    authors' code, which adds up the images of a batch of 48.)
+    j: the softmax over a layer's channels of the increases divided by 5. (Temperature and scale are
+    those of Transfer-Learning-Library, which adds up the images of a batch of 48.)
 
-    The layers are the last module's of each of the last four resolutions (ours; the paper names
-    those of ResNet-101). Each step needs a forward pass of the pre-trained network as well. The
+    The layers are the last module's of each of the last four resolutions (ours; that library takes
+    convolutions by name). Each step needs a forward pass of the pre-trained network as well. The
     attention costs a forward pass for each channel, once.
 
     Args:
-        alpha: Weight of the distances; 0.01 in the paper.
-        beta: Weight of the squared weights of the head; 0.01 in the paper.
+        alpha: Weight of the distances; 0.01 in that library.
+        beta: Weight of the squared weights of the head; 0.01 in that library.
         attention: ``False`` takes all channels as equally important, and needs no `survey`.
         attention_images: How many target images the attention is measured on.
 
