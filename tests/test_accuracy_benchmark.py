@@ -41,8 +41,8 @@ def images(tmp_path: Path) -> Path:
     for name, prefix, *numbers in (
         ("target/train", "t", 3, 20, 0),
         ("target/test", "t", 3, 4, 1),
-        ("source/train", "s", 4, 10, 2),
-        ("second/train", "u", 3, 10, 3),
+        ("source/train", "s", 4, 22, 2),
+        ("second/train", "u", 3, 22, 3),
     ):
         class_folder(tmp_path / name, prefix, *numbers)
     (tmp_path / "model.py").write_text(MODEL)
@@ -50,8 +50,10 @@ def images(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_every_row_is_trained_once_and_a_lost_one_again(forked: Server, images: Path) -> None:
-    path = images / "result.json"
+def test_every_row_is_trained_once_and_a_lost_one_again(
+    forked: Server, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = images / "transfer_accuracy_pretrained.json"
     given = (
         f"{images}/source {images}/target --second-source {images}/second --scale pretrained "
         f"--model {images}/model.py:backbone --iterations 6 --tuning-iterations 3 --crop 32 "
@@ -79,6 +81,22 @@ def test_every_row_is_trained_once_and_a_lost_one_again(forked: Server, images: 
         tried = [r for r in runs if r["task"]["row"] == name and r not in final]
         assert len(tried) == 2
         assert max(tried, key=lambda r: r["accuracy"])["task"]["options"] == options
+
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import results
+    from table_parts import pretrained
+
+    monkeypatch.setattr(results, "RESULTS", images)
+    methods = [row["name"] for row in rows if row["times"] == 1]
+    assert [
+        line.split(" | ")[0][2:] for line in pretrained.pretrained().splitlines()[2:-2]
+    ] == methods
+    for table, count in (
+        (pretrained.pretrained_iterations, 4),
+        (pretrained.pretrained_changes, 9),
+        (pretrained.pretrained_networks, 3),
+    ):
+        assert len(table().splitlines()) == 2 + count + 2, table()
 
     lost = final[-1]
     path.write_text(json.dumps({**document, "runs": [run for run in runs if run != lost]}))
