@@ -11,7 +11,9 @@ import colorsys
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
+from typing_extensions import Self
 
 from xmix_data import PairedClass, Pairing, write_beton
 from xmix_data.bench import Photographs
@@ -19,6 +21,30 @@ from xmix_data.bench import Photographs
 TARGET_CLASSES, SOURCE_CLASSES = 10, 12
 TRAIN, VAL, SOURCE = 16, 4, 16
 """Number of images of each class."""
+
+
+class Pictures:
+    """A map-style dataset of pictures of one size."""
+
+    def __init__(
+        self, pixels: npt.NDArray[np.uint8], labels: list[int], classes: list[str]
+    ) -> None:
+        self.pixels, self.labels, self.classes = pixels, labels, classes
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return Image.fromarray(self.pixels[index]).convert("RGB"), self.labels[index]
+
+    @classmethod
+    def read(cls, folder: Path, side: int, mode: str) -> Self:
+        """Read a class folder; modes are Pillow's."""
+        classes = sorted(path.name for path in folder.iterdir())
+        paths = sorted(folder.glob("*/*.jpg"))
+        images = [Image.open(path).convert(mode).resize((side, side)) for path in paths]
+        labels = [classes.index(path.parent.name) for path in paths]
+        return cls(np.stack([np.asarray(image) for image in images]), labels, classes)
 
 
 def make(folder: Path) -> None:

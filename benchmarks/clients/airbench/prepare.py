@@ -11,45 +11,28 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
+from tiny import Pictures
 
 from xmix_data import write_beton
 
 SIDE, PAD = 32, 2
 
 
-class Padded:
+class Padded(Pictures):
     """Images with a reflected border."""
-
-    def __init__(
-        self, pixels: npt.NDArray[np.uint8], labels: list[int], classes: list[str]
-    ) -> None:
-        self.pixels, self.labels, self.classes = pixels, labels, classes
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         border = (PAD, PAD), (PAD, PAD), (0, 0)
         return Image.fromarray(np.pad(self.pixels[index], border, "reflect")), self.labels[index]
 
 
-def read(folder: Path) -> Padded:
-    """Read a class folder."""
-    classes = sorted(path.name for path in folder.iterdir())
-    paths = sorted(folder.glob("*/*.jpg"))
-    images = [Image.open(path).convert("RGB").resize((SIDE, SIDE)) for path in paths]
-    labels = [classes.index(path.parent.name) for path in paths]
-    return Padded(np.stack([np.asarray(image) for image in images]), labels, classes)
-
-
 def make(folder: Path) -> None:
     """Make all of it."""
     work = folder / "airbench"
     (work / "cifar10").mkdir(parents=True)
-    parts = {name: read(folder / name) for name in ("train", "val", "source")}
+    parts = {name: Padded.read(folder / name, SIDE, "RGB") for name in ("train", "val", "source")}
     for name, part in (("train", parts["train"]), ("test", parts["val"])):
         images, labels = torch.from_numpy(part.pixels), torch.tensor(part.labels)
         saved = {"images": images, "labels": labels, "classes": part.classes}
