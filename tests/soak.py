@@ -18,6 +18,7 @@ import json
 import logging
 import math
 import os
+import pickle
 import random
 import shutil
 import sys
@@ -249,6 +250,8 @@ class Scenario:
                 self._counts["replaced"] += int(ours.stats()["replaced"])
                 if ours.stats()["replaced"] != reference.stats()["replaced"]:
                     raise AssertionError("another number of images was replaced")
+                if chance.random() < 0.3:
+                    self._close_in_a_pass(ours)
             self._counts["loaders"] += 1
 
     def _crop(self) -> Crop:
@@ -316,8 +319,8 @@ class Scenario:
     def _between(self, ours: Any, reference: Any) -> None:
         """What a user may do to a loader that has the next epoch's batches ready."""
         chance, before = self._chance, (ours.state_dict(), reference.state_dict())
-        kinds = ("nothing", "epoch", "crop", "state", "peek", "copy", "begin a pass", "mix")
-        kind = chance.choice(kinds if self._paired and self._mixes else kinds[:-1])
+        kinds = ["nothing", "begin a pass", *"epoch crop state skip peek copy fork".split()]
+        kind = chance.choice([*kinds, "mix"] if self._paired and self._mixes else kinds)
         if kind == "epoch":
             epoch = chance.choice((0, before[0]["epoch"], chance.randrange(2**64)))
             ours.set_epoch(epoch)
@@ -336,15 +339,56 @@ class Scenario:
             self._pass(ours, reference)
             ours.load_state_dict(before[0])
             reference.load_state_dict(before[1])
+        elif kind == "skip":
+            batches = chance.randrange(3 * len(ours) + 1)
+            ours.skip(batches)
+            reference.skip(batches)
         elif kind == "peek":
             self._compare(ours.peek(), reference.peek())
         elif kind == "copy":
-            with copy.deepcopy(ours) as other:
+            other = pickle.loads(pickle.dumps(ours)) if chance.random() < 0.5 else copy.copy(ours)
+            with other:
                 self._compare(other.peek(), reference.peek())
+        elif kind == "fork":
+            self._fork(ours, reference.peek())
         elif kind == "begin a pass":
             for loader in (ours, reference):
                 next(iter(loader), None)
         self._counts[f"between passes: {kind}"] += 1
+
+    def _fork(self, loader: Any, expected: Any) -> None:
+        """A child, as a worker of somebody's pool is one, takes a batch of the same loader."""
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                self._compare(loader.peek(), expected)
+                status = 0
+            finally:
+                os._exit(status)
+        if os.waitpid(child, 0)[1]:
+            raise AssertionError("a forked child got no batch, or another one")
+
+    def _close_in_a_pass(self, loader: Any) -> None:
+        """A batch that is there stays; whoever asks for another one is told."""
+        begun = iter(loader)
+        kept = next(begun, None)
+        same = None if kept is None else copy.deepcopy(kept)
+        loader.close()
+        for ask in (lambda: next(begun), lambda: iter(loader)):
+            try:
+                ask()
+            except StopIteration:
+                if kept is not None:
+                    raise AssertionError("a closed pass ends as if it were whole") from None
+            except RuntimeError as error:
+                if "closed" not in str(error):
+                    raise
+            else:
+                raise AssertionError("a closed loader goes on")
+        if kept is not None:
+            self._compare(kept, same)
+        self._counts["closed in a pass"] += 1
 
     def _compare(self, batch: Any, other: Any) -> None:
         for mine, theirs in zip(batch, other, strict=True):
