@@ -319,7 +319,7 @@ class Scenario:
     def _between(self, ours: Any, reference: Any) -> None:
         """What a user may do to a loader that has the next epoch's batches ready."""
         chance, before = self._chance, (ours.state_dict(), reference.state_dict())
-        kinds = ["nothing", "begin a pass", *"epoch crop state skip peek copy fork".split()]
+        kinds = ["nothing", "epoch", "crop", "state", "skip", "peek", "copy", "fork", "begin"]
         kind = chance.choice([*kinds, "mix"] if self._paired and self._mixes else kinds)
         if kind == "epoch":
             epoch = chance.choice((0, before[0]["epoch"], chance.randrange(2**64)))
@@ -351,7 +351,7 @@ class Scenario:
                 self._compare(other.peek(), reference.peek())
         elif kind == "fork":
             self._fork(ours, reference.peek())
-        elif kind == "begin a pass":
+        elif kind == "begin":
             for loader in (ours, reference):
                 next(iter(loader), None)
         self._counts[f"between passes: {kind}"] += 1
