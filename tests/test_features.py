@@ -24,7 +24,7 @@ from xmix_data import (
     class_centroids,
     pair_classes,
 )
-from xmix_data.backbones import Backbone, load_backbone, penultimate_features
+from xmix_data.backbones import Backbone, load_backbone, penultimate_features, state_hash
 from xmix_data.methods import FineTune, split_classifier
 from xmix_data.pairing import CentroidSum
 from xmix_data.training import Recipe, fit
@@ -222,6 +222,16 @@ def test_another_architecture_with_the_same_weights_is_another_model(
         model = nn.Sequential(conv, last)
         made = class_centroids(betons.source_jpg, model, cache=tmp_path)
         assert np.array_equal(made.values, class_centroids(betons.source_jpg, model).values)
+
+
+def test_the_hash_of_weights_knows_their_names() -> None:
+    """What reads them by name would find others."""
+    one, other = (
+        nn.ModuleDict({name: nn.Linear(2, 2) for name in names}) for names in ("ab", "ac")
+    )
+    other["a"].load_state_dict(one["a"].state_dict())
+    other["c"].load_state_dict(one["b"].state_dict())
+    assert state_hash(one) != state_hash(other)
 
 
 def test_a_backbone_that_learnt_meanwhile_is_computed_anew(betons: Betons, tmp_path: Path) -> None:
