@@ -15,6 +15,7 @@ import torch
 from conftest import Betons
 from pictures import Images, written
 from torch import nn
+from torchvision.models import EfficientNet_V2_L_Weights, efficientnet_v2_l
 
 from xmix_data import (
     CenterCrop,
@@ -443,6 +444,23 @@ def test_a_vision_transformer_sees_whole_enlarged_images(tmp_path: Path) -> None
     assert np.abs(made.values[0] - features[labels == 0].mean(0).numpy()).max() < 1e-4
     whole = class_centroids(target, Small())
     assert whole.provenance["transform"] == repr(CenterCrop(40))
+
+
+def test_weights_of_torchvision_come_with_their_own_transform(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a model that sees other images than most; its file is there, as if it was downloaded."""
+    with torch.device("meta"):
+        shapes = {key: (v.shape, v.dtype) for key, v in efficientnet_v2_l().state_dict().items()}
+    state = {key: torch.zeros((), dtype=d).expand(shape) for key, (shape, d) in shapes.items()}
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    torch.save(state, folder / EfficientNet_V2_L_Weights.DEFAULT.url.rpartition("/")[2])
+    backbone = load_backbone("efficientnet_v2_l", "default")
+    assert backbone.size == 480 and not backbone.one_size
+    assert backbone.mean == backbone.std == (0.5, 0.5, 0.5)
+    assert not any(value.any() for value in backbone.network.state_dict().values())
 
 
 def test_models_of_timm_come_with_their_own_transform(tmp_path: Path) -> None:
