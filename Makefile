@@ -55,7 +55,7 @@ docs: $(TEST_READY)
 
 bench: $(TEST_READY)
 	@test -n "$(DATA)" || { echo "give a class folder of photographs: make bench DATA=FOLDER"; exit 2; }
-	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	$(INSTALL) --editable '.[bench]'
 	for name in conversion loader_throughput cold_cache growth step_cost pairing; do \
 	    $(BIN)/python benchmarks/$$name.py $(DATA) || exit 1; done
 	$(BIN)/python benchmarks/startup.py
@@ -79,18 +79,21 @@ release: $(TEST_READY)
 
 INPUTS := setup.py pyproject.toml xmix_data/_jpeg.c .ci/system-packages
 
+# Without --no-compile pip compiles every file that it installs, on one core, most of them for nobody.
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile
+
 $(READY): $(INPUTS)
 	@.ci/system-packages $(PYTHON)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	$(INSTALL) --upgrade pip
+	$(INSTALL) --editable '.[demo]'
 	@touch $@
 
 $(TEST_READY): $(INPUTS)
 	@.ci/system-packages $(PYTHON) test
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[demo,test]'
+	$(INSTALL) --upgrade pip
+	$(INSTALL) --editable '.[demo,test]'
 	@touch $@ $(READY)
 
 clean:

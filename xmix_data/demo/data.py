@@ -134,7 +134,9 @@ def _varied(glyph: Image.Image, random: np.random.Generator) -> Image.Image:
         for c in range(_PATCHES)
     ]
     picture = glyph.transform(glyph.size, Image.Transform.MESH, patches, Image.Resampling.BILINEAR)
-    picture = picture.filter(ImageFilter.MaxFilter(int(random.choice([1, 3, 5, 7]))))
+    stroke = int(random.choice([1, 3, 5, 7]))
+    if stroke > 1:  # a filter of one pixel changes nothing, and Pillow 12.3 dies of it
+        picture = picture.filter(ImageFilter.MaxFilter(stroke))
     picture = picture.filter(ImageFilter.GaussianBlur(random.uniform(0.6, 1.2) * _OVERSAMPLING))
     return picture.resize((SIDE, SIDE), Image.Resampling.BOX)
 
