@@ -1164,16 +1164,17 @@ def test_an_interrupted_run_leaves_mixing_off_where_it_did(betons: Betons, tmp_p
 
 
 def test_statistics_are_those_of_unmixed_images(betons: Betons) -> None:
-    method = XMixup()
-    plain, measured = (
-        fit(
-            method,
-            network(),
-            recipe=recipe(iterations=6, clean_statistics=clean),
-            **data(betons, method),
-        ).network
+    method, what = XMixup(), data(betons, XMixup())
+    results = [
+        fit(method, network(), recipe=recipe(iterations=6, clean_statistics=clean), **what)
         for clean in (False, True)
-    )
+    ]
+    plain, measured = (result.network for result in results)
+    accuracies = [
+        evaluate(one, ImageLoader(what["test"], batch_size=8, crop=CenterCrop(CROP)))
+        for one in (plain, measured)
+    ]
+    assert [result.accuracy for result in results] == accuracies and len(set(accuracies)) == 2
     weights, statistics = {}, {}
     for name, value in measured.state_dict().items():
         same_ = torch.equal(value, plain.state_dict()[name])
