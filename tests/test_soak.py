@@ -29,7 +29,8 @@ def test_thirty_scenarios(tmp_path: Path) -> None:
     result = json.loads(out.read_text())
     assert result["problems"] == []
     assert result["configuration"]["rounds"] == SCENARIOS
-    assert all(result["counts"][key] for key in ("images", "breaks", "resumes", "replaced", "closed in a pass"))
+    kinds = ("images", "breaks", "resumes", "replaced", "closed in a pass")
+    assert all(result["counts"][key] for key in kinds)
     changes = {key for key in result["counts"] if key.startswith("between passes")}
     assert len(changes) == 10  # each kind came up
     assert result["memory_mb"]["last"] > 0  # it was looked at
