@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import pickle
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -372,6 +373,21 @@ def test_iter_after_a_partial_pass_is_the_next_epoch(
     fresh = crops(numbered, backend=backend)
     fresh.set_epoch(1)
     assert_same(next(newer), next(iter(fresh)))
+
+
+def test_a_stream_that_is_over_stays_over(betons: Betons, backend: str) -> None:
+    """Whoever asks once more is told, and does not wait for ever."""
+    loader = mixed(betons, backend=backend)
+    plan = loader._plan.epoch(0)
+    stream = loader._backend.stream(iter([plan.rows(0, 9), plan.rows(9, 18)]))
+    answers: list[Any] = []
+    asks = threading.Thread(
+        target=lambda: answers.extend(next(stream, None) for _ in range(4)), daemon=True
+    )
+    asks.start()
+    asks.join(60)
+    stream.close()
+    assert [answer is None for answer in answers] == [False, False, True, True]
 
 
 def test_iter_before_any_batch_stays_in_the_epoch(numbered: NumberedBetons, backend: str) -> None:

@@ -263,7 +263,7 @@ def test_the_wheel_works_from_nothing_on_every_python(
     """What it asks for comes from the package index, with no compiler and no other program."""
     run([interpreter(version), "-m", "venv", environment], environment.parent)
     python = environment / "bin" / "python"
-    wanted = [f"{release[1]}[dali,demo]", "hypothesis", "pytest"]
+    wanted = [f"{release[1]}[dali,demo]", "hypothesis", "pytest", "tensorboard"]
     pip = [python, "-m", "pip", "install", "--quiet", "--only-binary=:all:", *wanted]
     run(pip, environment.parent, timeout=1800, PATH=str(environment / "bin"), PKG_CONFIG="none")
     folder = environment.parent / "elsewhere"
