@@ -120,6 +120,13 @@ def test_every_pair_has_its_row(made: Made) -> None:
     assert cosines == sorted(cosines)
 
 
+def test_a_source_class_of_several_target_classes_counts_once(made: Made, tmp_path: Path) -> None:
+    pairing = Pairing({name: [PairedClass(SOURCES[0], 0.5, 7)] for name in TARGETS})
+    text = write_report(pairing, made.target, made.source, tmp_path / "r.html").read_text()
+    numbers = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", text))
+    assert numbers["Source images"] == "7 of 45" and numbers["Source classes"] == "1 of 9"
+
+
 def test_pictures_are_those_of_the_class(made: Made) -> None:
     """The raw source's pictures, but for the JPEG that they become on the page."""
     for name, row in rows(made.text).items():
