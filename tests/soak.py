@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import ctypes
 import gc
 import json
 import logging
@@ -58,8 +57,6 @@ LONGEST_PAUSE_S = 0.005
 WARM_UP = 20
 """Scenarios before memory is first looked at: kernels are loaded, pools are filled."""
 MOST_GROWTH_MB = 32
-M_ARENA_MAX = -8
-"""Of malloc.h: how many arenas there may be."""
 ROUNDING = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 
 
@@ -92,8 +89,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
     torch.set_num_threads(1)  # the reference's arithmetic is small
-    # Threads that come and go leave fragments in arenas of their own, which look like a leak.
-    ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
+    if "MALLOC_ARENA_MAX" not in os.environ:
+        # Threads that come and go leave fragments in arenas of their own, which look like a leak.
+        command = [sys.executable, __file__, *sys.argv[1:]]
+        os.execve(sys.executable, command, {**os.environ, "MALLOC_ARENA_MAX": "2"})
     logging.getLogger("xmix_data").setLevel(logging.ERROR)  # damaged images are meant here
     if options.scenarios:
         end = {"scenarios": options.scenarios}
