@@ -150,7 +150,8 @@ def test_a_pairing_is_written_to_a_url(
     assert f"xmix report {url} " in said and said.splitlines()[-1].endswith(" -o random.html")
     assert set(Pairing.load(url).pairs) == set(betons.target_raw.class_names)
     assert main(["pair", *sides, "--method", "random", "-o", url]) == 2
-    assert "exists; choose another name or overwrite it (--overwrite)" in capsys.readouterr().err
+    said = "exists; choose another name or overwrite it (overwrite=True, --overwrite)"
+    assert said in capsys.readouterr().err
 
 
 def test_a_beton_from_memory_is_the_beton(bucket: Any, betons: Betons, own_cache: Path) -> None:
