@@ -1228,10 +1228,10 @@ def test_a_checkpoint_of_before_these_options_goes_on(tmp_path: Path) -> None:
     save_checkpoint(path, {**now, "recipe": before}, {"step": 3})
     assert load_checkpoint(path, now)["step"] == 3
     other = identity_of(FineTune(), "m", Recipe(unmixed=0.3))
-    with pytest.raises(ValueError, match=r"is of another unmixed: 0\.0, and this is 0\.3"):
+    with pytest.raises(ValueError, match=r"is of a run with unmixed 0\.0, and this one has 0\.3"):
         load_checkpoint(path, other)
     save_checkpoint(path, other, {"step": 3})
-    with pytest.raises(ValueError, match=r"is of another unmixed: 0\.3, and this is 0\.0"):
+    with pytest.raises(ValueError, match=r"is of a run with unmixed 0\.3, and this one has 0\.0"):
         load_checkpoint(path, now)
 
 
