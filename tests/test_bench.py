@@ -186,11 +186,14 @@ def test_loading_leaves_other_libraries_settings_alone(betons: Betons) -> None:
 
 
 def test_the_one_time_compilation_says_so(betons: Betons, tmp_path: Path) -> None:
-    """In the first process; the second one finds the kernels."""
+    """In the first process, once for each kind of kernels; the second one finds them."""
+    target, source = str(betons.target_jpg.path), str(betons.source_jpg.path)
+    betons.pairing.save(pairing := tmp_path / "pairing.json")
     code = (
-        "from xmix_data import ImageLoader, CenterCrop\n"
-        f"next(iter(ImageLoader({str(betons.target_jpg.path)!r}, batch_size=4,\n"
-        "                      crop=CenterCrop(8))))\n"
+        "from xmix_data import ImageLoader, CenterCrop, XMixLoader\n"
+        "options = dict(batch_size=4, crop=CenterCrop(8))\n"
+        f"next(iter(ImageLoader({target!r}, **options)))\n"
+        f"next(iter(XMixLoader({target!r}, {source!r}, {str(pairing)!r}, **options)))\n"
         "from xmix_data.decode import kernels\n"
         "stats = kernels.normalise_images.stats\n"
         "print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))\n"
@@ -206,5 +209,6 @@ def test_the_one_time_compilation_says_so(betons: Betons, tmp_path: Path) -> Non
         for text in (code, slow + code)
     ]
     assert [run.returncode for run in runs] == [0, 0], runs
-    assert [run.stderr.count("compiling the decoding kernels") for run in runs] == [1, 0]
+    for kind in ("decoding", "mixing"):
+        assert [run.stderr.count(f"compiling the {kind} kernels") for run in runs] == [1, 0]
     assert [run.stdout for run in runs] == ["0 1\n", "1 0\n"]

@@ -1293,7 +1293,7 @@ def test_enlarging_is_said_once(
     written(images, tmp_path / "x.beton", image_size=32, encoding=encoding)
     assert [record.getMessage() for record in caplog.records] == [
         f"{tmp_path}/x.beton: 2 of 4 images were smaller than 32 pixels, and were enlarged; a "
-        "smaller image_size stores as much in fewer bytes"
+        "smaller image_size (--image-size) stores as much in fewer bytes"
     ]
     caplog.clear()
     written(images, tmp_path / "y.beton", image_size=None, encoding=encoding)

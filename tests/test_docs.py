@@ -164,6 +164,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 SMALLER = {
     "batch_size=48": "batch_size=4",
     'resnet50(weights="DEFAULT")': "small_network()",
+    "resnet50()": "small_network()",
     '"resnet50"': "small_network()",
     "iterations=9000": "iterations=2, batch_size=4",
     'device="cuda"': 'device="cpu"',

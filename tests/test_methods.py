@@ -943,8 +943,12 @@ def test_deltas_loss_is_its_formula(attention: bool) -> None:
     assert not any(m._forward_hooks for m in net.modules())  # nothing stays in the network
 
 
-def test_deltas_attention_is_where_the_loss_rises() -> None:
-    """A channel that alone tells the classes has the most of it, one of constants none."""
+def test_deltas_attention_is_where_the_loss_rises(caplog: pytest.LogCaptureFixture) -> None:
+    """A channel that alone tells the classes has the most of it, one of constants none.
+
+    Measuring it takes minutes with a large network on a CPU: who waits is told what for.
+    """
+    caplog.set_level("INFO", "xmix_data")
     body = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with torch.no_grad():
         body[0].weight.zero_()
@@ -956,6 +960,8 @@ def test_deltas_attention_is_where_the_loss_rises() -> None:
     method = DELTA(attention_images=40)
     method.prepare(net, method.phases[0])
     method.survey(net.eval(), [(x[:25], y[:25]), (x[25:], y[25:])])
+    said = "delta: measuring the attention of 4 channels first, by a forward pass of 40 images "
+    assert [r.getMessage()[: len(said)] for r in caplog.records] == [said]
     (weights,) = method._weights
     assert weights.sum() == pytest.approx(1) and weights.argmax() == 1
     others = weights[[0, 2, 3]]

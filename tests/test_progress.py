@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,6 +89,11 @@ def test_lines_of_a_task_that_goes_on(capsys: Capture) -> None:
         bar.advance(6)
     line = capsys.readouterr().err
     assert line.startswith("verify: 10/10 (100 %), ") and line.endswith(" images/s\n")
+    with Progress("train", 1, unit="iterations") as bar:
+        time.sleep(3)  # a slow step has a speed too
+        bar.advance()
+    line = capsys.readouterr().err
+    assert re.fullmatch(r"train: 1/1 \(100 %\), 0\.[1-3]\d? iterations/s\n", line), line
     with Progress(f"convert {NASTY}", 1, enabled=True) as bar:
         bar.advance()
     assert capsys.readouterr().err.startswith(f"convert {SHOWN}: 1/1")

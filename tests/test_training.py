@@ -817,12 +817,12 @@ def test_checkpoints_of_another_training(betons: Betons, tmp_path: Path) -> None
     more = small_beton(Images([9, 7, 5, 7], "t", seed=1), tmp_path / "more.beton")
     wide = small_beton(Images([9, 7, 5, 6, 0], "t", seed=1), tmp_path / "wide.beton")
     cases: list[tuple[Method, dict[str, Any], str]] = [
-        (FineTune(), {}, r"another method: XMixup\(.*\), and this is FineTune\(\); choose"),
-        (XMixup(heads="joint"), {}, r"another method: .*'two'.*'joint'"),
-        (XMixup(), {"backbone": other}, "another model: Sequential sha256:"),
-        (XMixup(), {"recipe": recipe(iterations=4)}, "another iterations: 3, and this is 4; choo"),
-        (XMixup(), {"recipe": recipe(iterations=3, alpha=2.0)}, "another alpha: 1.0, and this is"),
-        (XMixup(), {"recipe": recipe(iterations=3, seed=1)}, "another seed: 0, and this is 1"),
+        (FineTune(), {}, r"with method XMixup\(.*\), and this one has FineTune\(\); choose"),
+        (XMixup(heads="joint"), {}, r"with method .*'two'.*'joint'"),
+        (XMixup(), {"backbone": other}, "with model Sequential sha256:"),
+        (XMixup(), {"recipe": recipe(iterations=4)}, "with iterations 3, and this one has 4"),
+        (XMixup(), {"recipe": recipe(iterations=3, alpha=2.0)}, "with alpha 1.0, and this one"),
+        (XMixup(), {"recipe": recipe(iterations=3, seed=1)}, "with seed 0, and this one has 1"),
         (XMixup(), {"pairing": reverse}, "saved with other data or another pairing; .* or choose"),
         (XMixup(), {"target": more}, "saved with other data or another pairing; .* or choose"),
     ]
@@ -1229,10 +1229,10 @@ def test_a_checkpoint_of_before_these_options_goes_on(tmp_path: Path) -> None:
     save_checkpoint(path, {**now, "recipe": before}, {"step": 3})
     assert load_checkpoint(path, now)["step"] == 3
     other = identity_of(FineTune(), "m", Recipe(unmixed=0.3))
-    with pytest.raises(ValueError, match=r"is of another unmixed: 0\.0, and this is 0\.3"):
+    with pytest.raises(ValueError, match=r"is of a run with unmixed 0\.0, and this one has 0\.3"):
         load_checkpoint(path, other)
     save_checkpoint(path, other, {"step": 3})
-    with pytest.raises(ValueError, match=r"is of another unmixed: 0\.3, and this is 0\.0"):
+    with pytest.raises(ValueError, match=r"is of a run with unmixed 0\.3, and this one has 0\.0"):
         load_checkpoint(path, now)
 
 

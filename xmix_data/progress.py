@@ -39,6 +39,11 @@ def _says_its_width(terminal: TextIO) -> bool:
         return False
 
 
+def _rate(rate: float) -> str:
+    """Write how many a second, with two digits at least: slow steps have a speed too."""
+    return f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
+
+
 class Progress:
     """Progress of one long task on stderr: a bar on a terminal, plain lines elsewhere.
 
@@ -93,7 +98,7 @@ class Progress:
         share = 100 * self._done // max(self._total, 1)
         line = f"{self._label}: {self._done}/{self._total} ({share} %)"
         if new:
-            line += f", {rate:.0f} {self._unit}/s"
+            line += f", {_rate(rate)} {self._unit}/s"
         print(line, file=sys.stderr, flush=True)
 
     def __enter__(self) -> Self:

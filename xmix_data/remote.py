@@ -360,7 +360,7 @@ def require_writable(path: Path | str, *, overwrite: bool) -> None:
             raise IsADirectoryError(f"{path}: is a folder; give the name of a file")
         if path.exists() and not overwrite:
             raise FileExistsError(
-                f"{path}: exists; choose another name or overwrite it (--overwrite)"
+                f"{path}: exists; choose another name or overwrite it (overwrite=True, --overwrite)"
             )
         if not path.parent.is_dir():
             raise FileNotFoundError(f"{path.parent}: no such folder; create it first")
@@ -370,7 +370,9 @@ def require_writable(path: Path | str, *, overwrite: bool) -> None:
         system.invalidate_cache()
         exists = system.exists(inner)
     if exists and not overwrite:
-        raise FileExistsError(f"{path}: exists; choose another name or overwrite it (--overwrite)")
+        raise FileExistsError(
+            f"{path}: exists; choose another name or overwrite it (overwrite=True, --overwrite)"
+        )
     trial = with_name(path, f"{name_of(path)}.partial")
     with _answers(path, "cannot be written"):
         system, inner = _filesystem(str(trial))

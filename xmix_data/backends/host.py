@@ -158,7 +158,7 @@ class HostBackend:
 
     def _compile(self) -> None:
         """Compile or load the kernels now, on an empty batch, rather than in the first real one."""
-        with _compilation_said():
+        with _compilation_said("mixing" if self.mixes else "decoding"):
             none = np.zeros(0, np.int64)
             crops = Crops(np.zeros((0, 4), np.int32), np.zeros(0, bool))
             pair = self.spec.source is not None
@@ -290,12 +290,12 @@ class HostBackend:
 
 
 @contextmanager
-def _compilation_said() -> Iterator[None]:
+def _compilation_said(what: str) -> Iterator[None]:
     """Log one line if the block compiles, for those who wait and wonder.
 
     Nothing is said where kernels are loaded from numba's cache, however slow the machine is.
     """
-    listener = _CompilationListener()
+    listener = _CompilationListener(what)
     with install_listener("numba:compile", listener):
         yield
 
@@ -303,13 +303,15 @@ def _compilation_said() -> Iterator[None]:
 class _CompilationListener(Listener):
     """Listener to numba's compiler, which logs its first event."""
 
-    said = False
+    def __init__(self, what: str) -> None:
+        self._what, self._said = what, False
 
     def on_start(self, event: Event) -> None:
-        if not self.said:
-            self.said = True
+        if not self._said:
+            self._said = True
             _log.warning(
-                "compiling the decoding kernels for this machine, once; it takes about ten seconds"
+                "compiling the %s kernels for this machine, once; it takes about ten seconds",
+                self._what,
             )
 
     def on_end(self, event: Event) -> None:

@@ -211,7 +211,7 @@ def write_beton(
     if enlarged:
         _log.warning(
             "%s: %d of %d images were smaller than %d pixels, and were enlarged; a smaller "
-            "image_size stores as much in fewer bytes",
+            "image_size (--image-size) stores as much in fewer bytes",
             path,
             enlarged,
             len(writer),

@@ -167,12 +167,12 @@ def run(options: argparse.Namespace) -> Answer | None:
             lines.append(
                 "these features hardly tell classes apart: was the backbone trained (--weights)?"
             )
-    report = ["xmix", "report", str(options.output)]
-    for side in ("target", "source"):
-        report += [text for path in getattr(options, side) for text in (f"--{side}", str(path))]
-    page = options.output if isinstance(options.output, Path) else Path(name_of(options.output))
-    report += ["-o", str(page.with_suffix(".html"))]
-    lines.append(f"look at the pairs: {shlex.join(report)}")
+    if featureless:
+        lines.append(
+            "drawn without features: there are no cosines to report; go on with xmix train"
+        )
+    else:
+        lines.append(f"look at the pairs: {_report(options)}")
     document = {
         "path": str(options.output),
         "num_images": pairing.num_images,
@@ -181,6 +181,15 @@ def run(options: argparse.Namespace) -> Answer | None:
         "pairs": saved_pairs(options.output),
     }
     return Answer(document, lines)
+
+
+def _report(options: argparse.Namespace) -> str:
+    """Write the command that shows the pairing."""
+    words = ["xmix", "report", str(options.output)]
+    for side in ("target", "source"):
+        words += [text for path in getattr(options, side) for text in (f"--{side}", str(path))]
+    page = options.output if isinstance(options.output, Path) else Path(name_of(options.output))
+    return shlex.join([*words, "-o", str(page.with_suffix(".html"))])
 
 
 def _without_features(domain: Domain) -> Centroids:

@@ -57,5 +57,8 @@ def run(options: argparse.Namespace) -> Answer:
     size = path.stat().st_size
     return Answer(
         {"path": str(path), "byte_length": size},
-        [f"wrote {path} ({size / 1e6:.1f} MB): open it in a browser, and see whether pairs suit"],
+        [
+            f"wrote {path} ({size / 1e6:.1f} MB): open it in a browser, and see whether the pairs "
+            "make sense to you; if they do, go on with `xmix train`"
+        ],
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from xmix_data.methods.base import Method, Network, Phase, images_and_labels, no
 from xmix_data.methods.network import TransferNetwork
 
 __all__ = ["DELTA"]
+
+_log = logging.getLogger("xmix_data")
 
 _LAYERS = 4
 """Most feature maps that are compared: those of the last resolutions, as a ResNet has stages."""
@@ -91,10 +94,16 @@ class DELTA(Method):
         images, labels = torch.cat([x for x, _, _ in seen])[rows], labels[rows]
         self._names = _layers(start.backbone, start, images[:1])
         before = cross_entropy(head(features[rows]), labels)
+        with _maps(start.backbone, self._names) as maps:
+            start(images[:1])
+        _log.info(
+            "delta: measuring the attention of %d channels first, by a forward pass of %d images "
+            "for each; attention=False (--set attention=false) does without",
+            sum(maps[name].shape[1] for name in self._names),
+            len(rows),
+        )
         self._weights = []
         for name in self._names:
-            with _maps(start.backbone, [name]) as maps:
-                start(images[:1])
             rises = []
             for channel in range(maps[name].shape[1]):
                 with _without(start.backbone, name, channel):

@@ -269,7 +269,7 @@ def source_head(
             if head.bias is not None:
                 head.bias[own] = classifier.bias[taken]
     _log.info(
-        "source head: %d of %d classes start from the pre-trained classifier%s",
+        "source head: %d of %d classes start from rows of the model's classifier%s",
         len(found),
         len(class_names),
         ""

@@ -69,7 +69,9 @@ def write_report(
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such folder; create it first")
     if path.exists() and not overwrite:
-        raise FileExistsError(f"{path}: exists; choose another name or overwrite it")
+        raise FileExistsError(
+            f"{path}: exists; choose another name or overwrite it (overwrite=True, --overwrite)"
+        )
     if math.isnan(pairing.mean_cosine):
         raise ValueError(
             "the pairing was drawn at random, without features: it has no cosines to report; see "

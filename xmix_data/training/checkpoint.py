@@ -104,7 +104,7 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
                 f"batch_size of {theirs[key]}; or {_REMEDY}"
             )
         raise ValueError(
-            f"{path}: is of another {key}: {theirs.get(key)}, and this is {value}; {_REMEDY}"
+            f"{path}: is of a run with {key} {theirs.get(key)}, and this one has {value}; {_REMEDY}"
         )
     return saved
 
