@@ -13,6 +13,7 @@ import processes
 import pytest
 from conftest import Betons
 from processes import ended
+from torch import distributed
 
 from xmix_data import Pairing
 from xmix_data.cli import main
@@ -67,6 +68,37 @@ def test_a_job_gives_the_pairing_of_one_process(
     _, _, err = ended(forked.job(1, *command, "--overwrite"), SECONDS)[0]
     assert err.count("read from") == 2
     assert_same_pairing(Pairing.load(tmp_path / "pairing.json"), alone)
+
+
+JOINS = """
+import os, sys, time, torch
+from xmix_data.ranks import job
+time.sleep(float(sys.argv[1]))
+with job():
+    total = torch.ones(1)
+    torch.distributed.all_reduce(total)
+    os._exit(int(total) - 2)  # it takes nothing back
+"""
+
+
+def test_a_job_that_starts_again_does_not_look_for_the_processes_before(
+    forked: processes.Server,
+) -> None:
+    """As torchrun has it: its store is the same, and who comes first finds the first one's keys."""
+    store = distributed.TCPStore("127.0.0.1", 0, is_master=True)
+    shared = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "WORLD_SIZE": "2",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+    for attempt in range(2):
+        own = {"TORCHELASTIC_RESTART_COUNT": str(attempt)}
+        job = [
+            forked.start("-c", JOINS, late, environment=shared | own | {"RANK": rank})
+            for rank, late in (("0", "1.5" if attempt else "0"), ("1", "0"))
+        ]
+        assert [status for status, _, _ in ended(job, SECONDS)] == [0, 0], job[1].stderr
 
 
 @pytest.mark.slow

@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import distributed, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from xmix_data.errors import XMixError
 from xmix_data.options import whole_number
@@ -155,9 +157,15 @@ def job() -> Iterator[tuple[int, int]]:
     logging.getLogger("xmix_data").setLevel(
         logging.INFO if os.environ["RANK"] == "0" else logging.WARNING
     )
+    store, rank, world_size = next(rendezvous("env://"))
+    # torchrun's store outlives a restart: it still has the addresses of processes that are gone.
+    store = PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     # A process that ends is noticed at once; one that is slow may be waited for.
     distributed.init_process_group(
         "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+        store=store,
+        rank=rank,
+        world_size=world_size,
         timeout=datetime.timedelta(hours=12),
     )
     try:
