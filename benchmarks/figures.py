@@ -128,8 +128,10 @@ def throughput(path: Path) -> None:
         if any(name in rates for rates in crops.values())
     }
     line = machine_line(document, measured_rounds(document))
-    size = (7.5, 0.8 + 0.3 * len(labels))
-    with drawing(path, size, "loader_throughput", line, len(crops), sharey=True) as (_, panels):
+    size = (8.0, 0.8 + 0.3 * len(labels))
+    shown = drawing(path, size, "loader_throughput", line, len(crops), sharey=True)
+    with shown as (figure, panels):
+        figure.get_layout_engine().set(wspace=0.08)  # the last number of one, the 0 of the next
         for axes, (crop, rates) in zip(panels, crops.items(), strict=True):
             rows = []
             for name, label in labels.items():

@@ -23,7 +23,7 @@ OURS = {
 }
 PEERS = {
     "XMixLoader, DALI": '**XMixLoader**, jpg + jpg, `backend="dali"`',
-    "FFCV, xmix_data.ffcv": "FFCV's Loader with the operations of `xmix_data.ffcv`",
+    "FFCV, xmix_data.ffcv": "FFCV with `xmix_data.ffcv`, mixed",
     "FFCV, one domain": "FFCV, one domain, nothing mixed",
     "FFCV, one domain, uint8": "FFCV, one domain, nothing mixed, uint8",
     "FFCV, two zipped": "FFCV, two loaders zipped",
