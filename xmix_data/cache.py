@@ -16,6 +16,7 @@ import logging
 import os
 import re
 import shutil
+import time
 import uuid
 import weakref
 from collections import Counter
@@ -198,8 +199,9 @@ def _is_beside(path: Path, manifest: bytes | None) -> bool:
 
 
 def _touch(folder: Path) -> None:
+    now = time.time_ns()  # the system's own times are as coarse as its ticks
     with suppress(OSError):  # a cache that may only be read
-        os.utime(folder / "lock")
+        os.utime(folder / "lock", ns=(now, now))
 
 
 @contextmanager
