@@ -782,6 +782,18 @@ def test_what_does_not_fit_is_said_before_the_first_step(betons: Betons, tmp_pat
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
 
 
+def test_what_is_missing_is_said_before_the_model_is_made(
+    betons: Betons, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which may be a download."""
+    never = tmp_path / "never.py"
+    never.write_text("raise RuntimeError('it was made')")
+    model = ["--model", f"{never}:model", "--output", str(tmp_path / "run")]
+    assert main(["train", "--method", "xmixup", "--target", str(betons.target_raw.path), *model])
+    said = capsys.readouterr().err
+    assert "give a source and a pairing" in said and "it was made" not in said
+
+
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [

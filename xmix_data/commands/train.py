@@ -85,12 +85,13 @@ def run(options: argparse.Namespace) -> Answer | None:
     from xmix_data.backbones import load_backbone
     from xmix_data.methods import METHODS
     from xmix_data.ranks import default_device, job
-    from xmix_data.training import fit
+    from xmix_data.training import fit, require_data
 
     method = _with_options(METHODS[options.method], options.set)
     names = [field.name for field in dataclasses.fields(Recipe)]
     given = {name: value for name, value in vars(options).items() if name in names}
     recipe = dataclasses.replace(PRESETS.get(options.preset, Recipe()), **given)
+    require_data(method, options.source, options.pairing, options.unlabelled)
     with job() as (rank, local_rank):
         backbone = load_backbone(options.model, options.weights)
         result = fit(

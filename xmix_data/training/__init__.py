@@ -10,12 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from xmix_data.training.evaluation import evaluate
+    from xmix_data.training.feeds import require_data
     from xmix_data.training.loop import fit
     from xmix_data.training.recipe import Recipe, Result
 
-__all__ = ["Recipe", "Result", "evaluate", "fit"]
+__all__ = ["Recipe", "Result", "evaluate", "fit", "require_data"]
 
-_MODULE_OF = {"Recipe": "recipe", "Result": "recipe", "evaluate": "evaluation", "fit": "loop"}
+_MODULE_OF = {
+    "Recipe": "recipe",
+    "Result": "recipe",
+    "evaluate": "evaluation",
+    "fit": "loop",
+    "require_data": "feeds",
+}
 
 
 def __getattr__(name: str) -> Any:

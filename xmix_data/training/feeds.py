@@ -10,12 +10,38 @@ from typing import Any
 
 from xmix_data.beton import Domain
 from xmix_data.loader import ImageLoader, XMixLoader
-from xmix_data.methods import Phase
+from xmix_data.methods import Method, Phase
 from xmix_data.pairing import Pairing
 from xmix_data.plan import RandomCrop
 from xmix_data.training.recipe import Recipe
 
-__all__ = ["phase_loaders", "without_end"]
+__all__ = ["needs_source", "phase_loaders", "require_data", "without_end"]
+
+
+def needs_source(method: Method) -> bool:
+    """Return whether a method trains on source images."""
+    if method.keeps_classifier:
+        return False
+    return any(phase.batches != "target" or phase.heads != ("target",) for phase in method.phases)
+
+
+def require_data(method: Method, source: object, pairing: object, unlabelled: object) -> None:
+    """Check that what a method trains on is given, before anything is opened or downloaded.
+
+    Args:
+        method: Method with its options.
+        source, pairing, unlabelled: What the caller gave; ``None`` for nothing.
+
+    Raises:
+        ValueError: Something is missing, or of no use.
+    """
+    if needs_source(method) and (source is None or pairing is None):
+        raise ValueError(
+            f"{method.name} trains on source images too; give a source and a pairing "
+            "(--source, --pairing)"
+        )
+    if unlabelled is not None and not method.unlabelled:
+        raise ValueError(f"{method.name} has no use for unlabelled images; leave them out")
 
 
 def phase_loaders(

@@ -51,7 +51,12 @@ from xmix_data.training.checkpoint import (
     save_checkpoint,
 )
 from xmix_data.training.evaluation import evaluate, require_trained
-from xmix_data.training.feeds import phase_loaders, without_end
+from xmix_data.training.feeds import (
+    needs_source,
+    phase_loaders,
+    require_data,
+    without_end,
+)
 from xmix_data.training.metrics import MetricsLog, StepLoss, means_over_ranks, require_finite
 from xmix_data.training.preemption import Preemption
 from xmix_data.training.recipe import Recipe, Result
@@ -128,6 +133,7 @@ def fit(
         )
     if not isinstance(recipe, Recipe | None):
         raise ValueError(f"recipe is {recipe!r}; give Recipe(iterations=..., batch_size=...)")
+    require_data(method, source, pairing, unlabelled)
     lost = named_loss_of_a_process("is in the checkpoint, if there is one")
     with ExitStack() as stack, lost:
         run = _Run(
@@ -182,20 +188,9 @@ class _Run:
             None if given is None else open_domain(given) for given in (source, test, unlabelled)
         )
         self.source_rows, self.progress = source_rows, progress
-        needs_source = any(
-            phase.batches != "target" or phase.heads != ("target",) for phase in method.phases
-        )
-        needs_source = needs_source and not method.keeps_classifier
-        if needs_source and (self.source is None or pairing is None):
-            raise ValueError(
-                f"{method.name} trains on source images too; give a source and a pairing "
-                "(--source, --pairing)"
-            )
         paired = None
-        if needs_source and pairing is not None:
+        if needs_source(method) and pairing is not None:
             paired = pairing if isinstance(pairing, Pairing) else Pairing.load(pairing)
-        if unlabelled is not None and not method.unlabelled:
-            raise ValueError(f"{method.name} has no use for unlabelled images; leave them out")
         if backbone.one_size and recipe.crop != backbone.size:
             raise ValueError(
                 f"{backbone.name} takes images of {backbone.size} pixels and no others, and crop "
