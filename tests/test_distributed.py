@@ -72,9 +72,11 @@ def test_a_job_gives_the_pairing_of_one_process(
 
 JOINS = """
 import os, sys, time, torch
+from torch.distributed.distributed_c10d import _get_default_store
 from xmix_data.ranks import job
 time.sleep(float(sys.argv[1]))
 with job():
+    assert _get_default_store().timeout.total_seconds() == 12 * 3600  # a rank may be slow
     total = torch.ones(1)
     torch.distributed.all_reduce(total)
     os._exit(int(total) - 2)  # it takes nothing back

@@ -90,10 +90,11 @@ def test_lines_of_a_task_that_goes_on(capsys: Capture) -> None:
     line = capsys.readouterr().err
     assert line.startswith("verify: 10/10 (100 %), ") and line.endswith(" images/s\n")
     with Progress("train", 1, unit="iterations") as bar:
-        time.sleep(3)  # a slow step has a speed too
+        time.sleep(2.1)  # a slow step has a speed too, which whole numbers do not tell
         bar.advance()
     line = capsys.readouterr().err
-    assert re.fullmatch(r"train: 1/1 \(100 %\), 0\.[1-3]\d? iterations/s\n", line), line
+    found = re.fullmatch(r"train: 1/1 \(100 %\), (.*) iterations/s\n", line)
+    assert found and 0 < float(found[1]) < 0.5, line
     with Progress(f"convert {NASTY}", 1, enabled=True) as bar:
         bar.advance()
     assert capsys.readouterr().err.startswith(f"convert {SHOWN}: 1/1")

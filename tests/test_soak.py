@@ -1,4 +1,4 @@
-"""Thirty scenarios of the soak that runs an hour before a release; and that it can find something.
+"""Thirty scenarios of the soak that runs for long before a release; and that it can find something.
 
 However long they take: on a busy machine they are the same.
 """

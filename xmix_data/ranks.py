@@ -157,16 +157,18 @@ def job() -> Iterator[tuple[int, int]]:
     logging.getLogger("xmix_data").setLevel(
         logging.INFO if os.environ["RANK"] == "0" else logging.WARNING
     )
-    store, rank, world_size = next(rendezvous("env://"))
+    # A process that ends is noticed at once; one that is slow may be waited for.
+    patience = datetime.timedelta(hours=12)
+    store, rank, world_size = next(rendezvous("env://", timeout=patience))
+    store.set_timeout(patience)
     # torchrun's store outlives a restart: it still has the addresses of processes that are gone.
     store = PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
-    # A process that ends is noticed at once; one that is slow may be waited for.
     distributed.init_process_group(
         "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
         store=store,
         rank=rank,
         world_size=world_size,
-        timeout=datetime.timedelta(hours=12),
+        timeout=patience,
     )
     try:
         yield distributed.get_rank(), int(os.environ.get("LOCAL_RANK", "0"))

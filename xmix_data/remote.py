@@ -355,13 +355,12 @@ def require_writable(path: Path | str, *, overwrite: bool) -> None:
         OSError: The file exists and ``overwrite`` is false, or its folder does not exist or cannot
             be written.
     """
+    existing = f"{path}: exists; choose another name or overwrite it (overwrite=True, --overwrite)"
     if isinstance(path, Path):
         if path.is_dir():
             raise IsADirectoryError(f"{path}: is a folder; give the name of a file")
         if path.exists() and not overwrite:
-            raise FileExistsError(
-                f"{path}: exists; choose another name or overwrite it (overwrite=True, --overwrite)"
-            )
+            raise FileExistsError(existing)
         if not path.parent.is_dir():
             raise FileNotFoundError(f"{path.parent}: no such folder; create it first")
         return
@@ -370,9 +369,7 @@ def require_writable(path: Path | str, *, overwrite: bool) -> None:
         system.invalidate_cache()
         exists = system.exists(inner)
     if exists and not overwrite:
-        raise FileExistsError(
-            f"{path}: exists; choose another name or overwrite it (overwrite=True, --overwrite)"
-        )
+        raise FileExistsError(existing)
     trial = with_name(path, f"{name_of(path)}.partial")
     with _answers(path, "cannot be written"):
         system, inner = _filesystem(str(trial))

@@ -97,7 +97,7 @@ def lifetimes() -> str:
 
 
 def soak() -> str:
-    """What an hour of random scenarios did."""
+    """What random scenarios did for long."""
     document = result("soak")
     setup, memory = document["configuration"], document["memory_mb"]
     rows = [[what, f"{count:,}"] for what, count in document["counts"].items()]

@@ -18,6 +18,7 @@ from pathlib import Path
 from xmix_data.beton import BetonLike, Domain, open_domain
 from xmix_data.files import whole_file
 from xmix_data.pairing import Pairing
+from xmix_data.remote import require_writable
 from xmix_data.report.matrix import COLOURS, matrix_of
 from xmix_data.report.mixed import mixed_samples
 from xmix_data.report.pairs import lines_of
@@ -59,6 +60,7 @@ def write_report(
         BetonError: A beton, or an image that would be shown, is damaged; names it.
         FileExistsError: ``path`` exists and ``overwrite`` is false.
         FileNotFoundError: A beton or the folder of ``path`` does not exist.
+        IsADirectoryError: ``path`` is a folder.
         ValueError: The pairing does not fit the betons, a class has no images, or ``alpha`` or
             ``beta`` is not above 0.
     """
@@ -66,12 +68,7 @@ def write_report(
     for name, value in (("alpha", alpha), ("beta", beta)):
         if not 0 < value < math.inf:
             raise ValueError(f"{name} is {value}; Beta(alpha, beta) needs a number above 0")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent}: no such folder; create it first")
-    if path.exists() and not overwrite:
-        raise FileExistsError(
-            f"{path}: exists; choose another name or overwrite it (overwrite=True, --overwrite)"
-        )
+    require_writable(path, overwrite=overwrite)
     if math.isnan(pairing.mean_cosine):
         raise ValueError(
             "the pairing was drawn at random, without features: it has no cosines to report; see "
