@@ -80,6 +80,8 @@ release: $(TEST_READY)
 INPUTS := setup.py pyproject.toml xmix_data/_jpeg.c .ci/system-packages
 
 # Without --no-compile pip compiles every file that it installs, on one core, most of them for nobody.
+# What is imported is compiled once, and must be kept: importing torch takes seconds longer otherwise.
+unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 
 $(READY): $(INPUTS)

@@ -44,6 +44,7 @@ def main() -> None:
     pre = parser.add_argument_group("pretrained scales")
     pre.add_argument("--second-source", type=Path, help="a source beside the first")
     pre.add_argument("--model", help="as xmix train takes it, with weights of its own")
+    pre.add_argument("--only", default="", help="train the rows whose names fit this expression")
     for name in ("iterations", "tuning-iterations", "crop", "seeds"):
         pre.add_argument(f"--{name}", type=int)
     options = parser.parse_args()
@@ -62,7 +63,9 @@ def main() -> None:
     }
     regime = replace(REGIMES[options.scale], **given)
     sources = [options.source, *filter(None, [options.second_source])]
-    pretrained.run(regime, sources, options.target, options.model, work, options.jobs, [path])
+    pretrained.run(
+        regime, sources, options.target, options.model, work, options.jobs, [path], options.only
+    )
 
 
 if __name__ == "__main__":

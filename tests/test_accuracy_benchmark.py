@@ -61,12 +61,16 @@ def test_every_row_is_trained_once_and_a_lost_one_again(
     )
     command = [str(ROOT / "benchmarks/transfer_accuracy.py"), *given.split()]
 
-    def trained() -> tuple[dict[str, Any], str]:
-        done = forked.run(*command, timeout=500)
+    def trained(*more: str) -> tuple[dict[str, Any], str]:
+        done = forked.run(*command, *more, timeout=500)
         assert done.returncode == 0, done.stderr[-3000:]
         return json.loads(path.read_text()), done.stdout
 
+    document, _ = trained("--only", "^XMixup, unmixed end$")
+    first = [run["task"]["row"] for run in document["runs"]]
+    assert first == ["XMixup"] * 2 + ["XMixup, unmixed end"] * 2  # its settings are the other's
     document, _ = trained()
+    assert [run["task"]["row"] for run in document["runs"]][:4] == first
     rows = document["configuration"]["rows"]
     runs = document["runs"]
     final = [run for run in runs if run["task"]["test"] == "target-test"]

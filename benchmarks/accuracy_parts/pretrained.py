@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import re
 import shutil
 import statistics
 import time
@@ -163,6 +164,7 @@ def run(
     work: Path,
     jobs: int,
     paths: Sequence[Path],
+    only: str = "",
 ) -> None:
     """Train everything that the JSON does not hold yet.
 
@@ -174,6 +176,7 @@ def run(
         work: Where betons and pairings go; made anew where they are not there.
         jobs: Number of trainings at a time.
         paths: Where the JSON goes; it is read from the first of them that exists.
+        only: A regular expression for the names of the rows to train now; the others wait.
     """
     work.mkdir(parents=True, exist_ok=True)
     held = prepare(regime, sources, target, model, work)
@@ -185,8 +188,11 @@ def run(
 
     runs = Runs(document["runs"], keep, train, (regime, model, work), jobs)
     chosen = document["chosen"]
-    for rows in groups_of(regime):
-        tuning = {row.name: tuning_tasks(row, regime) for row in rows if row.alternatives}
+    known = {row.name: row for rows in groups_of(regime) for row in rows}
+    for group in groups_of(regime):
+        rows = [row for row in group if re.search(only, row.name)]
+        choosing = [known[row.like or row.name] for row in rows]
+        tuning = {row.name: tuning_tasks(row, regime) for row in choosing if row.alternatives}
         done = runs.of([task for tasks in tuning.values() for task in tasks])
         chosen |= {name: best(tasks, done) for name, tasks in tuning.items()}
         write(paths, document)

@@ -79,28 +79,27 @@ def pretrained_networks() -> str:
     return table(head, rows, line(document))
 
 
-def accuracies(document: dict[str, Any], name: str) -> list[float]:
-    """Of a row's trainings on all of the target, in the order of their seeds."""
-    runs = [
-        run
+def accuracies(document: dict[str, Any], name: str) -> dict[int, float]:
+    """Of a row's trainings on all of the target, by seed."""
+    return {
+        run["task"]["seed"]: run["accuracy"]
         for run in document["runs"]
         if run["task"]["row"] == name and run["task"]["test"] == "target-test"
-    ]
-    return [run["accuracy"] for run in sorted(runs, key=lambda run: run["task"]["seed"])]
+    }
 
 
-def mean(values: list[float]) -> str:
+def mean(values: dict[int, float]) -> str:
     """Percent, with the deviation where there are several."""
-    text = f"{100 * statistics.mean(values):.2f}"
-    return text if len(values) < 2 else f"{text} ± {100 * statistics.stdev(values):.2f}"
+    text = f"{100 * statistics.mean(values.values()):.2f}"
+    return text if len(values) < 2 else f"{text} ± {100 * statistics.stdev(values.values()):.2f}"
 
 
-def paired(values: list[float], base: list[float]) -> str:
+def paired(values: dict[int, float], base: dict[int, float]) -> str:
     """Difference over the seeds that both have, with its interval where there are several."""
-    count = min(len(values), len(base))
-    if count >= 2:
-        return difference(values[:count], base[:count])
-    return f"{100 * (values[0] - base[0]):+.2f}" if count else ""
+    both = sorted(values.keys() & base.keys())
+    if len(both) >= 2:
+        return difference([values[seed] for seed in both], [base[seed] for seed in both])
+    return "".join(f"{100 * (values[seed] - base[seed]):+.2f}" for seed in both)
 
 
 def shown(value: Any) -> str:
