@@ -52,7 +52,7 @@ from xmix_data.methods import (
 )
 from xmix_data.training import Recipe, evaluate, fit
 from xmix_data.training.checkpoint import identity_of, load_checkpoint, save_checkpoint
-from xmix_data.training.recipe import PRESETS
+from xmix_data.training.recipe import PRESETS, advice_on_mixing
 
 CROP = 36
 
@@ -451,6 +451,19 @@ def test_a_resumed_training_ends_in_the_same_weights(
     if unlabelled:
         assert any(line.get("pseudo_labels", 0) > 0 for line in metrics(tmp_path / "whole"))
         assert "0x" not in (tmp_path / "whole" / "result.json").read_text()
+
+
+def test_few_epochs_of_mixing_are_warned_of(
+    betons: Betons, caplog: pytest.LogCaptureFixture
+) -> None:
+    for unmixed, epochs, warned in ((0.0, 74, True), (0.0, 75, False), (0.3, 24, True)):
+        assert (advice_on_mixing(Recipe(unmixed=unmixed), epochs) is not None) == warned
+    assert advice_on_mixing(Recipe(unmixed=0.3), 25) is None
+    for method, warned in ((XMixup(), True), (Mixup(), True), (FineTune(), False)):
+        caplog.clear()
+        fit(method, network(), recipe=recipe(epochs=2), **data(betons, method))
+        assert ("2 epochs of the target" in caplog.text) == warned
+        assert ("try unmixed=1/3 with clean_statistics=True" in caplog.text) == warned
 
 
 def test_a_finished_training_is_only_tested_again(

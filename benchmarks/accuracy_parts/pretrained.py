@@ -34,7 +34,7 @@ from xmix_data.bench import machine
 from xmix_data.beton import open_images
 from xmix_data.files import whole_file
 from xmix_data.images import ClassFolder, Subset
-from xmix_data.methods import METHODS
+from xmix_data.methods import METHODS, split_classifier
 from xmix_data.training import Recipe, fit
 
 __all__ = ["Regime", "run"]
@@ -188,6 +188,11 @@ def run(
 
     runs = Runs(document["runs"], keep, train, (regime, model, work), jobs)
     chosen = document["chosen"]
+    if "as loaded" not in document:
+        backbone = load_backbone(model, "default")
+        body, _ = split_classifier(backbone.network, regime.crop)
+        document["as loaded"] = looked_at(body, backbone, regime, work)
+        write(paths, document)
     known = {row.name: row for rows in groups_of(regime) for row in rows}
     for group in groups_of(regime):
         rows = [row for row in group if re.search(only, row.name)]

@@ -69,12 +69,16 @@ def pretrained_networks() -> str:
     """What is left of the source, and the smallest singular values."""
     rows, groups = [], []
     document = result(NAME)
-    for run in document["runs"]:
-        if network := run.get("network"):
+    looked_at = {"as loaded": document.get("as loaded")}
+    looked_at |= {
+        run["task"]["row"]: run["network"] for run in document["runs"] if "network" in run
+    }
+    for name, network in looked_at.items():
+        if network:
             groups = list(network["probe"])
             smallest = ", ".join(f"{value:.3f}" for value in network["singular_values"][-3:])
             shares = [f"{100 * share:.1f}" for share in network["probe"].values()]
-            rows.append([run["task"]["row"], *shares, smallest])
+            rows.append([name, *shares, smallest])
     head = ["network", *(f"{group}, %" for group in groups), "smallest singular values"]
     return table(head, rows, line(document))
 

@@ -59,7 +59,7 @@ from xmix_data.training.feeds import (
 )
 from xmix_data.training.metrics import MetricsLog, StepLoss, means_over_ranks, require_finite
 from xmix_data.training.preemption import Preemption
-from xmix_data.training.recipe import Recipe, Result
+from xmix_data.training.recipe import Recipe, Result, advice_on_mixing
 
 __all__ = ["fit"]
 
@@ -220,6 +220,10 @@ class _Run:
             ]
             for phase in method.phases
         ]
+        if method.mixes and get_rank() == 0:
+            epochs = self._iterations(0) / len(self.loaders[0][0])
+            if advice := advice_on_mixing(recipe, epochs):
+                _log.warning("%s", advice)
         self.device = self.loaders[0][0].device
         require_group(self.loaders[0][0].world_size)
         self.tests = None
