@@ -23,7 +23,9 @@ def pretrained() -> str:
             continue
         chosen = document["chosen"].get(row["like"] or row["name"], {})
         options = {**chosen, **row["fixed"]}
-        text = ", ".join(f"{name} {shown(value)}" for name, value in options.items())
+        text = ", ".join(
+            f"{name.removeprefix('mix_')} {shown(value)}" for name, value in options.items()
+        )
         apart = "" if row["name"] == "L2" else paired(values, base)
         rows.append([row["name"], mean(values), str(len(values)), apart, text])
     head = ["method", "top-1, %", "n", "minus L2, points (95 % interval)", "options"]
