@@ -153,7 +153,7 @@ SWEEPS = (
 GROUPS = (MAIN_ROWS, OTHER_ROWS, SWEEPS)
 """In order of value."""
 PROBED = (L2, XMIXUP, XMIXUP_END)
-"""Rows whose first network is looked at."""
+"""Rows whose first network is looked at, as the loaded one is."""
 
 
 def run(
@@ -178,6 +178,9 @@ def run(
         paths: Where the JSON goes; it is read from the first of them that exists.
         only: A regular expression for the names of the rows to train now; the others wait.
     """
+    known = {row.name: row for rows in groups_of(regime) for row in rows}
+    if not any(re.search(only, name) for name in known):
+        raise SystemExit(f"--only {only}: fits none of the rows: {'; '.join(known)}")
     work.mkdir(parents=True, exist_ok=True)
     held = prepare(regime, sources, target, model, work)
     document = planned(regime, work, model, held, paths)
@@ -193,7 +196,6 @@ def run(
         body, _ = split_classifier(backbone.network, regime.crop)
         document["as loaded"] = looked_at(body, backbone, regime, work)
         write(paths, document)
-    known = {row.name: row for rows in groups_of(regime) for row in rows}
     for group in groups_of(regime):
         rows = [row for row in group if re.search(only, row.name)]
         choosing = [known[row.like or row.name] for row in rows]

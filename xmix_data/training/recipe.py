@@ -145,15 +145,18 @@ def advice_on_mixing(recipe: Recipe, epochs: float) -> str | None:
     Args:
         recipe: How it trains.
         epochs: Passes over the target's training images.
+
+    Returns:
+        One line for people; ``None`` where the training is long enough.
     """
     least = UNMIXED_END_EPOCHS if recipe.unmixed else MIXED_EPOCHS
     if epochs >= least:
         return None
     end = "" if recipe.unmixed else "unmixed=1/3 with clean_statistics=True, "
     return (
-        f"the training has {epochs:.3g} epochs of the target, and mixing is known to gain accuracy "
-        f"from about {least} on; compare with plain fine-tuning, or try {end}more iterations "
-        "(docs/methods.md)"
+        f"the training has {epochs:.3g} epochs of the target, and mixing has not been seen to gain "
+        f"accuracy in fewer than about {least}; compare with plain fine-tuning, or try {end}more "
+        "iterations (docs/methods.md)"
     )
 
 
