@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from conftest import Betons
 from torch import nn
 from torch.nn.functional import cross_entropy, log_softmax
@@ -757,10 +758,47 @@ def test_split_classifier_cuts_and_changes_nothing_else() -> None:
     ],
 )
 def test_split_classifier_wants_a_linear_layer_at_the_end(model: nn.Module) -> None:
-    with pytest.raises(
-        ValueError, match="must come from one linear layer inside it, and it ends in"
-    ):
+    with pytest.raises(ValueError, match=r"must come from one linear .*, and .* makes it; let it"):
         split_classifier(model, size=2)
+
+
+class TwoHeads(nn.Module):
+    """As DeiT distilled: the mean of two classifiers, the last of them a linear layer."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(12, 2), nn.Linear(12, 2)
+        self.share = share
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = images.flatten(1)
+        return self.first(x) * self.share + self.second(x)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.0])
+def test_a_layer_that_makes_half_of_the_output_is_no_classifier(share: float) -> None:
+    network = TwoHeads(share)
+    for take in (split_classifier, lambda *x: JointHead.replace_classifier(x[0], 4, 6, x[1])):
+        with pytest.raises(ValueError, match="and no layer inside it makes it"):
+            take(network, 2)
+    assert type(network.second) is nn.Linear
+
+
+class OfTransformers(nn.Module):
+    """As models of transformers, whose output is a mapping."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"features": images, "logits": self.classifier(images)}
+
+
+def test_a_classifier_in_an_output_of_several_tensors_is_found() -> None:
+    network = OfTransformers()
+    JointHead.replace_classifier(network, 4, 6, size=2)
+    assert network(torch.zeros(8, 3, 2, 2))["logits"].shape == (8, 10)
 
 
 def test_split_classifier_says_which_image_it_tried() -> None:
@@ -1094,6 +1132,41 @@ def test_a_joint_head_starts_from_a_classifier() -> None:
     assert not torch.equal(named.weight[4], imagenet.weight[0])
     with pytest.raises(ValueError, match="from 0 to 5"):
         JointHead.from_linear(old, 4, rows=[6])
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "vit_b_32", "googlenet"])
+def test_a_joint_head_replaces_the_classifier_wherever_it_is(name: str) -> None:
+    """``fc``, ``classifier.3``, ``heads.head``, and one with others that are used in training."""
+    options = {"init_weights": False, "aux_logits": False} if name == "googlenet" else {}
+    network = torchvision.models.get_model(name, **options).double().train()
+    modes = {name: module.training for name, module in network.named_modules()}
+    old = [module for module in network.modules() if isinstance(module, torch.nn.Linear)][-1]
+    head = JointHead.replace_classifier(network, 4, 6)
+    assert old not in network.modules() and head in network.modules()
+    assert (head.in_features, head.weight.dtype) == (old.in_features, torch.float64)
+    assert {name: module.training for name, module in network.named_modules()} == modes
+    images = torch.rand(2, 3, 224, 224, dtype=torch.float64)
+    assert network(images).shape == (2, 10)
+    assert network.eval()(images).shape == (2, 4)
+    again = torchvision.models.get_model(name, **options)
+    JointHead.replace_classifier(again, 4, 6)
+    again.load_state_dict(network.state_dict())
+
+
+def test_a_joint_head_replaces_no_other_layer() -> None:
+    pool = [torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten()]
+    plain = torch.nn.Sequential(*pool, torch.nn.Linear(12, 5, bias=False))
+    assert JointHead.replace_classifier(plain, 4, 6, size=32).bias is None
+    assert type(plain[2]) is JointHead
+    scaled = torch.nn.Sequential(*pool, torch.nn.Linear(12, 5), torch.nn.Softmax(1))
+    with pytest.raises(ValueError, match=r"and 3 \(Softmax\) makes it; put a JointHead"):
+        JointHead.replace_classifier(scaled, 4, 6)
+    with pytest.raises(ValueError, match=r"and no layer inside it makes it; put a JointHead"):
+        JointHead.replace_classifier(torch.nn.Flatten(), 4, 6)
+    small = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 5))
+    with pytest.raises(ValueError, match=r"224 x 224 pixels .* give"):
+        JointHead.replace_classifier(small, 4, 6)
+    assert [type(m) for m in small] == [torch.nn.Flatten, torch.nn.Linear]
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -11,7 +11,7 @@ import importlib.util
 import os
 import sys
 import urllib.error
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,7 +99,14 @@ class _Call(NamedTuple):
     """Version of the output at that time; a change in place, as by an activation, raises it."""
 
     def made(self, result: Any) -> bool:
-        """Return whether this call made the network's result, and nothing changed it afterwards."""
+        """Return whether this call made the network's result, and nothing changed it afterwards.
+
+        A result of several tensors, as models of transformers give, is made by each one's call.
+        """
+        if isinstance(result, Mapping):
+            result = tuple(result.values())
+        if isinstance(result, (tuple, list)):
+            return any(self.made(part) for part in result)
         return self.output is result and self.version == getattr(result, "_version", None)
 
 
@@ -174,9 +181,9 @@ def output_layer(network: nn.Module, size: int = _SIZE) -> tuple[str, nn.Module 
         size: Side of the image in pixels, which the network must take.
 
     Returns:
-        Name and module of the layer. It is the `nn.Linear` whose output the network gives out
-            unchanged, else the `nn.Identity`, else the module without children that was called
-            last.
+        Name and module of the layer: the `nn.Linear` whose output the network gives out
+            unchanged, else such an `nn.Identity`, else such a module without children. ``""`` and
+            ``None`` where no module made the output alone, as in the mean of two classifiers.
 
     Raises:
         ValueError: The network does not take the image.
@@ -195,11 +202,10 @@ def output_layer(network: nn.Module, size: int = _SIZE) -> tuple[str, nn.Module 
     finally:
         for module, training in modes:
             module.training = training
-    for kind in (nn.Linear, nn.Identity):
+    for kind in (nn.Linear, nn.Identity, nn.Module):
         if kind in calls and calls[kind].made(output):
             return calls[kind].name, calls[kind].module
-    last = calls.get(nn.Module)
-    return ("", None) if last is None else (last.name, last.module)
+    return "", None
 
 
 def load_backbone(name: str, weights: str | os.PathLike[str]) -> Backbone:

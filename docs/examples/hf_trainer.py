@@ -67,8 +67,8 @@ def train(
         names=("pixel_values", "labels"),
         device=arguments.device,
     )
-    model.fc = JointHead(
-        model.fc.in_features, loader.num_target_classes, loader.num_source_classes
+    JointHead.replace_classifier(
+        model, loader.num_target_classes, loader.num_source_classes, crop
     )  # in eval mode it gives the target's logits alone: metrics stay as they are
     network = Classifier(model)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)

@@ -24,8 +24,8 @@ def train(target, source, pairing, *, model, epochs=30, batch_size=48, crop=224,
         device=device,
         labels="soft",
     )
-    model.fc = JointHead(
-        model.fc.in_features, loader.num_target_classes, loader.num_source_classes
+    JointHead.replace_classifier(
+        model, loader.num_target_classes, loader.num_source_classes, crop
     )  # in eval mode it gives the target's logits alone
     model.to(device, memory_format=torch.channels_last).train()
     criterion = torch.nn.CrossEntropyLoss()

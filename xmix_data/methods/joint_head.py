@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from xmix_data.methods.network import source_head
+from xmix_data.backbones import output_layer
+from xmix_data.methods.network import maker, source_head
 from xmix_data.options import whole_number
 
 __all__ = ["JointHead"]
@@ -116,6 +117,60 @@ class JointHead(nn.Linear):
             head.weight[num_target:] = source.weight
             if source.bias is not None:
                 head.bias[num_target:] = source.bias
+        return head
+
+    @classmethod
+    def replace_classifier(
+        cls, network: nn.Module, num_target: int, num_source: int, size: int = 224
+    ) -> JointHead:
+        """Put a new head in the place of the linear layer that makes a network's output.
+
+        Networks name that layer differently; it is found by the forward pass of one black image,
+        see `xmix_data.backbones.output_layer`. Call it before the optimizer gets the parameters.
+
+        Args:
+            network: A classifier of any making, changed in place.
+            num_target: Number n of target classes.
+            num_source: Number m of source classes.
+            size: Side in pixels of an image that the network takes.
+
+        Returns:
+            The head, with the old layer's dtype, device, mode, and bias or none.
+
+        Raises:
+            ValueError: The network does not take the image, or no linear layer makes its output;
+                it is wrapped for distributed training already.
+
+        Examples:
+            >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 1000))
+            >>> JointHead.replace_classifier(network, num_target=4, num_source=6, size=8)
+            JointHead(features=192, num_target=4, num_source=6, bias=True)
+            >>> network(torch.zeros(2, 3, 8, 8)).shape
+            torch.Size([2, 10])
+        """
+        if isinstance(network, nn.parallel.DistributedDataParallel):
+            raise ValueError(
+                "the network is in DistributedDataParallel already, which would not see the new "
+                "layer; replace the classifier before"
+            )
+        name, old = output_layer(network, size)
+        if not isinstance(old, nn.Linear) or not name:
+            raise ValueError(
+                f"the output of {type(network).__name__} must come from one linear layer inside "
+                f"it, and {maker(name, old)} makes it; put a JointHead in the place of the "
+                "torch.nn.Linear that classifies, by its name"
+            )
+        weight = old.weight
+        head = cls(
+            old.in_features,
+            num_target,
+            num_source,
+            bias=old.bias is not None,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+        parent, _, attribute = name.rpartition(".")
+        setattr(network.get_submodule(parent), attribute, head.train(old.training))
         return head
 
     def to_linear(self) -> nn.Linear:

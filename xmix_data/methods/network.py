@@ -203,12 +203,17 @@ def split_classifier(model: nn.Module, size: int = 224) -> tuple[nn.Module, nn.L
     if not name or not isinstance(last, nn.Linear):
         raise ValueError(
             f"the output of {type(model).__name__} must come from one linear layer inside it, and "
-            f"it ends in a {type(last).__name__}; make it give features (B, D), and give "
-            "TransferNetwork heads of your own"
+            f"{maker(name, last)} makes it; let it give features (B, D), and give TransferNetwork "
+            "heads of your own"
         )
     parent, _, child = name.rpartition(".")
     setattr(backbone.get_submodule(parent), child, nn.Identity())
     return backbone, last
+
+
+def maker(name: str, layer: nn.Module | None) -> str:
+    """Say in a message which layer `output_layer` found."""
+    return f"{name} ({type(layer).__name__})" if name else "no layer inside it"
 
 
 def source_head(
