@@ -362,6 +362,8 @@ def test_a_list_of_betons_is_one_domain_with_offset_classes(made: dict[str, Path
     assert domain.labels.tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 5, 3, 4, 5]
     assert domain.domain_of_class(np.arange(6)).tolist() == [0, 0, 0, 1, 1, 1]
     assert domain.describe(7) == f"{made['raw']}: image 1 (class 'b')"
+    assert repr(domain) == f"Domain('{made['jpg']}' and 1 more: 12 images, 6 classes)"
+    assert repr(open_domain(made["raw"])) == f"Domain('{made['raw']}': 6 images, 3 classes)"
     indices = np.array([7, 0, 11])
     for index, address in zip(indices, domain.addresses(indices), strict=True):
         beton, local = domain.locate(int(index))

@@ -56,6 +56,11 @@ class Domain:
         self._pointers = [b.pointers for b in self.betons]
         self._base = np.array([b.address for b in self.betons], np.uint64)
 
+    def __repr__(self) -> str:
+        first, more = self.betons[0].origin, len(self.betons) - 1
+        files = f"{first!r} and {more} more" if more else repr(first)
+        return f"Domain({files}: {len(self.labels)} images, {len(self.class_names)} classes)"
+
     def addresses(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
         """Return the addresses (B,) uint64 in memory where the bytes of samples begin."""
         if len(self.betons) == 1:
