@@ -25,8 +25,14 @@ from xmix_data import (
     class_centroids,
     pair_classes,
 )
-from xmix_data.backbones import Backbone, load_backbone, penultimate_features, state_hash
-from xmix_data.methods import FineTune, split_classifier
+from xmix_data.backbones import (
+    Backbone,
+    as_backbone,
+    load_backbone,
+    penultimate_features,
+    state_hash,
+)
+from xmix_data.methods import FineTune, Method, XMixup, split_classifier
 from xmix_data.pairing import CentroidSum
 from xmix_data.training import Recipe, fit
 
@@ -131,6 +137,53 @@ def test_the_classifier_takes_the_size_of_the_weights(tmp_path: Path) -> None:
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(loaded(images), trained.eval()(images))
+
+
+OWN_WITH_A_BACKBONE = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+        self.module = nn.BatchNorm1d(20)
+        self.head = nn.Linear(20, 4)
+
+    def forward(self, images):
+        return self.head(self.module(self.backbone(images)))
+
+def features():
+    net = Net()
+    net.head = nn.Identity()
+    return net
+"""
+
+
+@pytest.mark.parametrize("function", ["Net", "features"])
+@pytest.mark.parametrize("method", [FineTune(), XMixup()])
+def test_a_network_with_parts_named_as_ours_reads_its_own_weights_and_what_training_wrote(
+    betons: Betons, tmp_path: Path, function: str, method: Method
+) -> None:
+    path = tmp_path / "own.py"
+    path.write_text(OWN_WITH_A_BACKBONE)
+    own = load_backbone(f"{path}:{function}", "default")
+    torch.save(own.network.state_dict(), tmp_path / "own.pt")
+    again = load_backbone(f"{path}:{function}", tmp_path / "own.pt")
+    assert again.weights_hash == own.weights_hash
+    made = fit(
+        method,
+        own,
+        betons.target_jpg,
+        source=betons.source_jpg,
+        pairing=betons.pairing,
+        recipe=Recipe(iterations=2, batch_size=4, crop=32),
+        output=tmp_path,
+    )
+    loaded = load_backbone(f"{path}:{function}", tmp_path / "model.pt").network
+    images = torch.randn(2, 3, 32, 32)
+    outputs = made.network.eval()(images)
+    expected = outputs.target_logits if function == "Net" else outputs.features
+    assert torch.allclose(loaded(images), expected, atol=1e-5)
 
 
 def test_what_training_wrote_is_a_backbone(betons: Betons, tmp_path: Path) -> None:
@@ -474,6 +527,9 @@ def test_models_of_timm_come_with_their_own_transform(tmp_path: Path) -> None:
         features = penultimate_features(model, images)
         with torch.no_grad():
             assert torch.allclose(model.get_classifier()(features), model(images), atol=1e-5)
+    given = as_backbone(timm.create_model("vit_tiny_patch16_224"))
+    assert (given.size, given.mean, given.std) == (vit.size, vit.mean, vit.std)
+    assert not given.one_size  # it may have been made with another img_size
     torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "weights.pt")
     load_backbone("timm:resnet18", tmp_path / "weights.pt")
     with pytest.raises(ValueError, match="timm has no model 'resnet1"):

@@ -784,21 +784,63 @@ def test_a_layer_that_makes_half_of_the_output_is_no_classifier(share: float) ->
     assert type(network.second) is nn.Linear
 
 
-class OfTransformers(nn.Module):
-    """As models of transformers, whose output is a mapping."""
+class SeveralOutputs(nn.Module):
+    """As models of transformers, and networks of several tasks; the classifier runs first."""
 
-    def __init__(self) -> None:
+    def __init__(self, outputs: Callable[..., Any]) -> None:
         super().__init__()
-        self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+        self.classifier, self.domain = nn.Linear(12, 10), nn.Linear(12, 2)
+        self.outputs = outputs
 
-    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"features": images, "logits": self.classifier(images)}
+    def forward(self, images: torch.Tensor) -> Any:
+        x = images.flatten(1)
+        return self.outputs(self.classifier(x), self.domain(x))
 
 
-def test_a_classifier_in_an_output_of_several_tensors_is_found() -> None:
-    network = OfTransformers()
-    JointHead.replace_classifier(network, 4, 6, size=2)
-    assert network(torch.zeros(8, 3, 2, 2))["logits"].shape == (8, 10)
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        lambda logits, domain: (logits, domain),
+        lambda logits, domain: {"domain": domain, "logits": logits},
+        lambda logits, domain: {"classes": logits, "domain": domain},
+        lambda logits, domain: ([logits], domain),
+    ],
+)
+def test_of_several_outputs_the_logits_are_looked_at(outputs: Callable[..., Any]) -> None:
+    network = SeveralOutputs(outputs)
+    head = JointHead.replace_classifier(network, 4, 6, size=2)
+    assert network.classifier is head and type(network.domain) is nn.Linear
+
+
+def test_a_mean_of_classifiers_among_other_outputs_is_no_layers() -> None:
+    network = SeveralOutputs(lambda a, b: {"logits": (a[:, :2] + b) / 2, "a": a, "b": b})
+    with pytest.raises(ValueError, match="and no layer inside it makes it"):
+        JointHead.replace_classifier(network, 4, 6, size=2)
+
+
+def test_a_classifier_is_found_in_inference_mode() -> None:
+    class Inferring(SeveralOutputs):
+        @torch.inference_mode()
+        def forward(self, images: torch.Tensor) -> Any:
+            return super().forward(images)
+
+    network = Inferring(lambda logits, domain: logits)
+    assert split_classifier(network, size=2)[1] is not None
+
+
+def test_an_attribute_of_a_known_name_stays() -> None:
+    """``aux1`` is a second classifier in GoogLeNet alone."""
+
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.aux1, self.fc = nn.Flatten(), nn.Linear(12, 10)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.fc(self.aux1(images))
+
+    backbone, classifier = split_classifier(Own(), size=2)
+    assert classifier is not None and backbone(torch.zeros(1, 3, 2, 2)).shape == (1, 12)
 
 
 def test_split_classifier_says_which_image_it_tried() -> None:
@@ -1151,6 +1193,28 @@ def test_a_joint_head_replaces_the_classifier_wherever_it_is(name: str) -> None:
     again = torchvision.models.get_model(name, **options)
     JointHead.replace_classifier(again, 4, 6)
     again.load_state_dict(network.state_dict())
+
+
+class UnderTwoNames(nn.Module):
+    """A classifier that is an attribute, and the end of a sequence, which is what runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(12, 10)
+        self.net = nn.Sequential(nn.Flatten(), self.fc)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.net(images)
+
+
+def test_a_classifier_is_replaced_under_all_its_names() -> None:
+    network = UnderTwoNames()
+    head = JointHead.replace_classifier(network, 4, 7, size=2)
+    assert network.fc is network.net[1] is head
+    assert network(torch.zeros(8, 3, 2, 2)).shape == (8, 11)
+    backbone, classifier = split_classifier(UnderTwoNames(), size=2)
+    assert backbone(torch.zeros(8, 3, 2, 2)).shape == (8, 12)
+    assert classifier is not None
 
 
 def test_a_joint_head_replaces_no_other_layer() -> None:

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import Betons
+from conftest import Betons, Images, written
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from xmix_data import (
     CenterCrop,
+    Centroids,
     ImageLoader,
     JointHead,
     MixedBatch,
+    Pairing,
     RandomCrop,
+    RandomResizedCrop,
     XMixLoader,
+    pair_classes,
     xmixup_loss,
 )
 from xmix_data.methods import FineTune, TransferNetwork, XMixup
-from xmix_data.training import evaluate, fit
+from xmix_data.training import Recipe, evaluate, fit
 
 B, N, M = 4, 3, 5
 TARGET, SOURCE = torch.zeros(B, N), torch.zeros(B, M)
@@ -184,3 +192,112 @@ def test_fit_says_what_to_give(betons: Betons, changes: dict[str, Any], message:
     given = {"method": FineTune(), "backbone": Body(nn.Linear(12, 10))}
     with pytest.raises(ValueError, match=message):
         fit(**{**given, "target": betons.target_raw, **changes})
+
+
+def saved_and_loaded(state: Any) -> Any:
+    """As a checkpoint is: `torch.load` reads no numbers of NumPy."""
+    stream = io.BytesIO()
+    torch.save(state, stream)
+    stream.seek(0)
+    return torch.load(stream)
+
+
+class TestNumbersOfNumPy:
+    """A sweep over ``np.logspace`` or ``np.arange`` gives them; they are numbers as others are."""
+
+    def test_in_a_conversion(self, tmp_path: Path) -> None:
+        images, size = Images([3, 2], "t", seed=1), np.int64(40)
+        options = {"image_size": size, "num_workers": np.int64(0)}
+        written(images, tmp_path / "a.beton", quality=np.int64(80), **options)
+        for number in np.arange(2):
+            shard = number, np.int64(2)
+            made = written(images, tmp_path / f"{number}.beton", shard=shard, **options)
+            assert json.loads(Path(f"{made.path}.json").read_text())["image_size"] == 40
+        for wrong in ({"image_size": 40.5}, {"quality": 80.5}, {"shard": (0, 1.5)}):
+            with pytest.raises(ValueError, match="it must be a whole number"):
+                written(images, tmp_path / "wrong.beton", **{"image_size": 40, **wrong})
+
+    def test_in_a_loader(self, betons: Betons) -> None:
+        crop = RandomResizedCrop(np.int64(32), (np.float64(0.1), np.float64(1)))
+        one = np.int64(1)
+        common: dict[str, Any] = {
+            "batch_size": np.int64(4),
+            "crop": crop,
+            "seed": np.uint64(3),
+            "num_workers": one,
+            "prefetch": one,
+            "rank": np.int64(0),
+            "world_size": one,
+            "drop_last": np.bool_(False),
+            "mean": np.full(3, 0.5),
+        }
+        paths = betons.target_raw, betons.source_raw, betons.pairing
+        mixed = XMixLoader(*paths, alpha=np.float64(1), beta=np.float32(2), **common)
+        for loader in (mixed, ImageLoader(betons.target_raw, **common)):
+            next(iter(loader))
+            loader.set_crop(CenterCrop(np.int64(24), ratio=np.float64(0.9)))
+            loader.set_epoch(one)
+            loader.skip(one)
+            loader.load_state_dict(saved_and_loaded(loader.state_dict()))
+            loader.close()
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"method": "random", "seed": np.int64(3)},
+            {"rounds": np.int64(1)},
+            {"min_images": np.int64(3), "strict": np.bool_(True)},
+            {"num_images": np.int64(12)},
+        ],
+    )
+    def test_in_a_pairing(self, tmp_path: Path, options: dict[str, Any]) -> None:
+        random = np.random.default_rng(0)
+        target, source = (
+            Centroids(random.normal(size=(n, 3)), np.full(n, 5), [f"{n}-{i}" for i in range(n)])
+            for n in (4, 6)
+        )
+        pairing = pair_classes(target, source, **options)
+        pairing.save(tmp_path / "pairing.json")
+        assert Pairing.load(tmp_path / "pairing.json").options == pairing.options
+
+    def test_in_a_recipe(self, betons: Betons, tmp_path: Path) -> None:
+        """Trained, resumed and written as the same numbers of Python are."""
+        numbers: dict[str, Any] = {
+            "learning_rate": np.logspace(-3, -2, 2)[1],
+            "seed": np.arange(2)[1],
+            "iterations": np.int64(4),
+            "batch_size": np.int16(8),
+            "momentum": np.float32(0.5),
+            "flip": np.bool_(False),
+            "save_every": np.int64(2),
+        }
+        recipe = Recipe(crop=32, **numbers)
+        plain = Recipe(crop=32, **{name: value.item() for name, value in numbers.items()})
+        assert repr(recipe) == repr(plain)
+        network = torch.nn.Sequential(
+            torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten(), torch.nn.Linear(12, 10)
+        )
+        for recipe_of_run in (recipe, plain):  # the second one finds the first one's checkpoint
+            fit(
+                FineTune(),
+                network,
+                betons.target_raw,
+                test=betons.target_raw,
+                recipe=recipe_of_run,
+                output=tmp_path / "run",
+            )
+        assert json.loads((tmp_path / "run" / "result.json").read_text())["recipe"]["seed"] == 1
+
+    @pytest.mark.parametrize(
+        ("wrong", "message"),
+        [
+            ({"iterations": 2.5}, "iterations is 2.5; it must be a whole number"),
+            ({"seed": -1}, "seed is -1; it must be a whole number"),
+            ({"learning_rate": "0.1"}, "learning_rate is '0.1'; it must be a number"),
+            ({"alpha": None}, "alpha is None; it must be a number"),
+            ({"flip": "no"}, "flip is 'no'; it must be True or False"),
+        ],
+    )
+    def test_what_is_no_number_is_said(self, wrong: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            Recipe(**wrong)

@@ -6,6 +6,7 @@ Comes in: a name and weights. Goes out: a `Backbone`; from images (B, 3, H, W) f
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import importlib.util
 import os
@@ -28,6 +29,7 @@ __all__ = [
     "load_backbone",
     "output_layer",
     "penultimate_features",
+    "put_in_place",
     "state_hash",
 ]
 
@@ -69,8 +71,9 @@ def as_backbone(model: str | nn.Module | Backbone) -> Backbone:
     """Make a `Backbone` of what a user may give.
 
     Args:
-        model: Name of a classifier, which is taken with its default weights; a module; or a
-            `Backbone`, which is returned as it is.
+        model: Name of a classifier, which is taken with its default weights; a module, whose images
+            have ImageNet's mean and standard deviation and 224 pixels, or what timm's modules say
+            in their ``pretrained_cfg``; or a `Backbone`, which is returned as it is.
 
     Raises:
         ValueError: There is no such model.
@@ -85,7 +88,11 @@ def as_backbone(model: str | nn.Module | Backbone) -> Backbone:
             f'backbone is {model!r}; give the name of a model, e.g. "resnet50", a torch.nn.Module '
             "that ends in a linear classifier, or a Backbone"
         )
-    return Backbone(model, type(model).__name__)
+    name = type(model).__name__
+    if not isinstance(getattr(model, "pretrained_cfg", None), Mapping):
+        return Backbone(model, name)
+    # It may have been made for another size than the pre-trained one, and is not held to it.
+    return dataclasses.replace(_seen_by_timm(model, name), one_size=False)
 
 
 class _Call(NamedTuple):
@@ -101,24 +108,43 @@ class _Call(NamedTuple):
     def made(self, result: Any) -> bool:
         """Return whether this call made the network's result, and nothing changed it afterwards.
 
-        A result of several tensors, as models of transformers give, is made by each one's call.
+        Of several tensors it is the logits, as models of transformers name them, or the first.
         """
-        if isinstance(result, Mapping):
-            result = tuple(result.values())
-        if isinstance(result, (tuple, list)):
-            return any(self.made(part) for part in result)
-        return self.output is result and self.version == getattr(result, "_version", None)
+        while not isinstance(result, torch.Tensor):
+            if isinstance(result, Mapping) and result:
+                result = result.get("logits", next(iter(result.values())))
+            elif isinstance(result, (tuple, list)) and result:
+                result = result[0]
+            else:
+                return False
+        return self.output is result and self.version == _version(result)
+
+
+def _version(tensor: Any) -> int | None:
+    """Return how often a tensor was changed in place; one of inference mode counts nothing."""
+    if not isinstance(tensor, torch.Tensor) or tensor.is_inference():
+        return None
+    return tensor._version
 
 
 @contextlib.contextmanager
-def _last_calls(network: nn.Module, *kinds: type[nn.Module]) -> Iterator[dict[type, _Call]]:
-    """Record, by kind, the last call of a module without children in the block's forward pass."""
-    calls: dict[type, _Call] = {}
+def _calls(network: nn.Module, *kinds: type[nn.Module]) -> Iterator[dict[type, list[_Call]]]:
+    """Record, by kind, calls of modules without children in the block's forward pass.
+
+    They are the calls that made one vector an image, as a classifier does: there are few of them,
+    and they are small, so that the pass needs no more memory. Of `nn.Module`, any kind, it is the
+    last call alone.
+    """
+    calls: dict[type, list[_Call]] = {kind: [] for kind in kinds}
 
     def note(kind: type, name: str) -> Any:
         def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            version = getattr(output, "_version", None)
-            calls[kind] = _Call(name, module, inputs[0] if inputs else None, output, version)
+            if kind is nn.Module:
+                calls[kind].clear()
+            elif getattr(output, "ndim", 0) != 2:
+                return
+            made = _Call(name, module, inputs[0] if inputs else None, output, _version(output))
+            calls[kind].append(made)
 
         return hook
 
@@ -151,10 +177,9 @@ def penultimate_features(model: nn.Module, images: torch.Tensor) -> torch.Tensor
     Raises:
         ValueError: The result is no vector per image.
     """
-    with _last_calls(model, nn.Linear) as calls:
+    with _calls(model, nn.Linear) as calls:
         output = model(images)
-    last = calls.get(nn.Linear)
-    features = last.input if last is not None and last.made(output) else output
+    features = next((call.input for call in calls[nn.Linear] if call.made(output)), output)
     if isinstance(features, torch.Tensor) and features.ndim == 4:
         features = features.mean((2, 3))
     if not isinstance(features, torch.Tensor) or features.shape != (
@@ -192,20 +217,27 @@ def output_layer(network: nn.Module, size: int = _SIZE) -> tuple[str, nn.Module 
     image = torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype)
     modes = [(module, module.training) for module in network.modules()]
     try:
-        with _last_calls(network.eval(), nn.Linear, nn.Identity, nn.Module) as calls:
+        with _calls(network.eval(), nn.Linear, nn.Identity, nn.Module) as calls:
             output = network(image)
-    except (RuntimeError, ValueError, TypeError) as error:
+    except Exception as error:  # a forward pass of somebody else's raises what it likes
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"{type(network).__name__} does not take an image of 3 x {size} x {size} pixels "
-            f"({str(error).splitlines()[0]}); give a network of images, and their size"
+            f"({reason}); give a network of images, and their size"
         ) from error
     finally:
         for module, training in modes:
             module.training = training
-    for kind in (nn.Linear, nn.Identity, nn.Module):
-        if kind in calls and calls[kind].made(output):
-            return calls[kind].name, calls[kind].module
-    return "", None
+    made = (call for of_kind in calls.values() for call in of_kind if call.made(output))
+    return next(((call.name, call.module) for call in made), ("", None))
+
+
+def put_in_place(network: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put a module in the place of another, under all names that a network has for it."""
+    modules = network.named_modules(remove_duplicate=False)
+    for name in [name for name, module in modules if module is old]:
+        parent, _, child = name.rpartition(".")
+        setattr(network.get_submodule(parent), child, new)
 
 
 def load_backbone(name: str, weights: str | os.PathLike[str]) -> Backbone:
@@ -292,7 +324,12 @@ def _load_timm(name: str, trained: bool) -> Backbone:
         if not trained:
             raise
         raise OSError(str(error)) from error  # what timm says of weights that do not exist
-    seen: Any = network.pretrained_cfg
+    return _seen_by_timm(network, name)
+
+
+def _seen_by_timm(network: Any, name: str) -> Backbone:
+    """Make a `Backbone` of a module of timm, which says what its images look like."""
+    seen = network.pretrained_cfg
     return Backbone(
         network,
         name,
@@ -347,15 +384,21 @@ def _load_weights(network: nn.Module, path: Path, size: int) -> None:
         ) from error
     name, layer = output_layer(network, size)
     head = name if isinstance(layer, nn.Linear) else None
+    left_out = ("source_head.",) if head is not None else ("source_head.", "target_head.")
     for key in ("state_dict", "model", "network"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict):
         raise ValueError(f"{path}: holds a {type(state).__name__}, expected a state dict")
-    state = {_own_key(key, head): value for key, value in state.items()}
+    own = network.state_dict()
+    state = {
+        _own_key(key, own, head): value
+        for key, value in state.items()
+        if key in own or not str(key).startswith(left_out)  # heads that `xmix train` puts on top
+    }
     if head is not None:
         _resize_classifier(network, head, state)
-    own = network.state_dict()
+        own = network.state_dict()
     missing = [key for key in own if key not in state and not key.startswith(f"{head}.")]
     unexpected = [key for key in state if key not in own]
     wrong = [
@@ -369,10 +412,15 @@ def _load_weights(network: nn.Module, path: Path, size: int) -> None:
     network.load_state_dict(state, strict=False)
 
 
-def _own_key(key: Any, head: str | None) -> str:
+def _own_key(key: Any, own: Mapping[str, Any], head: str | None) -> str:
     """Translate a key of a wrapped network, or of one of `xmix train`, into the network's own."""
-    text = str(key).removeprefix("module.").removeprefix("backbone.")
-    return text.replace("target_head.", f"{head}.", 1) if text.startswith("target_head.") else text
+    text = str(key)
+    for prefix in ("module.", "backbone."):
+        if text not in own:
+            text = text.removeprefix(prefix)
+    if head is not None and text not in own and text.startswith("target_head."):
+        text = text.replace("target_head", head, 1)
+    return text
 
 
 def _resize_classifier(network: nn.Module, head: str, state: dict[str, Any]) -> None:

@@ -32,6 +32,7 @@ from xmix_data.errors import ImageError
 from xmix_data.files import sync
 from xmix_data.images import ImageSource, numbered_names
 from xmix_data.names import first_repeated, same_forms
+from xmix_data.options import whole_number
 from xmix_data.progress import Progress
 from xmix_data.remote import name_of, path_or_url, require_writable, scratch, whole_file
 
@@ -119,6 +120,12 @@ def write_beton(
     path = path_or_url(path)
     manifest_file = path_or_url(manifest_path(path))
     _check_options(image_size, crop, encoding, quality, on_error, num_workers, shard)
+    # Python's own numbers, for the manifest: NumPy's are written into no JSON.
+    quality = whole_number("quality", quality, 1)
+    image_size = None if image_size is None else whole_number("image_size", image_size, 1)
+    num_workers = None if num_workers is None else whole_number("num_workers", num_workers, 0)
+    if shard is not None:
+        shard = whole_number("shard", shard[0], 0), whole_number("shard", shard[1], 1)
     for place in (path, manifest_file):
         require_writable(place, overwrite=overwrite)
     source = open_images(dataset)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from xmix_data.backbones import output_layer
+from xmix_data.backbones import output_layer, put_in_place
 from xmix_data.methods.network import maker, source_head
 from xmix_data.options import whole_number
 
@@ -169,8 +169,7 @@ class JointHead(nn.Linear):
             device=weight.device,
             dtype=weight.dtype,
         )
-        parent, _, attribute = name.rpartition(".")
-        setattr(network.get_submodule(parent), attribute, head.train(old.training))
+        put_in_place(network, old, head.train(old.training))
         return head
 
     def to_linear(self) -> nn.Linear:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from xmix_data.backbones import output_layer
+from xmix_data.backbones import output_layer, put_in_place
 
 __all__ = ["Outputs", "TransferNetwork", "imagenet_wnids", "source_head", "split_classifier"]
 
@@ -131,10 +131,12 @@ class TransferNetwork(nn.Module):
 
     def _forward(self, images: torch.Tensor) -> Outputs:
         features = self.backbone(images)
-        if features.ndim != 2 or features.shape[1] != self.features:
+        shape = tuple(features.shape) if isinstance(features, torch.Tensor) else None
+        if shape is None or len(shape) != 2 or shape[1] != self.features:
+            made = f"a {type(features).__name__}" if shape is None else f"features of shape {shape}"
             raise ValueError(
-                f"the backbone makes features of shape {tuple(features.shape)}, and the heads take "
-                f"(B, {self.features}); pool and flatten them in the backbone, or change the heads"
+                f"the backbone makes {made}, and the heads take (B, {self.features}); "
+                "pool and flatten features in the backbone, or change the heads"
             )
         if self.joint_head is not None:
             target, source = self.joint_head(features).split(self._blocks, dim=1)
@@ -193,10 +195,11 @@ def split_classifier(model: nn.Module, size: int = 224) -> tuple[nn.Module, nn.L
         (torch.Size([8, 12]), Linear(in_features=12, out_features=10, bias=True))
     """
     backbone = deepcopy(model)
-    for name in _AUXILIARY:
-        if getattr(backbone, name, None) is not None:
-            setattr(backbone, name, None)
-            setattr(backbone, "aux_logits", False)  # noqa: B010, no attribute of every module
+    if getattr(backbone, "aux_logits", False):  # of torchvision's, whose forward pass asks for it
+        setattr(backbone, "aux_logits", False)  # noqa: B010, no attribute of every module
+        for name in _AUXILIARY:
+            if hasattr(backbone, name):
+                setattr(backbone, name, None)
     name, last = output_layer(backbone, size)
     if name and isinstance(last, nn.Identity):
         return backbone, None
@@ -206,8 +209,7 @@ def split_classifier(model: nn.Module, size: int = 224) -> tuple[nn.Module, nn.L
             f"{maker(name, last)} makes it; let it give features (B, D), and give TransferNetwork "
             "heads of your own"
         )
-    parent, _, child = name.rpartition(".")
-    setattr(backbone.get_submodule(parent), child, nn.Identity())
+    put_in_place(backbone, last, nn.Identity())
     return backbone, last
 
 

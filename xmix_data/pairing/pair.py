@@ -34,6 +34,7 @@ from xmix_data.pairing.pairing import Pairing
 __all__ = ["check_options", "needs_features", "pair_classes", "pairs_table"]
 
 
+_COUNTS = ("rounds", "min_images", "num_images")
 _MAX_PAIRS_ASSIGNED = 25_000_000
 
 
@@ -90,6 +91,11 @@ def pair_classes(
         [PairedClass(name='s2', cosine=1.0, images=60, first=None, domain=0)]
     """
     check_options(method, rounds, min_images, num_images, strict, seed)
+    rounds, min_images, num_images = (
+        None if value is None else whole_number(name, value, 1)
+        for name, value in zip(_COUNTS, (rounds, min_images, num_images), strict=True)
+    )
+    strict, seed = bool(strict), int(seed)
     _check_fit(target, source, 0 if strict else rounds or 1)
     featureless = target.values.shape[1] == 0
     if featureless and needs_features(method, num_images, strict):
@@ -178,7 +184,7 @@ def check_options(
     whole_number("seed", seed, 0, MAX_SEED)
     if rounds is not None and min_images is not None:
         raise ValueError("rounds and min_images exclude each other; give one")
-    for name, value in (("rounds", rounds), ("min_images", min_images), ("num_images", num_images)):
+    for name, value in zip(_COUNTS, (rounds, min_images, num_images), strict=True):
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}; give at least 1")
     if strict and (min_images is None or num_images is not None or method == RANDOM_IMAGES):

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from xmix_data.options import MAX_SEED, real_number, truth, whole_number
+
 if TYPE_CHECKING:  # the command line reads the fields, and is not to wait for torch
     from xmix_data.methods import TransferNetwork
 
@@ -16,6 +18,11 @@ MIXED_EPOCHS = 75
 was not after 76 (docs/methods.md, "What it gives, in small")."""
 UNMIXED_END_EPOCHS = 25
 """With an unmixed end the shortest training that was measured, 27 epochs, was not behind."""
+
+_COUNTS = ("iterations", "batch_size", "crop", "log_every", "save_every", "test_every")
+_SWITCHES = ("flip", "amp", "compile", "nesterov", "clean_statistics")
+_WORDS = ("on_error", "compile_mode")
+"""Kinds of a recipe's fields; the seed is a kind of its own, all others are real numbers."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +93,7 @@ class Recipe:
     compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = "default"
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "batch_size", "crop", "log_every", "save_every", "test_every"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1")
+        self._check_kinds()
         for name in ("learning_rate", "alpha", "beta"):
             value = getattr(self, name)
             if not 0 < value < math.inf:
@@ -108,6 +112,21 @@ class Recipe:
                 f"drop_at {self.drop_at}, momentum {self.momentum}, weight_decay "
                 f"{self.weight_decay}: give 0 .. 1, 0 .. 1, and at least 0"
             )
+
+    def _check_kinds(self) -> None:
+        for name in self.__dataclass_fields__:
+            value = getattr(self, name)
+            if name == "seed":
+                value = whole_number(name, value, 0, MAX_SEED)
+            elif name in _SWITCHES:
+                value = truth(name, value)
+            elif name in _WORDS:
+                value = str(value)
+            elif value is not None or name not in ("epochs", "test_every"):
+                value = (
+                    whole_number(name, value, 1) if name in _COUNTS else real_number(name, value)
+                )
+            object.__setattr__(self, name, value)  # it is frozen
 
     def rate(self, step: int, iterations: int) -> float:
         """Return the learning rate of a step, counted from 0, in a phase of ``iterations``."""
