@@ -409,6 +409,23 @@ def test_parts_of_a_class_may_not_overlap(tmp_path: Path) -> None:
             load(*parts)
 
 
+def test_a_pairing_made_by_hand_is_saved_if_it_can_be_loaded(tmp_path: Path) -> None:
+    """Of NumPy's numbers, as somebody's own similarities are; what is wrong is said at once."""
+    path = tmp_path / "pairing.json"
+    made = Pairing({"t0": [PairedClass("s0", np.float32(0.5), np.int64(3))]})
+    made.save(path)
+    assert Pairing.load(path) == made
+    before = path.read_bytes()
+    for pairs in (
+        {"t0": [PairedClass("s0", 0.5, 3)], "t1": [PairedClass("s0", 0.4, 3)]},
+        {"t0": [PairedClass("s0", 1.0000001, 3)]},
+        {"t0": []},
+    ):
+        with pytest.raises(ValueError, match=r"pairing\.json: the pairing cannot be saved, as "):
+            Pairing(pairs).save(path)
+        assert path.read_bytes() == before
+
+
 def test_a_name_that_is_no_utf8_survives_its_file(tmp_path: Path) -> None:
     """A folder may be called anything."""
     pairing = Pairing({"caf\udce9": [PairedClass("\udcff", 0.5, 1)]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -130,6 +131,23 @@ def test_four_processes_go_on_as_two_and_as_three(
     assert 2 < len(seen) == 9 and seen == whole[0]
     for key, value in weights(tmp_path).items():
         torch.testing.assert_close(value, whole[1][key], rtol=1e-4, atol=1e-5)
+
+
+def test_epochs_keep_their_number_of_steps_with_more_processes(
+    betons: Betons, tmp_path: Path, forked: processes.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps of twice the size: they are counted on, and the learning rate falls where it did."""
+    lines = []
+    for count, stop in ((1, "SIGTERM 0 3"), (2, "- 0 0")):
+        monkeypatch.setenv("STOPS", stop)
+        options = ["--batch-size", "4", "--epochs", "1.5"]  # 9 steps of one process, 4 of two
+        results = ended(forked.job(count, *command(betons, tmp_path, *options)), SECONDS)
+        assert [status for status, *_ in results] == [0 if stop[0] == "-" else 143] * count, results
+        lines.append([len(step) for step in images(tmp_path, count)])
+    assert lines == [[4] * 3, [8] * 6]
+    log = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    rates = {line["step"]: line["lr"] for line in map(json.loads, log)}
+    assert rates == {step: pytest.approx(0.01 if step <= 6 else 0.001) for step in range(1, 10)}
 
 
 def test_another_step_is_refused_with_the_batch_size_that_fits(

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import resource
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,7 @@ from xmix_data import (
     Pairing,
     RandomCrop,
     XMixError,
+    class_centroids,
 )
 from xmix_data.backbones import Backbone, state_hash
 from xmix_data.cli import _parser, main
@@ -548,10 +550,12 @@ def test_evaluation_leaves_the_mode_as_it_was(betons: Betons) -> None:
         FineTune(), network(), recipe=recipe(iterations=1), **data(betons, FineTune())
     ).network
     with ImageLoader(betons.target_raw, batch_size=5, crop=CenterCrop(CROP)) as loader:
-        for training in (True, False):
-            before = state_hash(net.train(training))
+        for training, of_norm in ((True, True), (False, False), (True, False)):
+            net.train(training)
+            net.backbone[1].train(of_norm)  # as where the statistics are frozen
+            before = state_hash(net)
             evaluate(net, loader)
-            assert net.training == net.backbone[1].training == training
+            assert (net.training, net.backbone[1].training) == (training, of_norm)
             assert state_hash(net) == before
 
 
@@ -814,7 +818,7 @@ def test_what_is_missing_is_said_before_the_model_is_made(
         ({"batch_size": 2.5}, "batch_size is 2.5"),
         ({"crop": -1}, "crop is -1"),
         ({"test_every": 0}, "test_every is 0"),
-        ({"learning_rate": 0}, "learning_rate is 0; it must be a number above 0"),
+        ({"learning_rate": 0}, "learning_rate is 0.0; it must be a number above 0"),
         ({"learning_rate": math.nan}, "learning_rate is nan"),
         ({"alpha": -1.0}, "alpha is -1.0"),
         ({"beta": math.inf}, "beta is inf"),
@@ -1153,11 +1157,21 @@ def test_epochs_count_passes_over_a_phases_images(betons: Betons, tmp_path: Path
     assert steps[-1] == round(2.5 * of_epoch)
 
 
-@pytest.mark.parametrize("method", [XMixup(), XMixup(lam="batch"), Mixup()], ids=repr)
-def test_mixing_is_off_at_the_end(betons: Betons, method: Method, tmp_path: Path) -> None:
-    """From the nearest end of an epoch on: then images are those of plain loading."""
-    of_epoch, iterations = 27 // 8, 4 * (27 // 8)
-    settings = {"iterations": iterations, "unmixed": 0.4, "crop": 40, "flip": False}
+@pytest.mark.parametrize(
+    ("method", "iterations", "unmixed", "first"),
+    [
+        *((method, 12, 0.4, 6) for method in (XMixup(), XMixup(lam="batch"), Mixup())),
+        (XMixup(), 9, 0.1, 6),  # the nearest end would be the training's: there is an unmixed end
+        (XMixup(), 4, 0.9, 3),  # and the nearest here its beginning: something is mixed
+        (XMixup(), 2, 1, 0),
+    ],
+    ids=repr,
+)
+def test_mixing_is_off_at_the_end(
+    betons: Betons, method: Method, iterations: int, unmixed: float, first: int
+) -> None:
+    """From the nearest end of an epoch, of 3 steps, on: then images are those of plain loading."""
+    settings = {"iterations": iterations, "unmixed": unmixed, "crop": 40, "flip": False}
     what = data(betons, method)
     fit(method, Seen(network(norm=False)), recipe=recipe(**settings), **what)
     passes = [images for images in Seen.images if len(images) in (8, 16)][-iterations:]
@@ -1168,8 +1182,14 @@ def test_mixing_is_off_at_the_end(betons: Betons, method: Method, tmp_path: Path
         distances = (images[:8, None] - stored[None]).abs().amax(dim=(2, 3, 4)).amin(1)
         return bool((distances < 1e-5).all())
 
-    first = of_epoch * round(0.6 * iterations / of_epoch)
     assert [clean(images) for images in passes] == [step >= first for step in range(iterations)]
+
+
+@pytest.mark.parametrize("method", [XMixup(), Mixup()], ids=repr)
+def test_an_unmixed_end_needs_more_than_an_epoch(betons: Betons, method: Method) -> None:
+    numbers = recipe(iterations=3, unmixed=0.34)
+    with pytest.raises(ValueError, match=r"unmixed is 0\.34.* has no more than one of 3; give"):
+        fit(method, network(), recipe=numbers, **data(betons, method))
 
 
 def test_an_interrupted_run_leaves_mixing_off_where_it_did(betons: Betons, tmp_path: Path) -> None:
@@ -1186,6 +1206,61 @@ def test_an_interrupted_run_leaves_mixing_off_where_it_did(betons: Betons, tmp_p
         )
         for name, value in whole.network.state_dict().items():
             assert torch.equal(value, again.network.state_dict()[name]), (stop, name)
+
+
+def test_statistics_measured_again_are_the_same(betons: Betons, tmp_path: Path) -> None:
+    """Those behind dropout, too: a finished training that is run again changes nothing."""
+    method, what = XMixup(), data(betons, XMixup())
+    numbers = recipe(iterations=4, clean_statistics=True)
+
+    def behind_dropout() -> nn.Module:
+        torch.manual_seed(1)
+        flat = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(0.5))
+        return nn.Sequential(*flat, nn.BatchNorm1d(12), nn.Linear(12, 10))
+
+    states = []
+    for _ in range(2):
+        torch.manual_seed(len(states))  # what the caller did before is of no account
+        result = fit(method, behind_dropout(), recipe=numbers, output=tmp_path, **what)
+        states.append(result.network.state_dict())
+    same(*states)
+
+
+def test_a_full_disk_is_said_and_the_checkpoint_before_stays(
+    betons: Betons, tmp_path: Path
+) -> None:
+    what = data(betons, FineTune())
+    fit(FineTune(), network(), recipe=recipe(iterations=2), output=tmp_path, **what)
+    for file in ("model.pt", "result.json"):
+        (tmp_path / file).unlink()
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"model\.pt: cannot be written \(File too large\); free"):
+            fit(FineTune(), network(), recipe=recipe(iterations=2), output=tmp_path, **what)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    assert not (tmp_path / "model.pt").exists()
+
+
+def test_a_log_of_something_else_is_not_cut(betons: Betons, tmp_path: Path) -> None:
+    text = '{"epoch": 1}\n'
+    (tmp_path / "metrics.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=r'metrics\.jsonl: is no log of a training \(\{"epoch": 1'):
+        fit(FineTune(), network(), recipe=recipe(), output=tmp_path, **data(betons, FineTune()))
+    assert (tmp_path / "metrics.jsonl").read_text() == text
+
+
+def test_a_network_in_half_precision_is_refused(betons: Betons) -> None:
+    half = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()).bfloat16()
+    for use in (
+        lambda: fit(FineTune(), half, recipe=recipe(), **data(betons, FineTune())),
+        lambda: class_centroids(betons.target_raw, half),
+    ):
+        with pytest.raises(ValueError, match=r"is in torch\.bfloat16.* \(network\.float\(\)\)"):
+            use()
 
 
 def test_statistics_are_those_of_unmixed_images(betons: Betons) -> None:

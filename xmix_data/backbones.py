@@ -26,6 +26,7 @@ from xmix_data.normalise import IMAGENET_MEAN, IMAGENET_STD
 __all__ = [
     "Backbone",
     "as_backbone",
+    "in_eval_mode",
     "load_backbone",
     "output_layer",
     "penultimate_features",
@@ -76,23 +77,32 @@ def as_backbone(model: str | nn.Module | Backbone) -> Backbone:
             in their ``pretrained_cfg``; or a `Backbone`, which is returned as it is.
 
     Raises:
-        ValueError: There is no such model.
+        ValueError: There is no such model, or it is not in float32.
         OSError: The weights could not be downloaded.
     """
-    if isinstance(model, str):
-        return load_backbone(model, "default")
-    if isinstance(model, Backbone):
-        return model
-    if not isinstance(model, nn.Module):
+    if not isinstance(model, (str, nn.Module, Backbone)):
         raise ValueError(
             f'backbone is {model!r}; give the name of a model, e.g. "resnet50", a torch.nn.Module '
             "that ends in a linear classifier, or a Backbone"
         )
-    name = type(model).__name__
-    if not isinstance(getattr(model, "pretrained_cfg", None), Mapping):
-        return Backbone(model, name)
+    if isinstance(model, nn.Module):
+        backbone = _of_module(model)
+    else:
+        backbone = load_backbone(model, "default") if isinstance(model, str) else model
+    if others := {p.dtype for p in backbone.network.parameters()} - {torch.float32}:
+        raise ValueError(
+            f"{backbone.name} is in {', '.join(map(str, others))}, and its images come in float32; "
+            "give it in float32 (network.float())"
+        )
+    return backbone
+
+
+def _of_module(network: nn.Module) -> Backbone:
+    name = type(network).__name__
+    if not isinstance(getattr(network, "pretrained_cfg", None), Mapping):
+        return Backbone(network, name)
     # It may have been made for another size than the pre-trained one, and is not held to it.
-    return dataclasses.replace(_seen_by_timm(model, name), one_size=False)
+    return dataclasses.replace(_seen_by_timm(network, name), one_size=False)
 
 
 class _Call(NamedTuple):
@@ -215,9 +225,11 @@ def output_layer(network: nn.Module, size: int = _SIZE) -> tuple[str, nn.Module 
     """
     parameter = next(network.parameters(), torch.empty(0, device="cpu"))
     image = torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype)
-    modes = [(module, module.training) for module in network.modules()]
     try:
-        with _calls(network.eval(), nn.Linear, nn.Identity, nn.Module) as calls:
+        with (
+            in_eval_mode(network),
+            _calls(network, nn.Linear, nn.Identity, nn.Module) as calls,
+        ):
             output = network(image)
     except Exception as error:  # a forward pass of somebody else's raises what it likes
         reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -225,11 +237,20 @@ def output_layer(network: nn.Module, size: int = _SIZE) -> tuple[str, nn.Module 
             f"{type(network).__name__} does not take an image of 3 x {size} x {size} pixels "
             f"({reason}); give a network of images, and their size"
         ) from error
+    made = (call for of_kind in calls.values() for call in of_kind if call.made(output))
+    return next(((call.name, call.module) for call in made), ("", None))
+
+
+@contextlib.contextmanager
+def in_eval_mode(network: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation mode for a block; each part returns to its own mode."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
     finally:
         for module, training in modes:
             module.training = training
-    made = (call for of_kind in calls.values() for call in of_kind if call.made(output))
-    return next(((call.name, call.module) for call in made), ("", None))
 
 
 def put_in_place(network: nn.Module, old: nn.Module, new: nn.Module) -> None:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from xmix_data.backbones import Backbone, as_backbone, penultimate_features
+from xmix_data.backbones import Backbone, as_backbone, in_eval_mode, penultimate_features
 from xmix_data.beton import Domain, DomainLike, open_domain
 from xmix_data.errors import XMixError
 from xmix_data.loader import ImageLoader
@@ -99,9 +99,7 @@ def class_centroids(
         crop = _test_crop(domain, backbone)
     folder = None if cache is None else _folder(Path(cache))
     network, weights_hash = backbone.network, backbone.weights_hash
-    modes = [(module, module.training) for module in network.modules()]
-    network.to(device).eval()
-    try:
+    with in_eval_mode(network.to(device)):
         parts = [
             _Extraction(
                 part,
@@ -116,9 +114,6 @@ def class_centroids(
             ).centroids()
             for part in domain.parts
         ]
-    finally:
-        for module, training in modes:
-            module.training = training
     return Centroids.joined(parts)
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
+from xmix_data.backbones import in_eval_mode
 from xmix_data.batch import PairedBatch
 from xmix_data.methods.base import (
     Average,
@@ -257,7 +257,7 @@ def _pseudo_labels(
     network: TransferNetwork, images: torch.Tensor, threshold: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Find the images (K, 3, H, W) that the network is sure of, and their classes (K,)."""
-    with _evaluation(network):
+    with in_eval_mode(network):
         logits = head_logits(network(torch.cat([images, images.flip(3)])), "target")
     # Older torch (pytorch#65766): autocast hands the training pass weights cast here, graphless.
     torch.clear_autocast_cache()
@@ -265,15 +265,3 @@ def _pseudo_labels(
     probabilities, labels = ((chances[: len(images)] + chances[len(images) :]) / 2).max(1)
     sure = probabilities > threshold
     return images[sure], labels[sure]
-
-
-@contextmanager
-def _evaluation(network: nn.Module) -> Iterator[None]:
-    """Put a network into evaluation mode for the block; single modules may have had it before."""
-    training = [module for module in network.modules() if module.training]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -39,7 +39,12 @@ class Contents(NamedTuple):
 
 
 def write(path: str | os.PathLike[str], contents: Contents) -> None:
-    """Write a pairing's file as JSON; it appears when whole."""
+    """Write a pairing's file as JSON; it appears when whole.
+
+    Raises:
+        ValueError: `read` would not take it: one made by hand has impossible numbers, say.
+        OSError: The file cannot be written, or not be uploaded.
+    """
     document = {
         "format": _FORMAT,
         "version": _VERSION,
@@ -53,7 +58,18 @@ def write(path: str | os.PathLike[str], contents: Contents) -> None:
     }
     if contents.similarity is not None:
         document["similarity"] = _similarity_entry(contents.similarity)
-    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(
+        document,
+        indent=1,
+        ensure_ascii=False,
+        allow_nan=False,
+        default=operator.methodcaller("item"),  # numbers of NumPy, in a pairing made by hand
+    )
+    text += "\n"
+    try:
+        _parse(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: the pairing cannot be saved, as {error}; correct it") from error
     with whole_file(path_or_url(path)) as stream:
         stream.write(text.encode(errors="surrogateescape"))
 

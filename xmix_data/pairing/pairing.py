@@ -141,6 +141,7 @@ class Pairing:
 
         Raises:
             OSError: The disk is full or not writable.
+            ValueError: `load` would not take it: a source class has two target classes, say.
         """
         contents = file.Contents(
             self.pairs, self.options, self.target, self.source, self.similarity

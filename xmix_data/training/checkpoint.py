@@ -7,6 +7,7 @@ a checkpoint of another training is a `ValueError` that says in what they differ
 from __future__ import annotations
 
 import dataclasses
+import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ __all__ = [
     "load_loaders",
     "load_network",
     "save_checkpoint",
+    "save_whole",
 ]
 
 FORMAT = "xmix_data.checkpoint/1"
@@ -64,8 +66,19 @@ def described(method: Method) -> str:
 def save_checkpoint(path: Path, identity: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     """Write a checkpoint of tensors, numbers, texts, lists and dictionaries."""
     document = {"format": FORMAT, "identity": dict(identity), "world_size": get_world_size()}
-    with whole_file(path) as stream:
-        torch.save({**document, **state}, stream)
+    save_whole(path, {**document, **state})
+
+
+def save_whole(path: Path, document: Mapping[str, Any]) -> None:
+    """Write what `torch.load` reads; the file appears when it is whole.
+
+    Raises:
+        OSError: The file cannot be written; names it.
+    """
+    stream = io.BytesIO()  # torch's writer turns a full disk into an error that names nothing
+    torch.save(dict(document), stream)
+    with whole_file(path) as file:
+        file.write(stream.getbuffer())
 
 
 def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:

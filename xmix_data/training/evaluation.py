@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import distributed, nn
 
+from xmix_data.backbones import in_eval_mode
 from xmix_data.beton import Domain
 from xmix_data.loader import ImageLoader
 from xmix_data.methods import Outputs
@@ -48,18 +49,14 @@ def evaluate(network: nn.Module, loader: ImageLoader) -> float:
             'ImageLoader("test.beton", batch_size=256, classes_from=training_loader)'
         )
     require_group(loader.world_size)
-    training = network.training
-    network.eval()
     counts = torch.zeros(2, dtype=torch.float64, device=loader.device)
-    try:
+    with in_eval_mode(network):
         for batch in loader:
             images, labels = batch.values() if isinstance(batch, dict) else batch
             own = len(images) - loader.last_padding
             logits = _target_logits(network(images), loader.num_target_classes)
             counts[0] += (logits.argmax(1) == labels)[:own].sum()
             counts[1] += own
-    finally:
-        network.train(training)
     if get_world_size() > 1:
         distributed.all_reduce(counts)
     return float(counts[0] / counts[1])

@@ -49,6 +49,7 @@ from xmix_data.training.checkpoint import (
     load_loaders,
     load_network,
     save_checkpoint,
+    save_whole,
 )
 from xmix_data.training.evaluation import evaluate, require_trained
 from xmix_data.training.feeds import (
@@ -224,6 +225,7 @@ class _Run:
             epochs = self._iterations(0) / len(self.loaders[0][0])
             if advice := advice_on_mixing(recipe, epochs):
                 _log.warning("%s", advice)
+        self.unmixed_from = [self._unmixed_from(n) for n, _ in enumerate(method.phases)]
         self.device = self.loaders[0][0].device
         require_group(self.loaders[0][0].world_size)
         self.tests = None
@@ -237,6 +239,7 @@ class _Run:
         self.log = MetricsLog(None if output is None else Path(output), tensorboard)
         stack.callback(self.log.close)
         self.identity = identity_of(method, f"{backbone.name} {backbone.weights_hash}", recipe)
+        self.lengths = [self._iterations(n) for n, _ in enumerate(method.phases)]
         self.path = None if self.log.folder is None else self.log.folder / "checkpoint.pt"
         self.saved = self._saved()
         self.preemption = Preemption(enabled=self.path is not None)
@@ -244,7 +247,7 @@ class _Run:
     def train(self, number: int, phase: Phase, earlier: TransferNetwork | None) -> TransferNetwork:
         """Train the network for one phase of the method."""
         recipe, method, loaders, saved = self.recipe, self.method, self.loaders[number], self.saved
-        iterations = self._iterations(number)
+        iterations, unmixed_from = self.lengths[number], self.unmixed_from[number]
         network = self._network(number, phase, earlier)
         if saved is not None and saved["phase"] > number:
             return network  # what it had learnt is where the next phase starts
@@ -266,7 +269,6 @@ class _Run:
         first = self._restore(network, optimizer) if resumes else 0
         wrapped = self._wrapped(network)
         average = average_in_place if get_world_size() > 1 else None
-        unmixed_from = self._unmixed_from(number) if recipe.unmixed else None
         batches = [without_end(loader, first, unmixed_from) for loader in loaders]
         unchecked: list[StepLoss] = []
         network.train()
@@ -320,22 +322,19 @@ class _Run:
         """Test the network, and write the result."""
         number = len(self.method.phases) - 1
         if self.recipe.clean_statistics:
+            torch.manual_seed(_seed(self.recipe.seed, number, self.lengths[number] + 1, get_rank()))
             self._measure_statistics(network)
-        accuracy = self._test(number, self._iterations(number), network)
+        accuracy = self._test(number, self.lengths[number], network)
         if self.log.folder is not None and get_rank() == 0:
-            with whole_file(self.log.folder / "model.pt") as stream:
-                classes = None if self.source is None else self.source.class_names
-                torch.save(
-                    {
-                        "format": FORMAT,
-                        "model": self.backbone.name,
-                        "network": network.state_dict(),
-                        "heads": list(network.heads),
-                        "target_classes": self.target.class_names,
-                        "source_classes": classes,
-                    },
-                    stream,
-                )
+            document: dict[str, Any] = {
+                "format": FORMAT,
+                "model": self.backbone.name,
+                "network": network.state_dict(),
+                "heads": list(network.heads),
+                "target_classes": self.target.class_names,
+                "source_classes": None if self.source is None else self.source.class_names,
+            }
+            save_whole(self.log.folder / "model.pt", document)
             recipe = dataclasses.asdict(self.recipe)
             document = {
                 "method": described(self.method),
@@ -354,10 +353,20 @@ class _Run:
             return own or self.recipe.iterations
         return max(1, round(epochs * len(self.loaders[number][0])))
 
-    def _unmixed_from(self, number: int) -> int:
-        """Return the step from which nothing is mixed: the end of an epoch."""
+    def _unmixed_from(self, number: int) -> int | None:
+        """Return the step from which nothing is mixed: the end of an epoch, or ``None``."""
+        unmixed, iterations = self.recipe.unmixed, self._iterations(number)
+        if unmixed in (0, 1):
+            return 0 if unmixed else None
         of_epoch = len(self.loaders[number][0])
-        return of_epoch * round((1 - self.recipe.unmixed) * self._iterations(number) / of_epoch)
+        last = (iterations - 1) // of_epoch  # the last end of an epoch that training goes on after
+        if last == 0:
+            raise ValueError(
+                f"unmixed is {unmixed:.3g}, mixing ends where an epoch does, and a training of "
+                f"{iterations} iterations has no more than one of {of_epoch}; give unmixed=0, or "
+                "more iterations"
+            )
+        return of_epoch * min(max(1, round((1 - unmixed) * iterations / of_epoch)), last)
 
     def _survey(self, network: TransferNetwork) -> None:
         """Show the method all target images, to each process alike."""
@@ -448,6 +457,8 @@ class _Run:
         state = {
             "phase": number,
             "step": step,
+            "iterations": self.lengths[number],
+            "unmixed_from": self.unmixed_from[number],
             "start": start,
             "network": network.state_dict(),
             "optimizer": optimizer.state_dict(),
@@ -466,7 +477,12 @@ class _Run:
         saved = load_checkpoint(self.path, self.identity)
         number, phases = saved["phase"], self.method.phases
         load_loaders(self.path, self.loaders[number], saved["loaders"])
-        ended = number + 1 == len(phases) and saved["step"] == self._iterations(number)
+        # In epochs the phase might have another length now, by the number of processes.
+        self.lengths[number] = saved.get("iterations", self.lengths[number])
+        self.unmixed_from[number] = saved.get("unmixed_from", self.unmixed_from[number])
+        if self.lengths[number] != self._iterations(number):
+            _log.info("keeps the %d iterations that it began with", self.lengths[number])
+        ended = number + 1 == len(phases) and saved["step"] == self.lengths[number]
         self.log.cut(number, saved["step"], test_again=ended)
         return saved
 

@@ -79,8 +79,14 @@ class MetricsLog:
         for text in path.read_text().splitlines(keepends=True):
             if not text.endswith("\n"):
                 break  # a process that was killed wrote half a line
-            line = json.loads(text)
-            at = (line["phase"], line["step"])
+            try:
+                line = json.loads(text)
+                at = (line["phase"], line["step"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{path}: is no log of a training ({text.strip()[:60]}); choose another "
+                    "--output, or delete it"
+                ) from error
             if at < here or (at == here and not (test_again and "accuracy" in line)):
                 kept.append(text)
         with whole_file(path) as stream:
