@@ -192,6 +192,30 @@ def test_l2sp_pulls_towards_the_starting_point() -> None:
     assert L2SP.weight_decay == 0
 
 
+@pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "without parameters"])
+def test_l2sps_penalty_of_nothing_is_zero(frozen: bool) -> None:
+    net, batch = network(), target_batch()
+    if frozen:
+        net.backbone.requires_grad_(False)
+    else:
+        pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        net = TransferNetwork(pool, nn.Linear(3, N)).double()
+    prepared(FineTune(), net).backward(net, batch, step=0)
+    expected = gradients(net)
+    head = net.target_head
+    assert head is not None
+    for name, p in head.named_parameters(prefix="target_head"):
+        expected[name] = expected[name] + 0.05 * p.detach()
+    method = prepared(L2SP(alpha=0.3, beta=0.05), net)
+    step = method.backward(net, batch, step=0)
+    same(gradients(net), expected)
+    loss = method.loss(net, batch, step=0)
+    plain = value(cross_entropy(net(batch[0]).target_logits, batch[1]))
+    squares = sum(value(p.square().sum()) for p in head.parameters())
+    assert value(loss) == pytest.approx(plain + 0.05 / 2 * squares, rel=1e-12)
+    assert value(step.loss) == pytest.approx(value(loss), rel=1e-12)
+
+
 @pytest.mark.parametrize("k", [1, 3])
 def test_bss_against_a_full_decomposition(k: int) -> None:
     net, (x, y) = network(), target_batch()

@@ -290,6 +290,13 @@ def test_weight_decay_is_the_recipes_unless_a_method_has_its_own(betons: Betons)
         assert found == differs, method
 
 
+def test_l2sp_trains_the_head_of_a_frozen_backbone(betons: Betons) -> None:
+    model = network(norm=False).requires_grad_(False)
+    trained = fit(L2SP(), model, recipe=recipe(), **data(betons, L2SP())).network
+    same(trained.backbone.state_dict(), model[:-1].state_dict())
+    assert trained.target_head is not None and trained.target_head.weight.requires_grad
+
+
 def test_where_the_heads_start(betons: Betons) -> None:
     model, numbers, given = network(outputs=6), recipe(), data(betons, CoTrain())
     known = untouched(CoTrain(), model, numbers, {**given, "source_rows": range(5, -1, -1)})

@@ -45,7 +45,7 @@ class L2SP(Method):
     def __post_init__(self) -> None:
         not_negative("alpha", self.alpha)
         not_negative("beta", self.beta)
-        self._held: list[_Held] = []
+        self._held: list[_Held] | None = None
 
     def prepare(self, network: TransferNetwork, phase: Phase) -> None:
         super().prepare(network, phase)
@@ -55,11 +55,14 @@ class L2SP(Method):
             p for p in network.parameters() if p.requires_grad and id(p) not in inside
         ]
         start = [p.detach().clone() for p in backbone]
-        self._held = [(self.alpha, backbone, start), (self.beta, head, None)]
+        terms: list[_Held] = [(self.alpha, backbone, start), (self.beta, head, None)]
+        # No penalty of nothing: a frozen backbone has no parameter that learns, or it has none.
+        self._held = [term for term in terms if term[1]]
 
     def loss(self, network: Network, batch: Any, *, step: int) -> torch.Tensor:
+        held = self._prepared()
         loss = self._cross_entropy(network, batch, step)
-        for weight, parameters, start in self._held:
+        for weight, parameters, start in held:
             drift = parameters if start is None else _differences(parameters, start)
             loss = loss + weight / 2 * sum(d.square().sum() for d in drift)
         return loss
@@ -75,20 +78,24 @@ class L2SP(Method):
     ) -> Step:
         # The gradient of the penalty is known, and the same in all processes. Through autograd it
         # would cost as much as the network itself where images are small.
+        held = self._prepared()
         loss = self._cross_entropy(network, batch, step)
         loss.backward()  # type: ignore[no-untyped-call]
         total = loss.detach()
         with torch.no_grad():
-            for weight, parameters, start in self._held:
+            for weight, parameters, start in held:
                 drift = parameters if start is None else _differences(parameters, start)
                 torch._foreach_add_([_gradient(p) for p in parameters], drift, alpha=weight)
                 sizes = torch.stack(torch._foreach_norm(drift))
                 total = total + weight / 2 * sizes.square().sum()
         return Step(total)
 
-    def _cross_entropy(self, network: Network, batch: Any, step: int) -> torch.Tensor:
-        if not self._held:
+    def _prepared(self) -> list[_Held]:
+        if self._held is None:
             raise ValueError("no starting point is known; call prepare(network, phase) first")
+        return self._held
+
+    def _cross_entropy(self, network: Network, batch: Any, step: int) -> torch.Tensor:
         images, labels = images_and_labels(batch)
         return self.cross_entropies(network(images), "target", labels, step).mean()
 
