@@ -246,6 +246,18 @@ def test_bss_takes_half_precision() -> None:
     assert math.isfinite(value(step.loss))
 
 
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, 1e30], ids=str)
+@pytest.mark.parametrize("count", [1, B * D])
+def test_bss_of_features_that_are_not_finite_is_nan(wrong: float, count: int) -> None:
+    """No exception of linalg: the training loop says in which step, and from which images."""
+    features = torch.randn(B, D, generator=torch.Generator().manual_seed(2))
+    features.view(-1)[:count] = wrong
+    outputs = Outputs(features.requires_grad_(), torch.zeros(B, N), None)
+    loss = BSS().loss(lambda _: outputs, (images(), labels(N)), step=0)
+    assert math.isnan(value(loss))
+    loss.backward()
+
+
 def test_seqtrain_trains_one_head_after_the_other() -> None:
     net, method, x = network(), SeqTrain(auxiliary_iterations=40), images(1)
     assert method.phases == (

@@ -745,6 +745,16 @@ def test_a_learning_rate_that_is_too_high(betons: Betons, tmp_path: Path) -> Non
     assert finite(torch.load(tmp_path / "checkpoint.pt", weights_only=True)["network"])
 
 
+def test_singular_values_of_features_that_are_not_finite(betons: Betons, tmp_path: Path) -> None:
+    """A decomposition raises an error of its own, which names neither step nor images."""
+    given = data(betons, BSS())
+    Fuse.steps, Fuse.act = 5, lambda x: x / 0
+    with pytest.raises(XMixError, match=r"bss: the loss is nan in step 5, from .*target-raw"):
+        fit(BSS(), network(), recipe=recipe(save_every=1), output=tmp_path, **given)
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert saved["step"] == 4 and finite(saved["network"])
+
+
 class NoSlope(torch.autograd.Function):
     """Nothing forth, NaN back."""
 

@@ -23,7 +23,7 @@ class BSS(Method):
 
     Those of the (B, D) matrix of a batch's pooled features: the directions in which the images of
     a batch hardly differ transfer badly, and are suppressed. Singular values grow with the batch,
-    so every batch should have the same size.
+    so every batch should have the same size. The loss of features that are not finite is NaN.
 
     Args:
         eta: Weight of the penalty; 0.001 in the paper.
@@ -53,6 +53,10 @@ class BSS(Method):
             )
         if features.dtype != torch.float64:
             features = features.float()  # there is no decomposition in half precision
-        smallest: torch.Tensor = torch.linalg.svdvals(features)[-self.k :]
+        # Of what is not finite a decomposition raises, or even gives finite numbers. The sum of all
+        # squared singular values, which is that of all entries, tells without making a GPU wait.
+        finite = features.detach().square().sum().isfinite()
+        values = torch.linalg.svdvals(torch.where(finite, features, 0.0))
+        penalty = torch.where(finite, values[-self.k :].square().sum(), torch.nan)
         loss = self.cross_entropies(outputs, "target", labels, step).mean()
-        return loss + self.eta * smallest.square().sum()
+        return loss + self.eta * penalty
