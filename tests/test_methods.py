@@ -315,6 +315,9 @@ def test_mixup_draws_from_seed_and_step_alone() -> None:
     assert torch.equal(Mixup(alpha=0.4, seed=5)._lam(B, 8), first)
     assert not torch.equal(method._lam(B, 9), first)
     assert not torch.equal(Mixup(alpha=0.4, seed=6)._lam(B, 8), first)
+    torch.manual_seed(5)  # without a seed of its own it has torch's, and takes nothing from it
+    assert torch.equal(Mixup(alpha=0.4)._lam(B, 8), first)
+    assert torch.equal(torch.rand(3), torch.rand(3, generator=torch.Generator().manual_seed(5)))
     for alpha in (0.4, 3.0):  # mean 1/2 and variance 1 / (4 (2 alpha + 1))
         lam = torch.cat([Mixup(alpha=alpha)._lam(500, step) for step in range(40)])
         assert value(lam.min()) >= 0 and value(lam.max()) <= 1

@@ -404,6 +404,31 @@ def test_a_compiled_network_learns_the_same(
         torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5)
 
 
+class NotedMixup(Mixup):
+    """Keeps the lam of its steps."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.lams: list[torch.Tensor] = []
+
+    def _lam(self, count: int, step: int) -> torch.Tensor:
+        self.lams.append(super()._lam(count, step))
+        return self.lams[-1]
+
+
+def test_the_recipes_seed_is_mixups_too(betons: Betons) -> None:
+    def lams(seed: int, own: int | None = None) -> torch.Tensor:
+        method = NotedMixup(seed=own)
+        numbers = recipe(seed=seed, iterations=3)
+        fit(method, network(), recipe=numbers, **data(betons, method))
+        return torch.stack(method.lams)
+
+    zero, one = lams(0), lams(1)
+    assert torch.equal(lams(0), zero) and len(zero.unique()) == zero.numel()
+    assert not (zero == one).any()
+    assert torch.equal(lams(0, own=4), lams(1, own=4))  # a seed of its own is what it says
+
+
 # Resuming
 
 

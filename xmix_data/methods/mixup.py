@@ -33,8 +33,9 @@ class Mixup(Method):
 
     Args:
         alpha: Both parameters of the Beta distribution.
-        seed: Seed, 0 .. 2**64 - 1. Seed, step and process decide every lam, so that a resumed
-            training goes on as if it had not stopped.
+        seed: Seed, 0 .. 2**64 - 1; ``None`` takes torch's, which `fit` sets from the recipe's for
+            each step. Seed, step and process decide every lam, so that a resumed training goes on
+            as if it had not stopped.
 
     Raises:
         ValueError: An option is impossible.
@@ -43,11 +44,12 @@ class Mixup(Method):
     name: ClassVar[str] = "mixup"
     mixes: ClassVar[bool] = True
     alpha: float = 1.0
-    seed: int = 0
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         positive("alpha", self.alpha)
-        whole_number("seed", self.seed, 0, MAX_SEED)
+        if self.seed is not None:
+            whole_number("seed", self.seed, 0, MAX_SEED)
 
     def loss(self, network: Network, batch: Any, *, step: int) -> torch.Tensor:
         images, labels = images_and_labels(batch)
@@ -64,7 +66,8 @@ class Mixup(Method):
 
     def _lam(self, count: int, step: int) -> torch.Tensor:
         """Draw the lam of each pair of a batch, (count,) float64."""
-        key = np.array([self.seed, step], np.uint64)
+        seed = torch.initial_seed() if self.seed is None else self.seed
+        key = np.array([seed, step], np.uint64)
         counter = np.array([0, 0, 0, get_rank()], np.uint64)
         random = np.random.Generator(np.random.Philox(key=key, counter=counter))
         return torch.from_numpy(random.beta(self.alpha, self.alpha, count))
