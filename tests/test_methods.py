@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from itertools import islice
@@ -45,6 +46,7 @@ from xmix_data.methods import (
     SeqTrain,
     TransferNetwork,
     XMixup,
+    delta,
     source_head,
     split_classifier,
     xmixup_loss,
@@ -1022,10 +1024,10 @@ def test_what_else_a_method_refuses() -> None:
     for method, first in ((DELTA(), "prepare"), (CoTuning(), "survey")):
         with pytest.raises(ValueError, match=rf"call {first}\(network"):
             method.backward(net, (x, y), step=0)
-    delta = DELTA()
-    delta.prepare(net, delta.phases[0])
+    unsurveyed = DELTA()
+    unsurveyed.prepare(net, unsurveyed.phases[0])
     with pytest.raises(ValueError, match=r"no attention is known; call survey"):
-        delta.backward(net, (x, y), step=0)
+        unsurveyed.backward(net, (x, y), step=0)
     flat = TransferNetwork(nn.Flatten(), nn.Linear(192, N)).double()
     with pytest.raises(ValueError, match="Flatten makes no feature maps"):
         prepared(DELTA(attention=False), flat).backward(flat, (x, y), step=0)
@@ -1088,6 +1090,190 @@ def test_deltas_attention_is_where_the_loss_rises(caplog: pytest.LogCaptureFixtu
     # Without channel 1 the head knows nothing: the loss rises to log 2 from about 0.
     ratio = float(weights[1] / weights[0])
     assert ratio == pytest.approx(math.exp(math.log(2) / 5), rel=0.02)
+
+
+def of_torchvision(name: str) -> nn.Module:
+    return getattr(torchvision.models, name)()
+
+
+def of_timm(name: str, **sizes: Any) -> nn.Module:
+    timm = pytest.importorskip("timm", reason="needs timm: pip install timm")
+    return timm.create_model(name, **sizes)
+
+
+TOKENS: dict[str, Callable[[], nn.Module]] = {
+    "Swin": lambda: torchvision.models.SwinTransformer([4, 4], 8, [1, 1], [1, 2], [4, 4]),
+    "Swin v2": lambda: torchvision.models.SwinTransformer(
+        [4, 4],
+        8,
+        [1, 1],
+        [1, 2],
+        [4, 4],
+        block=torchvision.models.swin_transformer.SwinTransformerBlockV2,
+        downsample_layer=torchvision.models.swin_transformer.PatchMergingV2,
+    ),
+    # Its first maps (B, 16, 16, 16) could as well have channels first.
+    "Swin as wide as its maps": lambda: torchvision.models.SwinTransformer(
+        [4, 4], 16, [1, 1], [1, 2], [4, 4]
+    ),
+    "ViT": lambda: torchvision.models.VisionTransformer(64, 8, 2, 2, 16, 32),
+    "Swin of timm": lambda: of_timm(
+        "swin_tiny_patch4_window7_224",
+        img_size=64,
+        window_size=4,
+        embed_dim=8,
+        depths=(1, 1),
+        num_heads=(1, 2),
+    ),
+    "ViT of timm": lambda: of_timm(
+        "vit_tiny_patch16_224", img_size=64, embed_dim=16, depth=2, num_heads=2
+    ),
+    "hybrid of timm": lambda: of_timm(
+        "vit_tiny_r_s16_p8_224", img_size=64, embed_dim=16, depth=2, num_heads=2
+    ),
+    "Mixer of timm": lambda: of_timm("mixer_s16_224", img_size=64),
+}
+
+
+@pytest.mark.parametrize("attention", [False, True])
+@pytest.mark.parametrize("name", list(TOKENS))
+def test_delta_refuses_what_has_no_feature_maps(name: str, attention: bool) -> None:
+    """Tokens, heads, and maps with channels last have four axes, or a convolution, as well."""
+    model = TOKENS[name]()
+    body, classifier = split_classifier(model, 64)
+    assert classifier is not None
+    net = TransferNetwork(body, nn.Linear(classifier.in_features, N))
+    method = DELTA(attention=attention)
+    method.prepare(net, method.phases[0])
+    asked = []
+
+    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for number in range(3):
+            asked.append(number)
+            yield torch.zeros(2, 3, 64, 64), torch.tensor([0, 1])
+
+    with pytest.raises(ValueError, match=r"makes no feature maps \(B, C, H, W\), .* L2SP or BSS"):
+        if attention:
+            method.survey(net.eval(), Known(batches, 6))
+        else:
+            method.loss(net, next(batches()), step=0)
+    assert asked == [0]  # before all images have been looked at
+    assert not any(m._forward_hooks for m in net.modules())
+
+
+class Known:
+    """Batches whose number of images is known before they come, as a loader's is."""
+
+    def __init__(self, batches: Callable[[], Iterator[Any]], count: int) -> None:
+        self.batches, self.sampler = batches, range(count)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.batches()
+
+
+@pytest.mark.parametrize(
+    ("make", "names", "shapes"),
+    [
+        (
+            lambda: of_torchvision("resnet18"),
+            "layer1 layer2 layer3 layer4",
+            [(64, 16), (128, 8), (256, 4), (512, 2)],
+        ),
+        (
+            lambda: of_torchvision("mobilenet_v2"),
+            "features.4.conv.0 features.7.conv.0 features.14.conv.0 features",
+            [(144, 16), (192, 8), (576, 4), (1280, 2)],
+        ),
+        (
+            lambda: of_torchvision("efficientnet_b0"),
+            "features.3.0.block.0 features.4.0.block.0 features.6.0.block.0 features",
+            [(144, 16), (240, 8), (672, 4), (1280, 2)],
+        ),
+        (
+            lambda: of_torchvision("convnext_tiny"),
+            "features.1 features.3 features.5 features",
+            [(96, 16), (192, 8), (384, 4), (768, 2)],
+        ),
+        (
+            lambda: of_torchvision("vgg11"),
+            "features",
+            [(512, 2)],
+        ),
+        (
+            lambda: of_timm("tf_efficientnet_lite0"),
+            "blocks.2.0.bn1 blocks.3.0.bn1 blocks.5.0.bn1 bn2",
+            [(144, 16), (240, 8), (672, 4), (1280, 2)],
+        ),
+        (  # a layer inside its blocks makes (B, H, W, C)
+            lambda: of_timm("convnext_tiny"),
+            "stages.0 stages.1 stages.2 stages",
+            [(96, 16), (192, 8), (384, 4), (768, 2)],
+        ),
+    ],
+    ids=[
+        "ResNet",
+        "MobileNet",
+        "EfficientNet",
+        "ConvNeXt",
+        "VGG",
+        "EfficientNet-Lite of timm",
+        "ConvNeXt of timm",
+    ],
+)
+def test_deltas_layers_are_the_last_of_each_resolution(
+    make: Callable[[], nn.Module], names: str, shapes: list[tuple[int, int]]
+) -> None:
+    body, _ = split_classifier(make(), 64)
+    with torch.no_grad():
+        found = delta._layers(body, body.eval(), torch.zeros(1, 3, 64, 64))
+        with delta._maps(body, found) as maps:
+            body(torch.zeros(1, 3, 64, 64))
+    assert found == names.split()
+    assert [maps[name].shape[1:] for name in found] == [(c, side, side) for c, side in shapes]
+
+
+@pytest.mark.parametrize("count", [1, 7, 45, 100])
+@pytest.mark.parametrize("counted", [True, False])
+def test_deltas_attention_is_measured_on_images_from_all_over(counted: bool, count: int) -> None:
+    net = network(norm=False)
+    x, y = images(4, count), labels(N, 4, count)
+    batches = list(zip(x.split(8), y.split(8), strict=True))
+    method = DELTA(attention_images=10)
+    method.prepare(net, method.phases[0])
+    given = []
+    handle = method._start.register_forward_hook(lambda _, args, __: given.append(args[0]))
+    method.survey(net.eval(), Known(lambda: iter(batches), count) if counted else iter(batches))
+    handle.remove()
+    rows = np.linspace(0, count - 1, min(10, count)).round().astype(int)
+    assert torch.equal(given[-1], x[rows])
+
+
+def test_deltas_survey_holds_no_more_than_it_looks_at() -> None:
+    """Memory is not to grow with the data set: of 40 batches few are alive at a time."""
+    alive, most = 0, 0
+
+    def died() -> None:
+        nonlocal alive
+        alive -= 1
+
+    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        nonlocal alive, most
+        for number in range(40):
+            array = images(number, 4).numpy().copy()  # what a tensor, or a view of it, holds
+            weakref.finalize(array, died)
+            alive += 1
+            most = max(most, alive)
+            batch = torch.from_numpy(array), labels(N, number, 4)
+            del array
+            yield batch
+            del batch
+
+    net = network(norm=False)
+    method = DELTA(attention_images=20)
+    method.prepare(net, method.phases[0])
+    method.survey(net.eval(), Known(batches, 160))
+    assert most <= 2 and alive == 0
+    assert method._weights is not None
 
 
 def test_cotunings_relation_and_loss_are_their_formulas() -> None:

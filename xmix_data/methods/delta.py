@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -25,6 +25,17 @@ _LAYERS = 4
 _TEMPERATURE = 5.0
 """What increases of the loss are divided by before the softmax."""
 _HEAD_STEPS = 100
+_OF_MAPS = (
+    nn.Conv2d,
+    nn.ConvTranspose2d,
+    nn.BatchNorm2d,
+    nn.GroupNorm,
+    nn.MaxPool2d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveMaxPool2d,
+)
+"""Modules whose output of four axes is (B, C, H, W), whatever the network around them does."""
 
 
 @dataclass(eq=False)
@@ -38,8 +49,9 @@ class DELTA(Method):
     those of Transfer-Learning-Library, which adds up the images of a batch of 48.)
 
     The layers are the last module's of each of the last four resolutions (ours; that library takes
-    convolutions by name). Each step needs a forward pass of the pre-trained network as well. The
-    attention costs a forward pass for each channel, once.
+    convolutions by name). Networks of tokens and those with channels last (ViT, Swin) have none.
+    Each step needs a forward pass of the pre-trained network as well. The attention costs a forward
+    pass for each channel, once.
 
     Args:
         alpha: Weight of the distances; 0.01 in that library.
@@ -48,8 +60,8 @@ class DELTA(Method):
         attention_images: How many target images the attention is measured on.
 
     Raises:
-        ValueError: An option is impossible; in `loss`: nothing was prepared or surveyed, or the
-            network has no feature maps, or is compiled.
+        ValueError: An option is impossible; in `survey` and `loss`: nothing was prepared or
+            surveyed, or the network has no feature maps, or is compiled.
     """
 
     name: ClassVar[str] = "delta"
@@ -84,15 +96,28 @@ class DELTA(Method):
     ) -> None:
         """Measure the attention of each channel with a head that is fitted to frozen features."""
         start = self._prepared()
-        seen = [(images, _precise(start(images).features), labels) for images, labels in batches]
+        batches, count = _counted(batches)
+        spread = torch.linspace(0, count - 1, min(self.attention_images, count), device="cpu")
+        chosen = spread.round().long()
+        self._names = []
+        all_features: list[torch.Tensor] = []
+        all_labels: list[torch.Tensor] = []
+        few: list[torch.Tensor] = []
+        seen = 0
+        for images, labels in batches:
+            if not seen:
+                self._names = _layers(start.backbone, start, images[:1])
+            all_features.append(_precise(start(images).features))
+            all_labels.append(labels)
+            here = chosen[(seen <= chosen) & (chosen < seen + len(labels))] - seen
+            few.append(images[here.to(images.device)])  # copies; a view would hold the batch
+            seen += len(labels)
         if not seen:
             raise ValueError("the target has no images")
-        features, labels = torch.cat([f for _, f, _ in seen]), torch.cat([y for _, _, y in seen])
+        features, labels, images = torch.cat(all_features), torch.cat(all_labels), torch.cat(few)
         head = _fitted_head(features, labels)
-        chosen = torch.linspace(0, len(labels) - 1, min(self.attention_images, len(labels)))
-        rows = chosen.round().long().to(labels.device)
-        images, labels = torch.cat([x for x, _, _ in seen])[rows], labels[rows]
-        self._names = _layers(start.backbone, start, images[:1])
+        rows = chosen[chosen < seen].to(labels.device)
+        labels = labels[rows]
         before = cross_entropy(head(features[rows]), labels)
         with _maps(start.backbone, self._names) as maps:
             start(images[:1])
@@ -177,34 +202,72 @@ def _without(module: nn.Module, name: str, channel: int) -> Iterator[None]:
         handle.remove()
 
 
-def _layers(module: nn.Module, network: nn.Module, image: torch.Tensor) -> list[str]:
-    """Name the last part of a module, in the network's pass of an image, of each resolution."""
-    last: dict[tuple[int, ...], str] = {}
+def _counted(
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+) -> tuple[Iterable[tuple[torch.Tensor, torch.Tensor]], int]:
+    """Count the images of batches by their loader's sampler; others are held all at once."""
+    sampler = getattr(batches, "sampler", None)
+    if isinstance(sampler, Sized):
+        return batches, len(sampler)
+    held = list(batches)
+    return held, sum(len(labels) for _, labels in held)
 
-    def noting(name: str) -> Any:
-        def hook(_: nn.Module, __: Any, output: Any) -> None:
-            if isinstance(output, torch.Tensor) and output.ndim == 4 and output.shape[2] > 1:
-                last[tuple(output.shape[2:])] = name
+
+@dataclass
+class _Places:
+    """Outputs with places (pixels, tokens) in a forward pass."""
+
+    last: dict[tuple[int, ...], str] = field(default_factory=dict)
+    """Name of the module of the last feature map of each H x W."""
+    end_in_map: bool | None = None
+    """Whether the last output is a feature map; ``None`` without any output."""
+
+
+def _layers(module: nn.Module, network: nn.Module, image: torch.Tensor) -> list[str]:
+    """Name the last part of a module, in the network's pass of an image, of each resolution.
+
+    Tokens (B, N, C), heads (B, heads, N, D) and maps (B, H, W, C) have axes too. An output is a
+    feature map if its last two axes are the H x W of a convolution, or of another module whose
+    channels come first by definition. A network where the last output with places is none goes on
+    with tokens, or with channels last, after convolutions that only cut patches.
+    """
+    sizes: set[tuple[int, ...]] = set()
+    blocks, leaves = _Places(), _Places()
+
+    def noting(name: str, places: _Places) -> Any:
+        def hook(part: nn.Module, _: Any, output: Any) -> None:
+            if not isinstance(output, torch.Tensor) or output.ndim not in (3, 4):
+                return
+            size = tuple(output.shape[2:])
+            if isinstance(part, _OF_MAPS) and output.ndim == 4:
+                sizes.add(size)
+            if output.shape[-2] > 1:  # more places than one
+                places.end_in_map = size in sizes
+                if places.end_in_map:
+                    places.last[size] = name
 
         return hook
 
+    hooks = [
+        part.register_forward_hook(
+            noting(name, blocks if any(True for _ in part.children()) else leaves)
+        )
+        for name, part in module.named_modules()
+        if name
+    ]
+    try:
+        network(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
     # Modules with children alone: what a block gives, not a part of it. A plain sequence has none.
-    for containers in (True, False):
-        hooks = [
-            part.register_forward_hook(noting(name))
-            for name, part in module.named_modules()
-            if name and any(True for _ in part.children()) is containers
-        ]
-        try:
-            network(image)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        if last:
-            return list(last.values())[-_LAYERS:]
+    places = leaves if blocks.end_in_map is None else blocks
+    if places.end_in_map:
+        return list(places.last.values())[-_LAYERS:]
     raise ValueError(
-        f"{type(module).__name__} makes no feature maps (B, C, H, W), which DELTA compares; choose "
-        "another method for it"
+        f"{type(module).__name__} makes no feature maps (B, C, H, W), as convolutions make them, "
+        "which DELTA compares; networks of tokens or with channels last (ViT, Swin) make none. "
+        "Choose another method for it, such as L2SP or BSS"
     )
 
 
