@@ -1487,3 +1487,26 @@ def test_the_papers_recipe_is_its_section_4_1() -> None:
     assert {name: numbers[name] for name in stated} == stated
     ours = ("nesterov", "label_smoothing", "unmixed", "clean_statistics", "amp", "epochs")
     assert not any(numbers[name] for name in ours)
+
+
+@pytest.mark.parametrize("method", [FineTune(), CoTuning(), XMixup(), XMixup(heads="joint")])
+def test_a_model_names_the_classes_that_its_heads_have(
+    betons: Betons, tmp_path: Path, method: Method, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "xmix_data")
+    what = {**data(betons, method), "source": betons.source_raw}
+    fit(method, network(), recipe=recipe(iterations=1), output=tmp_path, **what)
+    model = torch.load(tmp_path / "model.pt")
+    of_source = betons.source_raw.class_names if isinstance(method, XMixup) else None
+    assert model["source_classes"] == of_source
+    assert ("source head" in caplog.text) == isinstance(method, XMixup)
+
+
+def test_a_checkpoint_has_no_statistics_that_are_not_finite(betons: Betons, tmp_path: Path) -> None:
+    """Batch norm's are spoilt a step before the loss is."""
+    numbers = recipe(save_every=1, learning_rate=1e20)
+    with pytest.raises(XMixError, match=r"not finite|is nan|is inf"):
+        fit(FineTune(), network(), recipe=numbers, output=tmp_path, **data(betons, FineTune()))
+    if (tmp_path / "checkpoint.pt").exists():
+        saved = torch.load(tmp_path / "checkpoint.pt")["network"]
+        assert all(value.isfinite().all() for value in saved.values())

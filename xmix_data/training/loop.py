@@ -332,7 +332,7 @@ class _Run:
                 "network": network.state_dict(),
                 "heads": list(network.heads),
                 "target_classes": self.target.class_names,
-                "source_classes": None if self.source is None else self.source.class_names,
+                "source_classes": self._source_classes(network),
             }
             save_whole(self.log.folder / "model.pt", document)
             recipe = dataclasses.asdict(self.recipe)
@@ -345,6 +345,12 @@ class _Run:
             with whole_file(self.log.folder / "result.json") as stream:
                 stream.write((json.dumps(document, indent=1) + "\n").encode())
         return Result(network, accuracy)
+
+    def _source_classes(self, network: TransferNetwork) -> list[str] | None:
+        """Return the classes of a head's source outputs; a kept classifier has its own."""
+        if self.source is None or self.method.keeps_classifier or network.heads == ("target",):
+            return None
+        return self.source.class_names
 
     def _iterations(self, number: int) -> int:
         """Return how many steps a phase has."""
@@ -392,10 +398,6 @@ class _Run:
         target = source = None
         if "target" in phase.heads or "joint" in phase.heads:
             target = nn.Linear(self.features, len(self.target.class_names), device="cpu")
-        if self.source is not None and ("source" in phase.heads or "joint" in phase.heads):
-            source = source_head(
-                self.classifier, self.features, self.source.class_names, self.source_rows
-            )
         if self.method.keeps_classifier:
             if self.classifier is None:
                 raise ValueError(
@@ -403,6 +405,10 @@ class _Run:
                     f"{self.backbone.name} ends in its features; give a model with its classifier"
                 )
             source = deepcopy(self.classifier)
+        elif self.source is not None and ("source" in phase.heads or "joint" in phase.heads):
+            source = source_head(
+                self.classifier, self.features, self.source.class_names, self.source_rows
+            )
         body = self.body if earlier is None else earlier.backbone
         network = TransferNetwork(body, target, source, joint="joint" in phase.heads)
         network.autocast_dtype = torch.bfloat16 if self.recipe.amp else None

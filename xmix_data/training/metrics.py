@@ -134,11 +134,12 @@ def require_finite(
         method: Name of the method, for the message.
 
     Raises:
-        XMixError: A loss or weight is not finite; names the step and samples of its batch.
+        XMixError: A loss, weight or buffer is not finite; names the step and samples of its batch.
     """
     looks = [torch.isfinite(one.loss) for one in losses]
     if network is not None:
-        looks.append(torch.stack([p.isfinite().all() for p in network.parameters()]).all())
+        held = (*network.parameters(), *network.buffers())  # statistics of batch norms, too
+        looks.append(torch.stack([value.isfinite().all() for value in held]).all())
     own = torch.stack(looks).float()
     everywhere = own.clone()
     if get_world_size() > 1:  # no process goes on, or saves, after the error of another
