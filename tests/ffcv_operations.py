@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from ffcv.fields.decoders import (
+    CenterCropRGBImageDecoder,
     IntDecoder,
     RandomResizedCropRGBImageDecoder,
     SimpleRGBImageDecoder,
@@ -179,6 +180,64 @@ def the_source_follows_progressive_resizing() -> None:
             assert images.shape[1:] == (side, side, 3)
             for image, row in zip(images, labels, strict=True):
                 check(image, *row)
+
+
+class Noise:
+    """Images in which every pixel is another one, of the classes of a source."""
+
+    classes: Sequence[str] = [f"s{c}" for c in range(SOURCES)]
+
+    def __len__(self) -> int:
+        return SOURCES * PER_CLASS
+
+    def __getitem__(self, index: int) -> tuple[npt.NDArray[np.uint8], int]:
+        pixels = np.random.default_rng(index).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+        return pixels, index % SOURCES
+
+
+@trial
+def several_sizes_at_once_are_each_as_alone() -> None:
+    """Those of an iterator that was left, which goes on, and of two Loaders side by side."""
+    target, _, pairing = betons()
+    source = write_beton(
+        Noise(),
+        folder / "noise.beton",
+        image_size=None,
+        encoding="raw",
+        num_workers=0,
+        progress=False,
+    )
+    mixing = ImageXMixup(target, source, pairing, seed=SEED)
+    decoders = [CenterCropRGBImageDecoder((side, side), 1.0) for side in (SIDE, SIDE // 2)]
+    options: dict[str, Any] = {
+        "batch_size": 2,
+        "num_workers": 1,
+        "order": OrderOption.SEQUENTIAL,
+        "drop_last": False,
+    }
+    loaders = [
+        Loader(
+            str(target),
+            pipelines={"image": [decoder, mixing, ToTensor()], "label": None},
+            **options,
+        )
+        for decoder in decoders
+    ]
+    large, small = ([images.clone() for (images,) in one] for one in loaders)
+
+    one, decoder = loaders[0], decoders[0]
+    decoder.output_size, one.next_epoch = (SIDE // 2, SIDE // 2), 0
+    for (images,) in one:
+        assert torch.equal(images, small[0])
+        break
+    decoder.output_size, one.next_epoch = (SIDE, SIDE), 0
+    for (images,), expected in zip(one, large, strict=True):
+        assert torch.equal(images, expected)
+
+    for one in loaders:
+        one.next_epoch = 0
+    for number, ((images,), (others,)) in enumerate(zip(*loaders, strict=True)):
+        assert torch.equal(images, large[number]) and torch.equal(others, small[number])
 
 
 @trial

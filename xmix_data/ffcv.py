@@ -126,7 +126,7 @@ class _Mixing(Operation):  # type: ignore[misc]
         super().__init__()
         self._target, self._source = open_domain(target), open_domain(source)
         pairing = pairing if isinstance(pairing, Pairing) else Pairing.load(pairing)
-        # Any crop will do until the images' size is known: nothing else depends on it.
+        # This crop's windows are the same for every output size, which FFCV may change by epoch.
         plan = paired_plan(
             self._target,
             self._source,
@@ -299,8 +299,16 @@ class ImageXMixup(_Mixing):
     ) -> None:
         super().__init__(target, source, pairing, alpha=alpha, beta=beta, seed=seed, flip=flip)
         self._crop = crop
-        self._shape: tuple[int, int] | None = None
+        if crop is not None:
+            # It need only fit the source's images: FFCV cuts the target's.
+            plan = replace(self._plan, samples=self._plan.samples[:0])
+            plan = with_crop(plan, crop, self._target, self._source)
+            self._plan = replace(plan, samples=self._plan.samples)
+        heights, widths = self._source.heights, self._source.widths
+        pixels = heights.astype(np.int64) * widths
+        self._largest = int(pixels.max()), int(heights.max()), int(widths.max())
         self._mine = threading.local()
+        """A thread's workspace, and the shape of the images that it is for."""
         self._threads: tuple[int, int, ThreadPoolExecutor] | None = None
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
@@ -316,29 +324,16 @@ class ImageXMixup(_Mixing):
                 "ImageXMixup mixes images on the CPU, before they become tensors; put it before "
                 "ToTensor()"
             )
-        self._set_shape((int(shape[0]), int(shape[1])))
+        if self._crop is not None and self._crop.shape != tuple(shape[:2]):
+            raise ValueError(
+                f"the images that come in are {shape[1]}x{shape[0]} pixels, and crop makes "
+                f"{self._crop.shape[1]}x{self._crop.shape[0]}; give a crop of the decoder's size"
+            )
         self._workers = loader.num_workers
         return previous_state, AllocationQuery(tuple(shape), np.dtype(np.uint8))
 
     def generate_code(self) -> Callable[..., Any]:
         return self._code()
-
-    def _set_shape(self, shape: tuple[int, int]) -> None:
-        if shape == self._shape:
-            return
-        crop = self._crop or RandomResizedCrop(shape)
-        if crop.shape != shape:
-            raise ValueError(
-                f"the images that come in are {shape[1]}x{shape[0]} pixels, and crop makes "
-                f"{crop.shape[1]}x{crop.shape[0]}; give a crop of the decoder's size"
-            )
-        with self._lock:
-            # It need only fit the source's images: FFCV cuts the target's.
-            plan = replace(self._plan, samples=self._plan.samples[:0])
-            plan = with_crop(plan, crop, self._target, self._source)
-            self._plan = replace(plan, samples=self._plan.samples)
-            self._rows, self._shape = None, shape
-            self._mine = threading.local()
 
     def mixed(self, batch: Any, out: Any, indices: npt.NDArray[np.int64], place: _Place) -> None:
         epoch, rows = self._drawn(place.epoch)
@@ -364,24 +359,19 @@ class ImageXMixup(_Mixing):
 
     def _decode(self, side: Side, start: int, stop: int, out: npt.NDArray[np.uint8]) -> None:
         """Decode, cut, resize and mirror source images; in one of the threads."""
-        height, width = out.shape[1:3]
-        workspace = getattr(self._mine, "workspace", None)
-        if workspace is None:
-            domain = self._source
-            workspace = self._mine.workspace = decode.Workspace(
-                int((domain.heights.astype(np.int64) * domain.widths).max()),
-                int(domain.heights.max()),
-                int(domain.widths.max()),
-                (height, width),
-                resizes=self._plan.crop.resizes,
-            )
+        height, width = shape = out.shape[1:3]
+        # Iterators of several sizes share the threads: FFCV lets one that was left go on.
+        if getattr(self._mine, "shape", None) != shape:
+            resizes = self._plan.crop.resizes
+            self._mine.workspace = decode.Workspace(*self._largest, shape, resizes=resizes)
+            self._mine.shape = shape
         decode.crop_images(
             start,
             stop,
             side.images,
             height,
             width,
-            workspace.target,
+            self._mine.workspace.target,
             out.ctypes.data,
             side.status,
         )
