@@ -368,21 +368,50 @@ def a_damaged_source_image_is_replaced_by_its_class() -> None:
     assert said and all("'s5'" in line for line in said), lines.lines
 
 
-@trial
-def a_class_without_a_sound_image_is_an_error_and_no_hang() -> None:
-    one = loader(source=damaged(PER_CLASS))
-    caught: list[BaseException] = []
+def error_of(one: Loader, kind: type[Exception]) -> str:
+    """What a consumer is told; it must not wait for ever."""
+    caught: list[Exception] = []
 
     def consume() -> None:
         try:
             batches(one)
-        except BetonError as error:
+        except kind as error:
             caught.append(error)
 
     thread = threading.Thread(target=consume, daemon=True)
     thread.start()
     thread.join(60)
-    assert not thread.is_alive() and "cannot be decoded" in str(caught[0])
+    assert not thread.is_alive()
+    return str(caught[0])
+
+
+@trial
+def a_class_without_a_sound_image_is_an_error_and_no_hang() -> None:
+    assert "cannot be decoded" in error_of(loader(source=damaged(PER_CLASS)), BetonError)
+
+
+@trial
+def a_label_outside_its_block_is_an_error_and_no_hang() -> None:
+    """Also where it would lie in the other's block."""
+    target, source, pairing = betons()
+    mixed = torch.tensor([[3.0, 0.0, 0.5], [0.0, 5.0, 0.25]])
+    for numbers, words in (
+        ((TARGETS - 1, SOURCES + 1), "target label 3 does not fit into 3 target classes"),
+        ((TARGETS + 1, SOURCES - 1), "source label 5 does not fit into 5 source classes"),
+    ):
+        operation = XMixupToOneHot(*numbers)
+        try:
+            operation.generate_code()(mixed, torch.zeros(2, sum(numbers)))
+        except ValueError as error:
+            assert words in str(error), error
+        else:
+            raise AssertionError(words)
+    # A device other than the host must not be waited for, which this one would refuse.
+    out = torch.zeros(2, sum(numbers), device="meta")
+    rows = operation.generate_code()(mixed.to("meta"), out)
+    assert rows.device.type == "meta"
+    labels = [IntDecoder(), LabelXMixup(target, source, pairing), ToTensor(), operation]
+    assert words in error_of(loader(pipelines={"label": labels}), ValueError)
 
 
 AS_A_RANK = "--as-a-rank"

@@ -17,6 +17,7 @@ QUICK = (
     "several_sizes_at_once_are_each_as_alone",
     "a_damaged_source_image_is_replaced_by_its_class",
     "a_class_without_a_sound_image_is_an_error_and_no_hang",
+    "a_label_outside_its_block_is_an_error_and_no_hang",
 )
 TIMEOUT_S = 240
 
@@ -30,7 +31,7 @@ def tried(folder: Path, *names: str) -> None:
     assert "Warning" not in done.stderr, done.stderr
     ended = re.findall(r"^ok (\w+)", done.stdout, re.M)
     every = re.findall(r"^@trial\ndef (\w+)", TRIALS.read_text(), re.M)
-    assert ended == list(names or every) and len(every) == 14
+    assert ended == list(names or every) and len(every) == 15
 
 
 def test_mixing_in_a_pipeline(tmp_path: Path) -> None:

@@ -26,9 +26,9 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import Full
@@ -224,12 +224,21 @@ def _caller(kind: type) -> Any:
 
 def _mixed(number: int, batch: Any, out: Any, indices: Any) -> None:
     """Run an operation on a batch, in the thread of the iterator that it belongs to."""
-    iterator = threading.current_thread()
-    try:
+    with _errors_told():
         operation = _operations[number]
-        place: _Place = vars(iterator)["_xmix"][number]
+        place: _Place = vars(threading.current_thread())["_xmix"][number]
         operation.mixed(batch, out, np.asarray(indices, np.int64) + place.first_sample, place)
+
+
+@contextmanager
+def _errors_told() -> Iterator[None]:
+    """Have an iterator's consumer raise what goes wrong in the iterator's thread."""
+    try:
+        yield
     except BaseException as error:
+        iterator = threading.current_thread()
+        if not isinstance(iterator, EpochIterator):
+            raise
         # FFCV's thread would end, and its consumer wait for ever.
         _tell(iterator, error)
         raise SystemExit from None
@@ -468,7 +477,9 @@ class XMixupToOneHot(Operation):  # type: ignore[misc]
         num_source: Number m of source classes.
 
     Raises:
-        ValueError: A number is below 1; from the Loader: it stands before ``ToTensor()``.
+        ValueError: A number is below 1; from the Loader: it stands before ``ToTensor()``; from the
+            Loader's iterator: a label lies outside its block. On a GPU, where looking makes the
+            host wait, its weight is NaN instead, and so is the loss.
 
     Examples:
         >>> XMixupToOneHot(num_target=4, num_source=6).num_target
@@ -493,13 +504,26 @@ class XMixupToOneHot(Operation):  # type: ignore[misc]
         return state, AllocationQuery(shape, torch.float32, previous_state.device)
 
     def generate_code(self) -> Callable[..., Any]:
-        first = self.num_target
+        n, m = self.num_target, self.num_source
 
         def one_hot(mixed: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-            labels, lam = mixed[:, :2].long(), mixed[:, 2:]
             out.zero_()
-            out.scatter_(1, labels[:, :1], lam)
-            out.scatter_(1, first + labels[:, 1:], 1 - lam)
+            both, lam = mixed[:, :2].long(), mixed[:, 2:]
+            with _errors_told():
+                for name, labels, weights, first, count in (
+                    ("target", both[:, :1], lam, 0, n),
+                    ("source", both[:, 1:], 1 - lam, n, m),
+                ):
+                    fits = (labels >= 0) & (labels < count)
+                    if mixed.device.type != "cpu":  # to look would make the host wait
+                        weights = weights.masked_fill(~fits, torch.nan)
+                    elif not bool(fits.all()):
+                        raise ValueError(
+                            f"{name} label {int(labels[~fits][0])} does not fit into {count} "
+                            f"{name} classes; give XMixupToOneHot the numbers of classes of the "
+                            "target and of the source"
+                        )
+                    out.scatter_(1, first + labels.clamp(0, count - 1), weights)
             return out
 
         return one_hot
