@@ -12,6 +12,7 @@ import pty
 import re
 import select
 import shlex
+import shutil
 import signal
 import struct
 import subprocess
@@ -188,6 +189,23 @@ def test_an_error_leaves_no_json(capsys: Capture, tmp_path: Path) -> None:
     assert main(["inspect", str(tmp_path / "no.beton"), "--json"]) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1
+
+
+def test_verify_says_what_it_could_check(betons: Betons, tmp_path: Path, capsys: Capture) -> None:
+    """Without a manifest, as FFCV writes betons, no hash says what the pixels were."""
+    for beton, words in ((betons.target_jpg, "27 JPEGs decode"), (betons.target_raw, "27 raw")):
+        path = shutil.copy(beton.path, tmp_path / "copy.beton")
+        with open(path, "r+b") as stream:
+            if beton is betons.target_raw:
+                stream.seek(int(beton.pointers[0]))
+                stream.write(bytes(300))
+        found = document(capsys, "inspect", path, "--verify")
+        assert isinstance(found, dict)
+        assert (found["verified"], found["manifest"]) == (False, False)
+        assert main(["inspect", str(path), "--verify"]) == 0
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert last.startswith("verified in part: the structure is sound") and words in last
+        assert ("JPEGs" in last) == (beton is betons.target_jpg) == ("raw" not in last)
 
 
 # Exit statuses, of real processes

@@ -86,7 +86,7 @@ class Beton:
         (27, ['t0', 't1', 't2', 't3'], [9, 7, 5, 6])
         >>> beton.image_size, beton.encoding, beton.labels.shape
         (40, 'raw', (27,))
-        >>> beton.verify()  # raises BetonError where anything is damaged
+        >>> beton.verify()  # raises BetonError where the content is damaged
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -303,7 +303,9 @@ class Beton:
         return f"{self.origin}: image {index} (class {self.class_names[int(self.labels[index])]!r})"
 
     def verify(self, *, progress: bool = False) -> None:
-        """Check all of the file: its content hash, and that every image decodes without a warning.
+        """Check the content: its hash, and that every JPEG decodes without a warning.
+
+        Without a manifest there is no hash: then labels and raw pixels are taken as they are.
 
         Args:
             progress: Show progress on stderr.
