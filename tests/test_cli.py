@@ -225,6 +225,42 @@ def test_what_cannot_be_parsed_is_one_line_too() -> None:
 
 
 @pytest.mark.parametrize(
+    ("command", "argument"),
+    [
+        ("cache --clear ''", "--clear"),
+        ("cache --clear=", "--clear"),
+        ("convert '' out.beton", "SRC"),
+        ("convert file:// out.beton", "SRC"),
+        ("convert in ''", "OUT.beton"),
+        ("convert in out.beton --classes ''", "--classes"),
+        ("inspect ''", "FILE.beton"),
+        ("doctor ''", "FILE.beton"),
+        ("report '' --target t --source s -o r.html", "PAIRING.json"),
+        ("report p.json --target t --source s -o ''", "-o/--output"),
+        ("pair --target t --target '' --source s --method random -o p.json", "--target"),
+        ("train --method finetune --target t --model resnet18 --output ''", "--output"),
+        ("bench --data ''", "--data"),
+        ("bench --json ''", "--json"),
+        ("demo --output ''", "--output"),
+    ],
+)
+def test_an_empty_text_is_one_error(
+    command: str, argument: str, own_cache: Path, capsys: Capture
+) -> None:
+    """As of a variable that is not set: it is no name of the folder, nor of all there is."""
+    kept = own_cache / "betons" / ("0" * 64)
+    kept.mkdir(parents=True)
+    for name in ("lock", "source.beton"):
+        (kept / name).touch()
+    with pytest.raises(SystemExit) as ended:
+        main(shlex.split(command))
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.count("\n") == 1
+    assert f"argument {argument}: the text is empty" in said
+    assert (kept / "source.beton").exists()
+
+
+@pytest.mark.parametrize(
     ("option", "unbuffered"), [("--json", ""), ("--json", "1"), ("--help", "")]
 )
 def test_output_that_cannot_be_written(betons: Betons, option: str, unbuffered: str) -> None:

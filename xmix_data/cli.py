@@ -189,6 +189,15 @@ class _Parser(argparse.ArgumentParser):
         text = printable(f"{self.prog}: {message}; see `{self.prog} --help`")
         self.exit(_ERROR, text + "\n")
 
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        """Convert a text; refuse an empty one, which would mean this folder, or any name at all."""
+        # A command's name comes with all its arguments, which the command's own parser sees.
+        if not arg_string.removeprefix("file://") and action.nargs != argparse.PARSER:
+            raise argparse.ArgumentError(
+                action, "the text is empty; give a value (is a variable of the shell not set?)"
+            )
+        return super()._get_value(action, arg_string)
+
 
 def _parser() -> argparse.ArgumentParser:
     common = _Parser(add_help=False)
