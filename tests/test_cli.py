@@ -208,6 +208,22 @@ def test_verify_says_what_it_could_check(betons: Betons, tmp_path: Path, capsys:
         assert ("JPEGs" in last) == (beton is betons.target_jpg) == ("raw" not in last)
 
 
+@pytest.mark.parametrize("name", ["set", "set.beton"])
+def test_missing_shards_are_named_in_their_folder(
+    name: str, betons: Betons, tmp_path: Path, capsys: Capture
+) -> None:
+    """Also where the set has no suffix, and the folder a dot."""
+    (tmp_path / "d.v2").mkdir()
+    place = tmp_path / "d.v2" / name
+    for index in (0, 2):
+        convert = ["convert", str(betons.target_raw.path), str(place), "--shard", f"{index}/3"]
+        assert main([*convert, "--workers", "0"]) == 0
+    capsys.readouterr()
+    assert main(["inspect", str(place)]) == 2
+    missing = place.with_name("set-00001-of-00003" + place.suffix)
+    assert f"missing: {missing}\n" in capsys.readouterr().out
+
+
 # Exit statuses, of real processes
 
 

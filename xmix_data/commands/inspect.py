@@ -8,7 +8,7 @@ from typing import Any
 
 from xmix_data.commands.answer import Answer
 from xmix_data.commands.arguments import add_json
-from xmix_data.remote import path_or_url, read_bytes, state_of
+from xmix_data.remote import name_of, path_or_url, read_bytes, state_of, with_name
 
 __all__ = ["EXAMPLES", "HELP", "add_arguments", "describe", "facts_of", "run"]
 
@@ -160,7 +160,8 @@ def _inspect_sets(place: Path | str, sets: Any, *, verify: bool) -> Answer:
         if missing:
             shown = ", ".join(f"{index}/{count}" for index in missing[:_SHOWN])
             more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
-            lines += [f"missing: {shard_name(str(place), index, count)}" for index in missing]
+            names = [shard_name(name_of(place), index, count) for index in missing]
+            lines += [f"missing: {with_name(place, name)}" for name in names]
             problems.append(f"{place}: lacks shards; run `xmix convert` with --shard {shown}{more}")
         if len(made_by) > 1:
             problems.append(
