@@ -32,7 +32,7 @@ from pictures import Images, written
 from PIL import Image
 from processes import Server
 
-from xmix_data import Beton, RandomCrop, XMixLoader, cli
+from xmix_data import Beton, RandomCrop, XMixLoader, bench, cli
 from xmix_data.bench import rows
 from xmix_data.bench.rates import decode_rate, read_rate, training_rate
 from xmix_data.cli import _parser, main
@@ -161,6 +161,32 @@ def test_bench_prints_json_or_writes_it(
     options = ["--data", tmp_path / "data", "--rounds", 1, "--crop", 24]
     printed = document(capsys, "bench", *options)
     assert isinstance(printed, dict) and printed["rates"].keys() > printed["ratios"].keys()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "bench --json",
+        "convert no-folder --overwrite",
+        "pair --target no.beton --source no.beton --method random --overwrite -o",
+        "report no.json --target no.beton --source no.beton --overwrite -o",
+    ],
+)
+def test_an_output_that_cannot_be_written_is_an_error_before_any_work(
+    command: str, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "report", lambda *_, **__: pytest.fail("it measured"))
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for place, problem in (
+        (tmp_path, f"{tmp_path}: is a folder; give the name of a file"),
+        (tmp_path / "no" / "out", f"{tmp_path}/no: no such folder; create it first"),
+        (Path("/proc/out"), "/proc/out: cannot be written (No such file or directory)"),
+        (pipe, f"{pipe}: is no regular file; give another name"),
+    ):
+        assert main([*shlex.split(command), str(place)]) == 2
+        assert capsys.readouterr().err.startswith(f"xmix: {problem}")
+    assert pipe.is_fifo() and list(tmp_path.iterdir()) == [pipe]
 
 
 def test_the_demo_tells_its_way_beside_its_json(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -349,21 +350,29 @@ def listed(path: Path | str) -> list[str]:
 def require_writable(path: Path | str, *, overwrite: bool) -> None:
     """Refuse, before any work, to write a file where that cannot or may not be done.
 
-    Where it is a URL an empty file is written beside it, which is removed again.
+    An empty file is written beside it: on this disk one without a name, where it is a URL one that
+    is removed again.
 
     Raises:
-        OSError: The file exists and ``overwrite`` is false, or its folder does not exist or cannot
-            be written.
+        OSError: The file exists and ``overwrite`` is false, it is no regular file, or its folder
+            does not exist or cannot be written.
     """
     existing = f"{path}: exists; choose another name or overwrite it (overwrite=True, --overwrite)"
     if isinstance(path, Path):
         if path.is_dir():
             raise IsADirectoryError(f"{path}: is a folder; give the name of a file")
+        if path.exists() and not path.is_file():  # a device would be replaced by a file
+            raise FileExistsError(f"{path}: is no regular file; give another name")
         if path.exists() and not overwrite:
             raise FileExistsError(existing)
         if not path.parent.is_dir():
             raise FileNotFoundError(f"{path.parent}: no such folder; create it first")
-        return
+        try:
+            with tempfile.TemporaryFile(dir=path.parent):
+                return
+        except OSError as error:
+            message = f"{path}: cannot be written ({error.strerror}); free space or write elsewhere"
+            raise type(error)(error.errno, message) from error
     system, inner = _filesystem(path)
     with _answers(path, "cannot be written"):
         system.invalidate_cache()

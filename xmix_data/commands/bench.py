@@ -9,6 +9,7 @@ from pathlib import Path
 
 from xmix_data.commands.answer import Answer
 from xmix_data.files import whole_file
+from xmix_data.remote import require_writable
 
 __all__ = ["EXAMPLES", "HELP", "add_arguments", "run"]
 
@@ -53,8 +54,8 @@ def _file_or_stdout(text: str) -> Path | bool:
 def run(options: argparse.Namespace) -> Answer:
     """Measure the loader, and report as words and figures."""
     file = options.json if isinstance(options.json, Path) else None
-    if file is not None and not file.parent.is_dir():
-        raise FileNotFoundError(f"{file.parent}: no such folder; create it first")
+    if file is not None:
+        require_writable(file, overwrite=True)
     from xmix_data.bench import report
 
     logging.getLogger("xmix_data").setLevel(logging.WARNING)  # its loaders are not the user's

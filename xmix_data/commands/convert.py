@@ -8,7 +8,7 @@ from pathlib import Path
 from xmix_data.commands.answer import Answer
 from xmix_data.commands.arguments import add_json, add_overwrite
 from xmix_data.commands.inspect import describe, facts_of
-from xmix_data.remote import name_of, path_or_url, text_of, with_name
+from xmix_data.remote import name_of, path_or_url, require_writable, text_of, with_name
 
 __all__ = ["EXAMPLES", "HELP", "add_arguments", "run"]
 
@@ -119,8 +119,9 @@ def run(options: argparse.Namespace) -> Answer:
     if options.shard:
         index, count = options.shard
         path = with_name(path, shard_name(name_of(path), index, count))
-    if isinstance(path, Path) and path.exists() and not options.overwrite:
+    if isinstance(path, Path) and path.is_file() and not options.overwrite:
         raise FileExistsError(f"{path}: exists; choose another name or add --overwrite")
+    require_writable(path, overwrite=options.overwrite)  # before a source is downloaded or listed
     source = named_source(options.src, split=options.split, root=options.root)
     if source is None:
         if options.split is not None:
