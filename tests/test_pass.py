@@ -7,6 +7,7 @@ import io
 import itertools
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -379,6 +380,136 @@ def test_peek_is_the_next_batch_and_changes_nothing(numbered: NumberedBetons, ba
     assert peeked() == epoch_of(numbered, 1)[0]
     loader.set_epoch(6)
     assert peeked() == epoch_of(numbered, 6)[0]
+
+
+@pytest.mark.parametrize("received", [0, 1, 2])
+def test_a_batch_that_peek_fails_at_stays_the_next_one(
+    betons: Betons, tmp_path: Path, backend: str, received: int
+) -> None:
+    """Of a damaged image the error comes again; nothing behind it is given in its place."""
+    data = bytearray(betons.target_jpg.path.read_bytes())
+    start = int(betons.target_jpg.pointers[4 * received])
+    data[start : start + 2] = b"no"
+    path = tmp_path / "damaged.beton"
+    path.write_bytes(data)
+    loader = ImageLoader(path, batch_size=4, crop=CenterCrop(32), backend=backend)
+    iterator = iter(loader)
+    for _ in range(received):
+        next(iterator)
+    stats = loader.stats()
+    for _ in range(2):
+        with pytest.raises(BetonError, match=f"image {4 * received} "):
+            loader.peek()
+    assert loader.state_dict()["position"] == 4 * received
+    assert loader.stats()["batches"] == stats["batches"]
+    assert loader.stats()["bytes_read"] >= stats["bytes_read"]
+    with pytest.raises(BetonError, match=f"image {4 * received} "):
+        next(iterator)
+    loader.set_epoch(0)
+    iterator = iter(loader)  # and in a pass of its own
+    for _ in range(received):
+        next(iterator)
+    with pytest.raises(BetonError, match=f"image {4 * received} "):
+        next(iterator)
+
+
+@pytest.mark.usefixtures("heeds_interrupts")
+def test_a_peek_that_is_interrupted_loses_no_batch(numbered: NumberedBetons) -> None:
+    loader, expected = crops(numbered, num_workers=1, prefetch=2), epoch_of(numbered, 0)
+    iterator, asked = iter(loader), threading.Event()
+    work = loader._backend.work
+
+    def slow(*arguments: Any) -> None:
+        asked.wait()
+        time.sleep(0.2)  # until the other thread waits for the batch
+        if not interrupted:
+            interrupted.append(True)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        work(*arguments)
+
+    interrupted: list[bool] = []
+    got = shown([next(iterator)])
+    loader._backend.work = slow
+    with pytest.raises(KeyboardInterrupt):
+        while not interrupted:  # the second batch may have been made before
+            asked.set()
+            loader.peek()
+            got += shown([next(iterator)])
+    assert got + shown(iterator) == expected
+
+
+def test_a_batch_that_is_lost_on_its_way_ends_the_pass(numbered: NumberedBetons) -> None:
+    """Between the feed and the caller, where a GPU may have no memory: none behind it comes."""
+
+    def fails(*arguments: Any) -> None:
+        raise MemoryError
+
+    loader = crops(numbered)
+    iterator = iter(loader)
+    next(iterator)
+    loader._batch = fails  # type: ignore[method-assign]
+    with pytest.raises(MemoryError):
+        next(iterator)
+    del loader._batch
+    with pytest.raises(RuntimeError, match="closed"):
+        next(iterator)
+    loader.load_state_dict(loader.state_dict())
+    assert shown(loader) == epoch_of(numbered, 0)[1:]
+
+
+@pytest.mark.parametrize("backend", ["reference", "host"])
+@pytest.mark.parametrize("how", ["crop", "mix"])
+def test_peek_in_a_pass_is_of_that_pass(betons: Betons, backend: str, how: str) -> None:
+    """What is set in the middle of a pass holds from the next one on, whoever peeks."""
+    files = betons.target_raw, betons.source_raw, betons.pairing
+
+    def loader() -> XMixLoader:
+        return XMixLoader(*files, batch_size=9, crop=RandomCrop(32), backend=backend, seed=1)
+
+    def change(one: XMixLoader) -> None:
+        one.set_crop(RandomCrop(16)) if how == "crop" else one.set_mix(enabled=False)
+
+    def same(one: MixedBatch, other: MixedBatch) -> bool:
+        return all(map(torch.equal, one, other))
+
+    old, new, ours = loader(), loader(), loader()
+    expected = list(old)
+    change(new)
+    new.set_epoch(1)
+    for number, batch in enumerate(ours):
+        assert same(batch, expected[number])
+        change(ours)
+        after = [*expected, new.peek()][number + 1]
+        assert same(ours.peek(), after) and same(ours.peek(), after)
+    assert len(expected) == number + 1 == 3
+    assert all(map(same, ours, new))
+
+
+@pytest.mark.parametrize("options", [{}, {"mix": False}, {"labels": "dict"}, {"labels": "soft"}])
+def test_batches_share_nothing(numbered: NumberedBetons, backend: str, options: Any) -> None:
+    """Neither with what peek gives nor with what the loader keeps."""
+
+    def loader() -> XMixLoader:
+        settings = {"mix": True, "dtype": torch.float32, "backend": backend, **options}
+        return crops(numbered, **settings)
+
+    def tensors(batch: Any) -> list[torch.Tensor]:
+        return list(batch.values() if isinstance(batch, dict) else batch)
+
+    ours = loader()
+    iterator = iter(ours)
+    for expected in loader():
+        for tensor in tensors(ours.peek()):
+            tensor.fill_(77)
+        batch = tensors(next(iterator))
+        assert all(map(torch.equal, batch, tensors(expected)))
+        rows = ours.last_rows
+        assert rows is not None and rows.source is not None
+        kept = [array.copy() for array in (rows.lam, rows.target, rows.source)]
+        for tensor in batch:
+            tensor.fill_(77)
+        assert all(map(np.array_equal, kept, (rows.lam, rows.target, rows.source)))
+    assert ours.dataset.targets == numbered.target.labels.tolist()
 
 
 @pytest.mark.parametrize("drop_last", [True, False])

@@ -160,7 +160,8 @@ class Loader(Generic[B]):
 
     def _on_device(self, *arrays: npt.NDArray[Any]) -> list[torch.Tensor]:
         """Send what a batch has beside its images."""
-        tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
+        # Copies, as the batch is the caller's: λ is a part of the plan's rows, which are kept.
+        tensors = [torch.from_numpy(np.array(array)) for array in arrays]
         return tensors if self.device.type == "cpu" else in_one_copy(tensors, self.device)
 
     # Ranks
@@ -223,19 +224,20 @@ class Loader(Generic[B]):
             self._feed_from(share, epoch, position)
         return iterator
 
-    def _feed_from(self, share: Share, epoch: int, position: int) -> Feed:
-        """Return the feed whose next batch is the one there: the open one, or else a new one."""
+    def _feed_from(self, share: Share, epoch: int, position: int, like: Feed | None = None) -> Feed:
+        """Return the feed whose next batch is the one there: the open one, or else a new one.
+
+        Args:
+            share: How an epoch is cut.
+            epoch, position: Where the batch begins.
+            like: Feed with the settings that hold; ``None``: the present ones.
+        """
+        backend, plan = (self._backend, self._plan) if like is None else (like.backend, like.plan)
         feed = self._feed
-        if feed is None or not feed.begins_at(self._plan, share, epoch, position):
+        if feed is None or not feed.begins_at(plan, share, epoch, position):
             self._drop_feed()
-            feed = self._feed = Feed(
-                self._backend,
-                self._plan,
-                share,
-                epoch,
-                position,
-                replaces=self.on_error == "replace",
-            )
+            replaces = self.on_error == "replace"
+            feed = self._feed = Feed(backend, plan, share, epoch, position, replaces=replaces)
         return feed
 
     def _drop_feed(self) -> None:
@@ -354,15 +356,25 @@ class Loader(Generic[B]):
         """
         self._require_open()
         share = self._share("loader.peek()")
+        feed = self._next_feed(share)
+        waited = feed.stats()["consumer_waited_s"]
+        try:
+            rows, images = feed.peek()
+        finally:
+            self._stats["consumer_waited_s"] -= feed.stats()["consumer_waited_s"] - waited
+        return self._batch(rows, self._laid_out(tuple(image.clone() for image in images)))
+
+    def _next_feed(self, share: Share) -> Feed:
+        """Return the feed that the next step of iteration takes its batch from."""
         now = self._position
-        epoch, position = (now.epoch, now.position) if self._is_in_a_pass() else now.next(share)
+        if self._is_in_a_pass():
+            if share.has_batch(now.position):  # what was set meanwhile is for the pass after it
+                return self._feed_from(share, now.epoch, now.position, like=self._feed)
+            return self._feed_from(share, now.epoch + 1, 0)
+        epoch, position = now.next(share)
         if not share.has_batch(position):
             epoch, position = epoch + 1, 0
-        feed = self._feed_from(share, epoch, position)
-        waited = feed.stats()["consumer_waited_s"]
-        rows, images = feed.peek()
-        self._stats["consumer_waited_s"] -= feed.stats()["consumer_waited_s"] - waited
-        return self._batch(rows, self._laid_out(tuple(image.clone() for image in images)))
+        return self._feed_from(share, epoch, position)
 
     def _is_in_a_pass(self) -> bool:
         current = None if self._pass is None else self._pass()
@@ -641,11 +653,11 @@ class _Pass(Iterator[B]):
             for domain, index in rows.damaged:
                 loader._stats["replaced"] += 1
                 self._replacements.add(domain, index)
-        except BaseException:
+            batch = loader._batch(rows, loader._laid_out(images))
+        except BaseException:  # the feed is past the batch: nothing may go on behind it
             loader._end_pass()
             loader._drop_feed()
             raise
-        batch = loader._batch(rows, loader._laid_out(images))
         self._note(span, rows, share)
         return batch
 

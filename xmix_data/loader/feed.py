@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import torch
 
-from xmix_data.backends import Backend
+from xmix_data.backends import STREAM_STATS, Backend, ImageStream
 from xmix_data.loader.spans import Share, Span
 from xmix_data.plan import Epochs, Plan, PlanRows
 
@@ -46,16 +46,28 @@ class Feed:
         *,
         replaces: bool,
     ) -> None:
-        self.plan, self.share = plan, share
+        self.backend, self.plan, self.share = backend, plan, share
         self.process = os.getpid()
-        epochs = Epochs(plan)
+        self._epochs = Epochs(plan)
+        self._replaced = self._epochs.replaced if replaces else None
         # Without a new order each epoch is a reading of its own: an evaluation, features.
-        last = None if plan.shuffle else epoch
-        self._spans = _spans(share, epoch, position, last)
+        self._last = None if plan.shuffle else epoch
+        self._at = epoch, position
+        """Where the next batch begins."""
+        self._spans = _spans(share, epoch, position, self._last)
         self._next = next(self._spans, None)
-        rows = _planned(epochs, _spans(share, epoch, position, last), share.world_size == 1)
-        self._stream = backend.stream(rows, epochs.replaced if replaces else None)
+        self._stream = self._opened()
+        self._failed = False
+        """Whether the stream has gone past what it failed at."""
+        self._earlier = dict.fromkeys(STREAM_STATS, 0.0)
+        """Stats of the streams before it."""
         self._peeked: Made | None = None
+
+    def _opened(self) -> ImageStream:
+        """Begin to make the batches from the next one on."""
+        spans = _spans(self.share, *self._at, self._last)
+        rows = _planned(self._epochs, spans, self.share.world_size == 1)
+        return self.backend.stream(rows, self._replaced)
 
     def begins_at(self, plan: Plan, share: Share, epoch: int, position: int) -> bool:
         """Whether its next batch is the one there, as that plan has it, and in this process."""
@@ -77,27 +89,41 @@ class Feed:
         return self._next is not None and self._next.end <= self.share.step
 
     def peek(self) -> Made:
-        """Return the next batch, which stays the next one."""
+        """Return the next batch, which stays the next one, also where it could not be made."""
         if self._peeked is None:
-            self._peeked = next(self._stream)
+            if self._failed:
+                self._earlier, self._stream = self.stats(), self._opened()
+                self._failed = False
+            try:
+                self._peeked = next(self._stream)
+            except BaseException:
+                self._failed = True
+                self._end_stream()
+                raise
         return self._peeked
 
     def take(self) -> tuple[Span, PlanRows, tuple[torch.Tensor, ...]]:
         """Return the next batch; what went wrong with it is raised now, and not before."""
         rows, images = self.peek()
         self._peeked = None
-        span, self._next = self._next, next(self._spans, None)
+        span = self._next
         assert span is not None
+        self._at, self._next = (span.epoch, span.end), next(self._spans, None)
         return span, rows, images
 
     def close(self) -> None:
         """End its threads, and throw away what they made ahead."""
+        self._failed = False  # nothing begins anew
+        self._end_stream()
+
+    def _end_stream(self) -> None:
         if self.process == os.getpid():
             self._stream.close()
 
     def stats(self) -> dict[str, float]:
         """`STREAM_STATS` so far."""
-        return self._stream.stats()
+        now = self._stream.stats()
+        return {key: value + now[key] for key, value in self._earlier.items()}
 
 
 def _spans(share: Share, epoch: int, position: int, last: int | None) -> Iterator[Span]:
