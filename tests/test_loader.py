@@ -78,8 +78,34 @@ def test_a_closed_loader_says_so(numbered: NumberedBetons, backend: str) -> None
     loader.close()
     with pytest.raises(RuntimeError, match="closed"):
         next(iterator)
-    with pytest.raises(RuntimeError, match="closed"):
-        iter(loader)
+    for ask in (
+        lambda: iter(loader),
+        loader.peek,
+        loader.preview,
+        lambda: loader.set_crop(RandomCrop(6)),
+        lambda: loader.set_crop(loader.crop),
+        lambda: loader.set_mix(alpha=2),
+    ):
+        with pytest.raises(RuntimeError, match="this loader is closed; make a new one"):
+            ask()
+    assert loader.crop == RandomCrop(8) and loader.alpha == 1
+    assert not hasattr(loader, "_backend")  # with its buffers, and DALI's threads
+
+
+def test_of_a_closed_loader_all_but_batches_is_there(numbered: NumberedBetons) -> None:
+    loader, open_one = make(numbered), make(numbered)
+    next(iter(loader))
+    next(iter(open_one))
+    loader.close()
+    assert loader.state_dict() == open_one.state_dict()
+    assert (len(loader), loader.crop, loader.epoch) == (18, RandomCrop(8), 0)
+    assert repr(loader) == repr(open_one) and loader.dataset.targets == open_one.dataset.targets
+    rows = loader.last_rows
+    assert rows is not None and loader.describe(rows) and loader.stats()["batches"] == 1
+    loader.load_state_dict(loader.state_dict())
+    loader.skip(3)
+    loader.sampler.set_epoch(4)  # as frameworks do with every loader that they hold
+    assert loader.state_dict()["epoch"] == 4
 
 
 def test_garbage_ends_the_threads(numbered: NumberedBetons) -> None:

@@ -801,6 +801,35 @@ def test_a_copy_loads_without_its_data(numbered: NumberedBetons, tmp_path: Path)
     assert len(other) == 9
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_a_closed_copy_is_closed_without_its_data(
+    numbered: NumberedBetons, tmp_path: Path, way: str
+) -> None:
+    path = tmp_path / "t.beton"
+    path.write_bytes(numbered.target.path.read_bytes())
+    Path(f"{path}.json").write_bytes(Path(f"{numbered.target.path}.json").read_bytes())
+    loader = XMixLoader(path, numbered.source, numbered.pairing, batch_size=4, crop=RandomCrop(8))
+    loader.set_mix(enabled=False)
+    next(iter(loader))
+    copied = WAYS[way](loader)
+    path.rename(tmp_path / "gone")
+    with copied:
+        assert "not open yet" in repr(copied)
+    closed = [copied, WAYS[way](copied)]  # and a copy of it
+    for one in closed:
+        for ask in (lambda: iter(one), one.peek, lambda: one.set_mix(enabled=True)):  # noqa: B023
+            with pytest.raises(RuntimeError, match="this loader is closed; make a new one"):
+                ask()
+        assert "not open yet" in repr(one)
+    (tmp_path / "gone").rename(path)
+    for one in closed:  # opened to be read: no backend is kept
+        assert one.state_dict() == loader.state_dict() and one.crop == loader.crop
+        assert not hasattr(one, "_backend")
+        with pytest.raises(RuntimeError, match="this loader is closed; make a new one"):
+            iter(one)
+    assert len(list(loader)) == len(loader) == 9  # the original is not
+
+
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_a_loader_goes_to_another_process(
     numbered: NumberedBetons, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch

@@ -389,7 +389,9 @@ class Loader(Generic[B]):
 
         Raises:
             ValueError: An image is smaller than the crop.
+            RuntimeError: The loader is closed.
         """
+        self._require_open()
         plan = with_crop(self._plan, crop, self._target, self._source)
         if crop != self.crop:
             self._change({"crop": crop}, plan)
@@ -456,7 +458,16 @@ class Loader(Generic[B]):
     # Lifetimes
 
     def close(self) -> None:
-        """End the current pass and all threads; the loader cannot be iterated again."""
+        """End the current pass and all threads; the loader cannot be iterated again.
+
+        What it is and where it is can still be read: options, `state_dict`, `stats`. A copy that is
+        not open yet is closed without its data.
+        """
+        parcel: Parcel | None = self.__dict__.get("_parcel")
+        if parcel is not None:
+            state = {**parcel.state, "closed": True}
+            self.__dict__["_parcel"] = parcel._replace(state=state)
+            return
         self._closed = True
         self._end_pass()
         self._drop_feed()
@@ -475,7 +486,8 @@ class Loader(Generic[B]):
             self._drop_feed()
 
     def _require_open(self) -> None:
-        if self._closed:
+        parcel: Parcel | None = self.__dict__.get("_parcel")
+        if self._closed if parcel is None else parcel.state["closed"]:
             raise RuntimeError("this loader is closed; make a new one")
 
     def __enter__(self) -> Any:
@@ -506,9 +518,11 @@ class Loader(Generic[B]):
         return {"position": replace(self._position), "closed": self._closed, "version": version}
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self._position, self._closed = replace(state["position"]), state["closed"]
+        self._position = replace(state["position"])
         # Copies of before the second version do not tell theirs.
         self._plan = replace(self._plan, version=state.get("version", 1))
+        if state["closed"]:
+            self.close()
 
     def __getattr__(self, name: str) -> Any:
         """Open a copy when it is first used; otherwise there is no such attribute."""

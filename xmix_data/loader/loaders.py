@@ -197,7 +197,9 @@ class XMixLoader(Loader[Any]):
 
         Raises:
             ValueError: The loader gives images unmixed, or alpha or beta is not above 0.
+            RuntimeError: The loader is closed.
         """
+        self._require_open()
         if not self.mix:
             raise ValueError(
                 "set_mix is about mixed images, and this loader was made with mix=False; "
@@ -229,9 +231,9 @@ class XMixLoader(Loader[Any]):
         return {**super()._packed_state(), "mixes": self._plan.mixes}
 
     def _restore(self, state: dict[str, Any]) -> None:
-        super()._restore(state)
         if not state["mixes"]:
             self.set_mix(enabled=False)
+        super()._restore(state)  # which may close it
 
     def _batch(self, rows: PlanRows, images: tuple[torch.Tensor, ...]) -> Any:
         assert self._source is not None and rows.source is not None
