@@ -963,6 +963,13 @@ def test_image_loader_normalises_alike(betons: Betons, fast_backend: str) -> Non
         ),
         ({"names": ("x", "x", "y", "z")}, "give 4 different names, for images, target_labels, sou"),
         ({"names": "xyz", "mix": False}, "give 6 different names, for target_images, source_im"),
+        ({"labels": "soft", "names": {"images": "x", "soft_labels": "y"}}, "as a tuple in this or"),
+        ({"labels": "soft", "names": 2}, "names is 2; give 2 different names"),
+        ({"flip": 0.5}, "flip is 0.5; it must be True or False"),  # timm's hflip, torchvision's p
+        ({"flip": 2}, "flip is 2; it must be True or False"),
+        ({"flip": None}, "flip is None; it must be True or False"),
+        ({"mix": "no"}, "mix is 'no'; it must be True or False"),
+        ({"drop_last": None}, "drop_last is None; it must be True or False"),
         ({"alpha": 0.0}, "alpha is 0.0"),
         ({"beta": -1.0}, "beta is -1.0"),
         ({"alpha": float("nan")}, "alpha is nan"),
@@ -976,6 +983,10 @@ def test_image_loader_normalises_alike(betons: Betons, fast_backend: str) -> Non
         ({"device": "cuda:99"}, "cuda:99"),
         ({"device": "tpu"}, "device is 'tpu'"),
         ({"device": "meta"}, "batches arrive on"),
+        ({"device": None}, "device is None; give 'cpu', 'cuda' or, e.g., 'cuda:1'"),
+        ({"mean": 0.5}, "mean is 0.5; give three numbers"),
+        ({"mean": None}, "mean is None; give three numbers"),
+        ({"std": ("a", "b", "c")}, "std is .*; give three numbers"),
         ({"mean": (123.0, 116.0, 103.0)}, "divide by 255"),
         ({"std": (0.2, 0.2, 0.0)}, "std is"),
         ({"seed": -1}, "seed is -1"),
@@ -994,6 +1005,49 @@ def test_impossible_options_are_refused_at_construction(
     settings = {"batch_size": 4, "crop": RandomCrop(8), **options}
     with pytest.raises(ValueError, match=message):
         XMixLoader(numbered.target, numbered.source, numbered.pairing, **settings)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"flip": 0.5}, "flip is 0.5; it must be True or False"),
+        ({"shuffle": "yes"}, "shuffle is 'yes'; it must be True or False"),
+        ({"drop_last": 3}, "drop_last is 3; it must be True or False"),
+        ({"names": {"images": "pixel_values", "labels": "labels"}}, "names is .* as a tuple in th"),
+        ({"classes": "t0"}, "classes is 't0'; give a list of class names"),
+        ({"classes": [0, 1]}, r"classes is \[0, 1\]; give a list of class names"),
+        ({"classes": 3}, "classes is 3; give a list of class names"),
+    ],
+    ids=str,
+)
+def test_impossible_options_of_an_image_loader_are_refused(
+    numbered: NumberedBetons, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        ImageLoader(numbered.target, batch_size=4, crop=CenterCrop(8), **options)
+
+
+def test_switches_may_be_numpys(numbered: NumberedBetons) -> None:
+    options: dict[str, Any] = {"flip": np.True_, "shuffle": np.False_, "drop_last": np.bool_(0)}
+    loader = ImageLoader(numbered.target, batch_size=4, crop=CenterCrop(8), **options)
+    assert (loader.flip, loader.shuffle, loader.drop_last) == (True, False, False)
+    assert all(type(one) is bool for one in (loader.flip, loader.shuffle, loader.drop_last))
+    assert len(list(loader)) == 10 and loader.last_rows.target_crops.flips.dtype == bool
+
+
+def test_what_can_be_read_once_is_read_once(numbered: NumberedBetons) -> None:
+    """A copy is made of the options too, which are no longer what they were by then."""
+    given: dict[str, Any] = {
+        "classes": (f"t{i}" for i in (0, 2)),
+        "mean": (value for value in (0.1, 0.2, 0.3)),
+        "std": map(float, "111"),
+        "crop": CenterCrop(8),
+    }
+    loader = ImageLoader(numbered.target, batch_size=4, **given)
+    copied = pickle.loads(pickle.dumps(loader))
+    assert loader.classes == copied.classes == ["t0", "t2"]
+    for (images, labels), (others, same) in zip(loader, copied, strict=True):
+        assert torch.equal(images, others) and torch.equal(labels, same)
 
 
 def test_a_missing_beton_or_pairing_is_named(numbered: NumberedBetons, tmp_path: Path) -> None:

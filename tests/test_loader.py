@@ -438,6 +438,9 @@ def test_preview_is_a_picture_and_moves_nothing(betons: Betons) -> None:
     )
     assert wider.width > sheet.width and alone.height < sheet.height
     assert loader.state_dict() == state
+    for count in (0, -1, 2.5):
+        with pytest.raises(ValueError, match=f"n is {count}; it must be a whole number of at lea"):
+            loader.preview(count)  # type: ignore[arg-type]
 
 
 def test_repr_says_what_it_loads(numbered: NumberedBetons) -> None:

@@ -624,6 +624,8 @@ def test_alpha_changes_from_the_next_pass_on(numbered: NumberedBetons) -> None:
     assert loader.alpha == 64.0
     with pytest.raises(ValueError, match="alpha is 0"):
         loader.set_mix(alpha=0)
+    with pytest.raises(ValueError, match=r"enabled is 0\.5; it must be True or False"):
+        loader.set_mix(enabled=0.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="mix=False"):
         crops(numbered).set_mix(alpha=2)
     with pytest.raises(ValueError, match="smaller than the crop"):
@@ -702,6 +704,12 @@ def test_numbers_of_a_state_are_checked(numbered: NumberedBetons, key: str, valu
     loader = crops(numbered)
     with pytest.raises(ValueError, match=f"the state's {key} is {value}"):
         loader.load_state_dict({**loader.state_dict(), key: value})
+
+
+@pytest.mark.parametrize("state", [None, 3, [], "state", {"epoch": 1}])
+def test_what_is_no_state_is_refused(numbered: NumberedBetons, state: Any) -> None:
+    with pytest.raises(ValueError, match=r"this is no loader state of .*missing: version, seed"):
+        crops(numbered).load_state_dict(state)
 
 
 # Copies

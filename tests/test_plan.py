@@ -369,6 +369,8 @@ def test_random_resized_crop_is_distributed_as_torchvisions() -> None:
         lambda: RandomResizedCrop(8, scale=(0.5, 0.1)),  # type: ignore[arg-type]
         lambda: RandomResizedCrop(8, scale=(1.5, 2.0)),
         lambda: RandomResizedCrop(8, ratio=(0, 1)),
+        lambda: RandomResizedCrop(8, scale=0.5),  # type: ignore[arg-type]
+        lambda: RandomResizedCrop(8, ratio=None),  # type: ignore[arg-type]
     ],
 )
 def test_impossible_crops_are_refused(make: Any) -> None:

@@ -26,7 +26,7 @@ from xmix_data.loader.options import one_of, three_channels, usable_device
 from xmix_data.loader.position import Position
 from xmix_data.loader.spans import Share, Span
 from xmix_data.loader.views import DatasetView, SamplerView
-from xmix_data.options import MAX_SEED, whole_number
+from xmix_data.options import MAX_SEED, truth, whole_number
 from xmix_data.plan import VERSIONS, Crop, Plan, PlanRows, with_crop
 from xmix_data.ranks import Ranks
 
@@ -95,24 +95,27 @@ class Loader(Generic[B]):
             target, source: The domains.
             options: What the loader was called with, by name.
         """
-        self._given = dict(options)
-        """For copies: as it was given."""
         self._ranks = Ranks(options["rank"], options["world_size"])
         workers = options["num_workers"]
-        self._options = {
+        self._given = {
             **options,
             "batch_size": whole_number("batch_size", options["batch_size"], 1),
             "prefetch": whole_number("prefetch", options["prefetch"], 1),
-            "num_workers": rank_cores()
-            if workers is None
-            else whole_number("num_workers", workers, 1),
-            "device": usable_device(options["device"]),
+            "drop_last": truth("drop_last", options["drop_last"]),
             "mean": three_channels("mean", options["mean"]),
             "std": three_channels("std", options["std"], positive=True),
             "seed": plan.seed,
             "dtype": one_of("dtype", options["dtype"], _DTYPES),
             "memory_format": one_of("memory_format", options["memory_format"], _MEMORY_FORMATS),
             "on_error": one_of("on_error", options["on_error"], ("raise", "replace")),
+        }
+        """For copies: checked, and as it was given where the machine or the job decides."""
+        self._options = {
+            **self._given,
+            "num_workers": rank_cores()
+            if workers is None
+            else whole_number("num_workers", workers, 1),
+            "device": usable_device(options["device"]),
         }
         self._target, self._source = target, source
         self._plan = plan
@@ -293,7 +296,8 @@ class Loader(Generic[B]):
             ValueError: The state is of another seed, pairing or data, or no state at all.
         """
         expected = ("version", "seed", "epoch", "position", "samples")
-        missing = [key for key in expected if key not in state]
+        given = state if isinstance(state, Mapping) else {}
+        missing = [key for key in expected if key not in given]
         if missing or state["version"] not in VERSIONS:
             known = " or ".join(map(str, sorted(VERSIONS)))
             raise ValueError(
@@ -612,9 +616,13 @@ class Loader(Generic[B]):
 
         Returns:
             An RGB picture with one column a sample.
+
+        Raises:
+            ValueError: ``n`` is no whole number of at least 1.
         """
         from xmix_data.loader.preview import preview
 
+        n = whole_number("n", n, 1)
         self._require_open()
         spec = replace(
             self._spec(),

@@ -18,8 +18,9 @@ from xmix_data.backends import Spec
 from xmix_data.batch import MixedBatch, PairedBatch
 from xmix_data.beton import ClassList, DomainLike, class_list, ids_in_domain, open_domain
 from xmix_data.loader.base import Loader, Option
-from xmix_data.loader.options import field_names, one_of
+from xmix_data.loader.options import class_names, field_names, one_of
 from xmix_data.normalise import IMAGENET_MEAN, IMAGENET_STD
+from xmix_data.options import truth
 from xmix_data.pairing import Pairing, log_provenance
 from xmix_data.plan import CenterCrop, Crop, PlanRows, RandomCrop, image_plan, paired_plan, with_mix
 
@@ -127,6 +128,7 @@ class XMixLoader(Loader[Any]):
         world_size: int | None = None,
         backend: str = "host",
     ) -> None:
+        flip, mix = truth("flip", flip), truth("mix", mix)
         one_of("labels", labels, ("pair", "soft", "dict"))
         if labels == "soft" and not mix:
             raise ValueError("soft labels belong to mixed images; set mix=True or labels='pair'")
@@ -207,7 +209,7 @@ class XMixLoader(Loader[Any]):
             )
         alpha = self.alpha if alpha is None else alpha
         beta = self.beta if beta is None else beta
-        mixes = self._plan.mixes if enabled is None else bool(enabled)
+        mixes = self._plan.mixes if enabled is None else truth("enabled", enabled)
         plan = with_mix(self._plan, alpha, beta, mixes=mixes)
         if (alpha, beta, mixes) != (self.alpha, self.beta, self._plan.mixes):
             self._change({"alpha": alpha, "beta": beta}, plan)
@@ -327,6 +329,8 @@ class ImageLoader(Loader[Any]):
         world_size: int | None = None,
         backend: str = "host",
     ) -> None:
+        flip, shuffle = truth("flip", flip), truth("shuffle", shuffle)
+        classes = class_names(classes)
         domain = open_domain(beton)
         if pairing is not None and not isinstance(pairing, Pairing):
             pairing = Pairing.load(pairing)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-__all__ = ["field_names", "one_of", "three_channels", "usable_device"]
+__all__ = ["class_names", "field_names", "one_of", "three_channels", "usable_device"]
 
 
 def one_of(name: str, value: Any, allowed: Sequence[Any]) -> Any:
@@ -30,11 +30,28 @@ def field_names(names: Sequence[str] | None, fields: Sequence[str]) -> tuple[str
     """
     if names is None:
         return None
-    found = (names,) if isinstance(names, str) else tuple(names)
+    # Of a dict or a set the order would say nothing.
+    found = tuple(names) if isinstance(names, Sequence) and not isinstance(names, str) else ()
     if len(set(found)) != len(fields) or len(found) != len(fields):
         raise ValueError(
-            f"names is {names!r}; give {len(fields)} different names, for {', '.join(fields)}"
+            f"names is {names!r}; give {len(fields)} different names, for {', '.join(fields)}, "
+            "as a tuple in this order"
         )
+    return found
+
+
+def class_names(classes: Iterable[str] | None) -> list[str] | None:
+    """Check that an option lists names of classes, and return a list that can be read again.
+
+    Raises:
+        ValueError: It is something else, a single name or ids say.
+    """
+    if classes is None:
+        return None
+    known = isinstance(classes, Iterable) and not isinstance(classes, str)
+    found: list[Any] = list(classes) if known else [None]
+    if not all(isinstance(name, str) for name in found):
+        raise ValueError(f"classes is {classes!r}; give a list of class names")
     return found
 
 
@@ -46,7 +63,10 @@ def three_channels(
     Raises:
         ValueError: It is not; names the option.
     """
-    numbers = tuple(float(value) for value in values)
+    try:
+        numbers = tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        numbers = ()
     if len(numbers) != 3 or not np.isfinite(numbers).all() or (positive and min(numbers) <= 0):
         raise ValueError(f"{name} is {values}; give three numbers in 0..1 units, one a channel")
     if max(numbers) > 1:
@@ -64,6 +84,8 @@ def usable_device(device: str | torch.device) -> torch.device:
         found = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"device is {device!r}: {str(error).splitlines()[0]}") from None
+    except TypeError:
+        raise ValueError(f"device is {device!r}; give 'cpu', 'cuda' or, e.g., 'cuda:1'") from None
     if found.type not in ("cpu", "cuda"):
         raise ValueError(f"device is {device!r}; batches arrive on 'cpu' or 'cuda'")
     if found.type == "cuda":

@@ -146,8 +146,6 @@ def _sizes(domain: Domain) -> ImageSizes:
 
 
 def _samples_of(domain: Domain, classes: Sequence[str]) -> npt.NDArray[np.int64]:
-    if isinstance(classes, str):
-        raise ValueError(f"classes is the string {classes!r}; give a list of class names")
     names = set(same_forms(classes))
     for name in sorted(names.difference(domain.class_names)):
         files = ", ".join(beton.origin for beton in domain.betons)

@@ -193,7 +193,7 @@ class RandomResizedCrop(Crop):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, limits in (("scale", self.scale), ("ratio", self.ratio)):
-            if len(limits) != 2 or not 0 < limits[0] <= limits[1] < float("inf"):
+            if np.shape(limits) != (2,) or not 0 < limits[0] <= limits[1] < float("inf"):
                 raise ValueError(f"{name} is {limits}; it must be (low, high) with 0 < low <= high")
         if self.scale[0] > 1:
             raise ValueError(f"scale is {self.scale}; a window is at most the whole image (1.0)")
