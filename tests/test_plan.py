@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from math import factorial
 from typing import Any
 
@@ -294,6 +295,28 @@ def test_boxes_lie_inside_their_images(
     assert (top + height <= heights).all() and (left + width <= widths).all()
     if not crop.resizes:
         assert {*zip(height.tolist(), width.tolist(), strict=True)} == {crop.shape}
+
+
+@pytest.mark.parametrize(
+    "crop",
+    [
+        RandomResizedCrop(8),
+        RandomResizedCrop(8, ratio=(2.5, 4)),
+        RandomResizedCrop(8, scale=(0.5, 1), ratio=(0.1, 0.3)),
+        RandomResizedCrop(8, scale=(1, 1), ratio=(1e-3, 1e-3)),
+        RandomResizedCrop((8, 3), scale=(2e-4, 3e-4), ratio=(900, 1000)),
+        CenterCrop(8, ratio=0.01),
+        CenterCrop((8, 800), ratio=0.5),
+    ],
+    ids=str,
+)
+def test_boxes_of_the_smallest_images_have_a_pixel(crop: Crop) -> None:
+    sides = [1, 2, 3, 5, 300, 65535]
+    heights, widths = np.array(list(itertools.product(sides, sides)) * 20, np.uint16).T
+    uniforms = np.random.default_rng(0).random((len(heights), crop.num_uniforms))
+    top, left, height, width = crop.boxes(heights, widths, uniforms).T
+    assert (top >= 0).all() and (left >= 0).all() and (height > 0).all() and (width > 0).all()
+    assert (top + height <= heights).all() and (left + width <= widths).all()
 
 
 def test_random_crops_reach_every_place_equally() -> None:

@@ -221,7 +221,9 @@ class RandomResizedCrop(Crop):
         fallback_w = np.where(image_ratio > high, np.rint(H * high), W)
         fallback_h = np.where(image_ratio < low, np.rint(W / low), H)
         found = fits.any(axis=1)
-        h, w = np.where(found, h, fallback_h), np.where(found, w, fallback_w)
+        # Of an image of a pixel or two a narrow ratio leaves less than half a pixel.
+        h = np.where(found, h, fallback_h).clip(min=1)
+        w = np.where(found, w, fallback_w).clip(min=1)
         top = np.where(found, top, np.floor((H - h) / 2))
         left = np.where(found, left, np.floor((W - w) / 2))
         return np.stack([top, left, h, w], axis=1).astype(np.int32)
