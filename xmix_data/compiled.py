@@ -9,6 +9,7 @@ import logging
 from typing import Any
 
 import numba
+from numba.core import caching
 
 __all__ = ["kernel"]
 
@@ -16,12 +17,56 @@ __all__ = ["kernel"]
 _log = logging.getLogger("xmix_data")
 
 
+class _Cache:
+    """A function's compiled code on disk; what cannot be read or written there is compiled.
+
+    To numba's dispatcher it is a cache like numba's own, which lets a full disk end the call.
+    """
+
+    def __init__(self, function: Any) -> None:
+        self._files: Any = caching.FunctionCache(function)  # type: ignore[no-untyped-call, unused-ignore]
+        self.cache_path: str = self._files.cache_path
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return self._files.load_overload(sig, target_context)
+        except OSError as error:
+            _say(f"{self.cache_path}: {error}")
+        except Exception:  # a damaged file, in which pickle may meet anything: it is written again
+            pass
+        return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            self._save(sig, data)
+        except OSError as error:  # a full disk, a quota
+            _say(f"{self.cache_path}: {error}")
+
+    def _save(self, sig: Any, data: Any) -> None:
+        try:
+            self._files.save_overload(sig, data)
+        except OSError:
+            raise
+        except Exception:  # the index is damaged, to which it would be added
+            self.flush()
+            self._files.save_overload(sig, data)
+
+    def flush(self) -> None:
+        self._files.flush()
+
+
+def _say(reason: str) -> None:
+    """Log, once in a process, why kernels are not kept."""
+    if not getattr(_say, "said", False):
+        _say.said = True  # type: ignore[attr-defined]
+        _log.warning("kernels are compiled anew in every process: %s", reason)
+
+
 def kernel(function: Any) -> Any:
     """Compile a function on its first use, and keep it on disk where that can be written."""
+    compiled: Any = numba.njit(nogil=True)(function)
     try:
-        return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError as error:
-        if not getattr(kernel, "said", False):
-            kernel.said = True  # type: ignore[attr-defined]
-            _log.warning("kernels are compiled anew in every process: %s", error)
-        return numba.njit(nogil=True)(function)
+        compiled._cache = _Cache(function)  # numba's enable_caching puts its own one there
+    except RuntimeError as error:  # there is no folder that can be written
+        _say(str(error))
+    return compiled
