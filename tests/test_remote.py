@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,12 @@ from xmix_data import (
     RandomCrop,
     XMixError,
     XMixLoader,
+    cache,
 )
 from xmix_data.beton import class_list, manifest_path, open_domain
-from xmix_data.cache import entries
+from xmix_data.cache import clear, entries, fetched, keep, key_of
 from xmix_data.cli import main
-from xmix_data.remote import Megabytes, joined, name_of, path_or_url, with_name
+from xmix_data.remote import Megabytes, joined, name_of, path_or_url, state_of, with_name
 
 fsspec = pytest.importorskip("fsspec")
 SECONDS = 120
@@ -513,6 +514,63 @@ def test_the_command_lists_and_clears(
     assert "nothing in" in capsys.readouterr().err
     assert main(["cache", "--clear", "source-raw.beton"]) == 0
     assert left(own_cache) == [] and list((own_cache / "betons").iterdir()) == []
+
+
+def test_what_is_cleared_meanwhile_is_not_listed(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another process, between one look and the next."""
+
+    def add(name: str) -> Path:
+        folder = own_cache / "betons" / name
+        folder.mkdir(parents=True)
+        (folder / f"{name}.beton").write_bytes(bytes(100))
+        (folder / "lock").touch()
+        return folder
+
+    folders = [add(name) for name in "abc"]
+    (own_cache / "betons" / "of no use").touch()
+    size_of = cache._room
+
+    def room(path: Path, state: os.stat_result) -> int:
+        for folder in folders:
+            if folder != path.parent:
+                shutil.rmtree(folder, ignore_errors=True)
+        return size_of(path, state)
+
+    monkeypatch.setattr(cache, "_room", room)
+    (entry,) = entries()
+    assert entry.name == f"{entry.folder.name}.beton"
+
+
+def test_what_is_cleared_meanwhile_is_fetched_again(bucket: Any, betons: Betons) -> None:
+    """As fast as it can: nobody meets a folder that is half there."""
+    beton, failed, end = betons.target_raw, list[BaseException](), time.monotonic() + 1
+    url, manifest = put(bucket, beton, "t.beton"), manifest_path(beton.path).read_bytes()
+    key, state = key_of(url), state_of(url)
+
+    def fetch() -> None:
+        keep(beton.path, key, "t.beton")
+        fetched(url, key, name="t.beton", state=state, manifest=manifest, check=lambda path: None)
+
+    def clear_all() -> None:
+        for entry in entries():
+            clear(entry)
+
+    def work(what: Callable[[], None]) -> None:
+        try:
+            while time.monotonic() < end and not failed:
+                what()
+        except BaseException as error:
+            failed.append(error)
+
+    works = (fetch, fetch, clear_all, clear_all)
+    workers = [threading.Thread(target=work, args=(what,)) for what in works]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not failed
 
 
 def test_what_is_being_fetched_is_not_cleared(

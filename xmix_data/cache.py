@@ -155,8 +155,9 @@ def entries() -> list[Entry]:
     """List the cache, what was used last first."""
     found = []
     for folder in _betons().glob("*/"):
-        files = [p for p in folder.iterdir() if p.suffix in (".beton", ".partial")]
-        with suppress(FileNotFoundError):  # another process clears it meanwhile
+        # Another process may clear it meanwhile; Python 3.10 finds files too.
+        with suppress(FileNotFoundError, NotADirectoryError):
+            files = [p for p in folder.iterdir() if p.suffix in (".beton", ".partial")]
             size = sum({(s := p.stat()).st_ino: _room(p, s) for p in files}.values())
             names = sorted(p.name for p in files if p.suffix == ".beton")
             name = names[0] if names else next((p.stem for p in files), "")
@@ -191,11 +192,15 @@ def _linked(path: Path, other: Path) -> bool:
 
 
 def _is_whole(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
+    with suppress(FileNotFoundError):  # it may be cleared between the two
+        return path.is_file() and path.stat().st_size == size
+    return False
 
 
 def _is_beside(path: Path, manifest: bytes | None) -> bool:
-    return manifest is None or (path.is_file() and path.read_bytes() == manifest)
+    with suppress(FileNotFoundError):
+        return manifest is None or (path.is_file() and path.read_bytes() == manifest)
+    return False
 
 
 def _touch(folder: Path) -> None:
@@ -208,12 +213,14 @@ def _touch(folder: Path) -> None:
 def _locked(folder: Path, name: str, *, wait: bool = True) -> Iterator[bool]:
     """Lock an entry; yields whether it is locked: not where a file system has no locks."""
     while True:
-        if wait:
-            folder.mkdir(parents=True, exist_ok=True)
-        elif not folder.is_dir():
-            yield False
+        try:
+            opened = _lock_file(folder, make=wait)
+        except FileNotFoundError:
+            if wait:
+                raise
+            yield False  # it is cleared already
             return
-        with open(folder / "lock", "ab") as stream:
+        with opened as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -230,6 +237,20 @@ def _locked(folder: Path, name: str, *, wait: bool = True) -> Iterator[bool]:
             if _is_same(stream, folder / "lock"):  # else it was cleared meanwhile
                 yield True
                 return
+
+
+def _lock_file(folder: Path, *, make: bool) -> IO[bytes]:
+    """Open the file that is locked.
+
+    Args:
+        folder: Folder of the entry; others may clear it as soon as it is there.
+        make: Whether to make it.
+    """
+    for _ in range(100 if make else 0):
+        with suppress(FileNotFoundError, FileExistsError):
+            folder.mkdir(parents=True, exist_ok=True)
+            return open(folder / "lock", "ab")
+    return open(folder / "lock", "ab")
 
 
 def _is_same(stream: IO[bytes], path: Path) -> bool:
