@@ -1442,6 +1442,32 @@ def test_a_classifier_is_replaced_under_all_its_names() -> None:
     assert classifier is not None
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_joint_head_goes_on_with_a_classifier_of_the_target(bias: bool) -> None:
+    """As one's own code would: a fine-tuned network is trained further, and evaluated as it was."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 4, bias=bias)).eval()
+    images = torch.randn(8, 3, 2, 2)
+    before = network(images)
+    head = JointHead.replace_classifier(network, 4, 6, size=(2, 2))
+    assert torch.equal(network(images), before)
+    JointHead.replace_classifier(network, 4, 9, size=2)  # another source
+    assert torch.equal(network(images), before) and network[1] is not head
+    plain = network[1].to_linear(network)
+    assert network[1] is plain and type(plain) is nn.Linear and not plain.training
+    assert torch.equal(network(images), before)
+    other = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
+    JointHead.replace_classifier(other, 4, 6, size=2)
+    assert not torch.equal(other[1].weight[:4], network[1].weight)
+
+
+def test_a_joint_head_is_scripted_and_traced() -> None:
+    network, images = nn.Sequential(nn.Flatten(), JointHead(12, 4, 6)), torch.randn(8, 3, 2, 2)
+    for mode in (True, False):
+        network.train(mode)
+        for made in (torch.jit.script(network), torch.jit.trace(network, images)):
+            assert torch.equal(made(images), network(images))
+
+
 def test_a_joint_head_replaces_no_other_layer() -> None:
     pool = [torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten()]
     plain = torch.nn.Sequential(*pool, torch.nn.Linear(12, 5, bias=False))

@@ -718,6 +718,7 @@ WAYS: dict[str, Callable[[Any], Any]] = {
     "copy": copy.copy,
     "deepcopy": copy.deepcopy,
     "pickle": lambda value: pickle.loads(pickle.dumps(value)),
+    "pickle as torch.save's": lambda value: pickle.loads(pickle.dumps(value, 2)),
 }
 
 

@@ -202,6 +202,25 @@ def saved_and_loaded(state: Any) -> Any:
     return torch.load(stream)
 
 
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda *b: XMixLoader(*b, batch_size=8, alpha="1"), "alpha is '1'; it must be a number"),
+        (lambda *b: XMixLoader(*b, batch_size=8, beta=None), "beta is None; it must be a number"),
+        (
+            lambda *b: XMixLoader(*b, batch_size=8, labels="soft", label_smoothing="0.1"),
+            "label_smoothing is '0.1'; it must be a number",
+        ),
+        (lambda *_: CenterCrop(32, ratio="0.9"), "ratio is '0.9'; it must be a number"),
+    ],
+)
+def test_what_is_no_number_is_an_error_of_the_option(
+    betons: Betons, make: Callable[..., Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(betons.target_raw, betons.source_raw, betons.pairing)
+
+
 class TestNumbersOfNumPy:
     """A sweep over ``np.logspace`` or ``np.arange`` gives them; they are numbers as others are."""
 
@@ -216,6 +235,10 @@ class TestNumbersOfNumPy:
         for wrong in ({"image_size": 40.5}, {"quality": 80.5}, {"shard": (0, 1.5)}):
             with pytest.raises(ValueError, match="it must be a whole number"):
                 written(images, tmp_path / "wrong.beton", **{"image_size": 40, **wrong})
+
+    def test_in_a_crop(self) -> None:
+        crop = CenterCrop((np.int64(24), np.int64(32)), ratio=np.float64(0.5))
+        assert repr(crop) == repr(CenterCrop((24, 32), ratio=0.5))  # which names it in caches
 
     def test_in_a_loader(self, betons: Betons) -> None:
         crop = RandomResizedCrop(np.int64(32), (np.float64(0.1), np.float64(1)))

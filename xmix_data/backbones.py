@@ -205,7 +205,9 @@ def penultimate_features(model: nn.Module, images: torch.Tensor) -> torch.Tensor
 
 
 @torch.no_grad()
-def output_layer(network: nn.Module, size: int = _SIZE) -> tuple[str, nn.Module | None]:
+def output_layer(
+    network: nn.Module, size: int | tuple[int, int] = _SIZE
+) -> tuple[str, nn.Module | None]:
     """Find the layer that makes a network's output, by the forward pass of one black image.
 
     How a network is defined says little: the last module that EfficientNet-Lite defines, for one,
@@ -213,7 +215,7 @@ def output_layer(network: nn.Module, size: int = _SIZE) -> tuple[str, nn.Module 
 
     Args:
         network: Module from images to logits; its modes stay as they are.
-        size: Side of the image in pixels, which the network must take.
+        size: Side of the image in pixels, or (height, width), which the network must take.
 
     Returns:
         Name and module of the layer: the `nn.Linear` whose output the network gives out
@@ -224,7 +226,8 @@ def output_layer(network: nn.Module, size: int = _SIZE) -> tuple[str, nn.Module 
         ValueError: The network does not take the image.
     """
     parameter = next(network.parameters(), torch.empty(0, device="cpu"))
-    image = torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype)
+    height, width = (size, size) if isinstance(size, int) else size
+    image = torch.zeros(1, 3, height, width, device=parameter.device, dtype=parameter.dtype)
     try:
         with (
             in_eval_mode(network),
@@ -234,7 +237,7 @@ def output_layer(network: nn.Module, size: int = _SIZE) -> tuple[str, nn.Module 
     except Exception as error:  # a forward pass of somebody else's raises what it likes
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"{type(network).__name__} does not take an image of 3 x {size} x {size} pixels "
+            f"{type(network).__name__} does not take an image of 3 x {height} x {width} pixels "
             f"({reason}); give a network of images, and their size"
         ) from error
     made = (call for of_kind in calls.values() for call in of_kind if call.made(output))

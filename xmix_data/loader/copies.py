@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
+
 from xmix_data.beton import Beton, Domain
 
 __all__ = ["Parcel", "pack", "unpack"]
@@ -17,6 +19,12 @@ class _Files(NamedTuple):
     """A domain that is not open: for each of its parts the betons' paths and fingerprints."""
 
     parts: list[list[tuple[str, str]]]
+
+
+class _MemoryFormat(NamedTuple):
+    """A memory format by name: as it is, `torch.save` could not pickle it."""
+
+    name: str
 
 
 class Parcel(NamedTuple):
@@ -34,6 +42,8 @@ def pack(options: dict[str, Any], state: dict[str, Any]) -> Parcel:
 
 
 def _closed(value: Any) -> Any:
+    if isinstance(value, torch.memory_format):
+        return _MemoryFormat(str(value).removeprefix("torch."))
     if not isinstance(value, Domain):
         return value
     return _Files(
@@ -52,6 +62,8 @@ def unpack(parcel: Parcel) -> dict[str, Any]:
 
 
 def _opened(value: Any) -> Any:
+    if isinstance(value, _MemoryFormat):
+        return getattr(torch, value.name)
     if not isinstance(value, _Files):
         return value
     return Domain([[Beton.reopen(path, known) for path, known in part] for part in value.parts])

@@ -20,7 +20,7 @@ from xmix_data.beton import ClassList, DomainLike, class_list, ids_in_domain, op
 from xmix_data.loader.base import Loader, Option
 from xmix_data.loader.options import class_names, field_names, one_of
 from xmix_data.normalise import IMAGENET_MEAN, IMAGENET_STD
-from xmix_data.options import truth
+from xmix_data.options import real_number, truth
 from xmix_data.pairing import Pairing, log_provenance
 from xmix_data.plan import CenterCrop, Crop, PlanRows, RandomCrop, image_plan, paired_plan, with_mix
 
@@ -134,7 +134,7 @@ class XMixLoader(Loader[Any]):
             raise ValueError("soft labels belong to mixed images; set mix=True or labels='pair'")
         fields: tuple[str, ...] = MixedBatch._fields if mix else PairedBatch._fields
         names = field_names(names, _SOFT_FIELDS if labels == "soft" else fields)
-        if not 0 <= label_smoothing < 1:
+        if not 0 <= real_number("label_smoothing", label_smoothing) < 1:
             raise ValueError(f"label_smoothing is {label_smoothing}; give a share in [0, 1)")
         if label_smoothing and labels != "soft":
             raise ValueError(

@@ -21,9 +21,11 @@ class JointHead(nn.Linear):
     """Classifier of target and source classes in one: n + m logits in training mode, n in eval.
 
     Put in the place of a network's classifier it leaves a training loop as it was: the criterion
-    gets logits for the soft labels of ``XMixLoader(labels="soft")``; metrics, averaged weights,
-    checkpoints and ``argmax`` in evaluation see a classifier of the target. The module's mode
-    decides, not gradients. The target's block comes first, as in `MixedBatch.soft_labels`.
+    gets logits for the soft labels of ``XMixLoader(labels="soft")``; metrics, averaged weights
+    and ``argmax`` in evaluation see a classifier of the target. The module's mode decides, not
+    gradients; what traces (`torch.fx`, `torch.jit.trace`) keeps the mode that it saw. The target's
+    block comes first, as in `MixedBatch.soft_labels`. A state dict has the rows of both blocks:
+    `to_linear` ends a training with the target's alone.
 
     Args:
         features: Number D of features.
@@ -121,18 +123,24 @@ class JointHead(nn.Linear):
 
     @classmethod
     def replace_classifier(
-        cls, network: nn.Module, num_target: int, num_source: int, size: int = 224
+        cls,
+        network: nn.Module,
+        num_target: int,
+        num_source: int,
+        size: int | tuple[int, int] = 224,
     ) -> JointHead:
         """Put a new head in the place of the linear layer that makes a network's output.
 
         Networks name that layer differently; it is found by the forward pass of one black image,
         see `xmix_data.backbones.output_layer`. Call it before the optimizer gets the parameters.
+        Where the old layer has n outputs, they are taken for the target's, as your code would go on
+        with them; the other rows start as `torch.nn.Linear` does.
 
         Args:
             network: A classifier of any making, changed in place.
             num_target: Number n of target classes.
             num_source: Number m of source classes.
-            size: Side in pixels of an image that the network takes.
+            size: Side in pixels of an image that the network takes, or (height, width).
 
         Returns:
             The head, with the old layer's dtype, device, mode, and bias or none.
@@ -169,11 +177,19 @@ class JointHead(nn.Linear):
             device=weight.device,
             dtype=weight.dtype,
         )
+        if num_target == (old.num_target if isinstance(old, JointHead) else old.out_features):
+            with torch.no_grad():
+                head.weight[:num_target] = weight[:num_target]
+                if old.bias is not None:
+                    head.bias[:num_target] = old.bias[:num_target]
         put_in_place(network, old, head.train(old.training))
         return head
 
-    def to_linear(self) -> nn.Linear:
+    def to_linear(self, network: nn.Module | None = None) -> nn.Linear:
         """Make a plain layer of the target's rows, for what is saved and used without this package.
+
+        Args:
+            network: A network that has this head; the layer takes its place there.
 
         Returns:
             A layer D -> n, a copy with the head's dtype, device, and bias or none; in evaluation
@@ -195,11 +211,13 @@ class JointHead(nn.Linear):
             plain.weight.copy_(self.weight[: self.num_target])
             if self.bias is not None:
                 plain.bias.copy_(self.bias[: self.num_target])
+        if network is not None:
+            put_in_place(network, self, plain.train(self.training))
         return plain
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if self.training:
-            return super().forward(input)
+            return nn.functional.linear(input, self.weight, self.bias)
         bias = None if self.bias is None else self.bias[: self.num_target]
         return nn.functional.linear(input, self.weight[: self.num_target], bias)
 

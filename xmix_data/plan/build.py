@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from xmix_data.beton import Domain
 from xmix_data.names import same_forms
-from xmix_data.options import MAX_SEED, whole_number
+from xmix_data.options import MAX_SEED, real_number, whole_number
 from xmix_data.pairing import Pairing
 from xmix_data.plan.crops import Crop
 from xmix_data.plan.epoch import Plan
@@ -132,7 +132,7 @@ def with_mix(plan: Plan, alpha: float, beta: float, *, mixes: bool) -> Plan:
 
 def _check_beta(alpha: float, beta: float) -> None:
     for name, value in (("alpha", alpha), ("beta", beta)):
-        if not 0 < value < float("inf"):
+        if not 0 < real_number(name, value) < float("inf"):
             raise ValueError(f"{name} is {value}; Beta(alpha, beta) needs a number above 0")
 
 

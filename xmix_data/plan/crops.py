@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from xmix_data.options import real_number
+
 __all__ = ["CenterCrop", "Crop", "RandomCrop", "RandomResizedCrop"]
 
 
@@ -42,13 +44,15 @@ class Crop:
         sides = self.size if isinstance(self.size, (tuple, list)) else (self.size, self.size)
         if len(sides) != 2 or not all(isinstance(s, (int, np.integer)) and s >= 1 for s in sides):
             raise ValueError(f"crop size is {self.size!r}; give pixels, or (height, width)")
+        # Python's own numbers, by which a crop is known in caches; it is frozen.
+        height, width = map(int, sides)
+        square = not isinstance(self.size, (tuple, list))
+        object.__setattr__(self, "size", height if square else (height, width))
 
     @property
     def shape(self) -> tuple[int, int]:
         """Output height and width in pixels."""
-        if isinstance(self.size, (tuple, list)):
-            return int(self.size[0]), int(self.size[1])
-        return int(self.size), int(self.size)
+        return self.size if isinstance(self.size, tuple) else (self.size, self.size)
 
     def boxes(
         self,
@@ -99,7 +103,10 @@ class CenterCrop(Crop):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.ratio is not None and not 0 < self.ratio <= 1:
+        if self.ratio is None:
+            return
+        object.__setattr__(self, "ratio", real_number("ratio", self.ratio))  # it is frozen
+        if not 0 < self.ratio <= 1:
             raise ValueError(f"ratio is {self.ratio}; give a share above 0 and at most 1, or None")
 
     def __repr__(self) -> str:  # without a ratio as ever: it names features in caches
