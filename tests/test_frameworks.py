@@ -74,8 +74,9 @@ def test_lightning_goes_on_from_every_step(
     from lightning.pytorch.callbacks import ModelCheckpoint
 
     class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
+        def __init__(self, loader: XMixLoader) -> None:
             super().__init__()
+            self.save_hyperparameters()  # the loader among them, as paths and numbers
             self.layer, self.seen = torch.nn.Linear(3, 1), list[list[int]]()
 
         def train_dataloader(self) -> XMixLoader:
@@ -91,7 +92,7 @@ def test_lightning_goes_on_from_every_step(
 
     def fit(checkpoint: Path | None = None, **limits: int) -> list[list[int]]:
         saving = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
-        module = Module()
+        module = Module(loader_of(numbered, drop_last=drop_last))
         trainer = lightning.Trainer(
             accelerator="cpu",
             logger=False,
@@ -181,11 +182,16 @@ def test_a_plain_loop_goes_on_from_every_step(
             assert seen == whole[done:]
 
 
-@pytest.mark.parametrize("drop_last", [True, False])
+@pytest.mark.parametrize(
+    ("drop_last", "accumulated"), [(True, 1), (False, 1), (True, 3), (False, 3), (True, 7)]
+)
 def test_the_trainer_goes_on_from_every_step(
-    numbered: NumberedBetons, tmp_path: Path, drop_last: bool
+    numbered: NumberedBetons, tmp_path: Path, drop_last: bool, accumulated: int
 ) -> None:
-    """As docs/training.md says: by `skip`, and by a state that a callback saves."""
+    """As docs/training.md says: by `skip`, and by a state that a callback saves.
+
+    Where accumulation does not divide an epoch, from an epoch's end.
+    """
     transformers = pytest.importorskip("transformers", reason="needs transformers")
 
     class Network(torch.nn.Module):
@@ -213,6 +219,7 @@ def test_the_trainer_goes_on_from_every_step(
             num_train_epochs=EPOCHS,
             save_strategy="steps",
             save_steps=1,
+            gradient_accumulation_steps=accumulated,
             ignore_data_skip=True,
             report_to=[],
             use_cpu=True,
@@ -223,19 +230,24 @@ def test_the_trainer_goes_on_from_every_step(
         trainer = transformers.Trainer(network, arguments, callbacks=[SaveLoader(loader)])
         trainer.get_train_dataloader = lambda: loader
         checkpoint = tmp_path / "whole" / f"checkpoint-{done}"
-        if done is not None and done % 2:
-            loader.skip(done)
+        if done is not None and (done % 2 or accumulated > 1):
+            state = transformers.TrainerState.load_from_json(f"{checkpoint}/trainer_state.json")
+            loader.skip(round(state.epoch * len(loader)))
         elif done is not None:
             loader.load_state_dict(torch.load(checkpoint / "loader.pt"))
         trainer.train(resume_from_checkpoint=done and str(checkpoint))
+        assert trainer.state.global_step == EPOCHS * of_epoch
         return network.seen
 
     whole = uninterrupted(numbered, drop_last=drop_last)
     steps = len(whole) // EPOCHS
+    of_epoch = -(-steps // accumulated)
     assert fit(tmp_path / "whole") == whole
-    for done in (1, steps - 1, steps, steps + 2):
+    ends = [(of_epoch, steps), (2 * of_epoch, 2 * steps)]
+    inside = [(done, done) for done in (1, steps - 1, steps + 2)] if accumulated == 1 else []
+    for done, batches in ends + inside:
         rest = fit(tmp_path / "rest", done)
-        assert rest == whole[done:], f"after step {done} of {steps} in an epoch"
+        assert rest == whole[batches:], f"after step {done} of {of_epoch} in an epoch"
 
 
 def test_a_model_of_transformers_is_saved_as_it_was(tmp_path: Path) -> None:
