@@ -824,7 +824,6 @@ def test_what_does_not_fit_is_said_before_the_first_step(betons: Betons, tmp_pat
         (CoTrain(), {"source_rows": [0, 1]}, "2 numbers for 6 source classes"),
         (CoTrain(), {"source_rows": [0, 1, 2, 3, 4, 10]}, "from 0 to 9"),
         (FineTune(), {"recipe": recipe(batch_size=28)}, "28 x 1 processes is larger than the 27"),
-        (FineTune(), {"recipe": recipe(seed=-1)}, "seed is -1"),
         (FineTune(), {"backbone": whole}, "vit takes images of 32 pixels .* crop is 36; give it"),
         (FineTune(), {"backbone": nn.Conv2d(3, 4, 1)}, "must come from one linear layer"),
         (FineTune(), {"tensorboard": True}, "tensorboard writes into output"),
@@ -857,6 +856,7 @@ def test_what_is_missing_is_said_before_the_model_is_made(
     ("numbers", "message"),
     [
         ({"iterations": 0}, "iterations is 0; it must be a whole number of at least 1"),
+        ({"seed": -1}, "seed is -1; it must be a whole number in 0 "),
         ({"batch_size": 2.5}, "batch_size is 2.5"),
         ({"crop": -1}, "crop is -1"),
         ({"test_every": 0}, "test_every is 0"),
