@@ -56,7 +56,7 @@ def test_every_row_is_trained_once_and_a_lost_one_again(
     path = images / "transfer_accuracy_pretrained.json"
     given = (
         f"{images}/source {images}/target --second-source {images}/second --scale pretrained "
-        f"--model {images}/model.py:backbone --iterations 6 --tuning-iterations 3 --crop 32 "
+        f"--model {images}/model.py:backbone --iterations 12 --tuning-iterations 3 --crop 32 "
         f"--seeds 2 --jobs 1 --json {path} --work {images}/work"
     )
     command = [str(ROOT / "benchmarks/transfer_accuracy.py"), *given.split()]
