@@ -18,7 +18,7 @@ from gpu_parts.record import DATA, OUT, RESULTS, Options
 
 THREADS = 2
 """CPU threads of a training: one launches kernels, the loader's others copy crops."""
-TINY = {"iterations": 2, "tuning_iterations": 1, "crop": 32, "seeds": 1, "every_row": False}
+TINY = {"iterations": 12, "tuning_iterations": 2, "crop": 32, "seeds": 1, "every_row": False}
 
 
 def run(options: Options) -> bool:
