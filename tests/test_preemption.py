@@ -150,6 +150,19 @@ def test_epochs_keep_their_number_of_steps_with_more_processes(
     assert rates == {step: pytest.approx(0.01 if step <= 6 else 0.001) for step in range(1, 10)}
 
 
+def test_an_unmixed_end_stays_where_it_was_with_fewer_processes(
+    betons: Betons, tmp_path: Path, forked: processes.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where an epoch of theirs is longer than all of the training."""
+    for count, stop in ((2, "SIGTERM 0 3"), (1, "- 0 0")):
+        monkeypatch.setenv("STOPS", stop)
+        options = ["--batch-size", "2", "--method", "mixup", "--unmixed", "0.3"]
+        results = ended(forked.job(count, *command(betons, tmp_path, *options)), SECONDS)
+        assert [status for status, *_ in results] == [0 if stop[0] == "-" else 143] * count, results
+    saved = torch.load(tmp_path / "run" / "checkpoint.pt")
+    assert (saved["step"], saved["iterations"], saved["unmixed_from"]) == (9, 9, 6)
+
+
 def test_another_step_is_refused_with_the_batch_size_that_fits(
     betons: Betons,
     tmp_path: Path,

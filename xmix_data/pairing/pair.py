@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from xmix_data.options import MAX_SEED, whole_number
+from xmix_data.options import MAX_SEED, truth, whole_number
 from xmix_data.pairing.centroids import Centroids
 from xmix_data.pairing.matching import (
     COSINE_DECIMALS,
@@ -95,7 +95,7 @@ def pair_classes(
         None if value is None else whole_number(name, value, 1)
         for name, value in zip(_COUNTS, (rounds, min_images, num_images), strict=True)
     )
-    strict, seed = bool(strict), int(seed)
+    strict, seed = truth("strict", strict), int(seed)
     _check_fit(target, source, 0 if strict else rounds or 1)
     featureless = target.values.shape[1] == 0
     if featureless and needs_features(method, num_images, strict):

@@ -221,11 +221,6 @@ class _Run:
             ]
             for phase in method.phases
         ]
-        if method.mixes and get_rank() == 0:
-            epochs = self._iterations(0) / len(self.loaders[0][0])
-            if advice := advice_on_mixing(recipe, epochs):
-                _log.warning("%s", advice)
-        self.unmixed_from = [self._unmixed_from(n) for n, _ in enumerate(method.phases)]
         self.device = self.loaders[0][0].device
         require_group(self.loaders[0][0].world_size)
         self.tests = None
@@ -236,12 +231,18 @@ class _Run:
             stack.enter_context(self.tests)
         self.body, self.classifier = split_classifier(backbone.network, self._size())
         self.features = self._features()
+        self.identity = identity_of(method, f"{backbone.name} {backbone.weights_hash}", recipe)
+        self.path = None if output is None else Path(output) / "checkpoint.pt"
+        self.saved: dict[str, Any] | None = None
+        if self.path is not None and self.path.exists():
+            self.saved = load_checkpoint(self.path, self.identity)
+        self.lengths, self.unmixed_from = self._lengths()
+        advice = advice_on_mixing(recipe, self.lengths[0] / len(self.loaders[0][0]))
+        if method.mixes and advice and get_rank() == 0:
+            _log.warning("%s", advice)
         self.log = MetricsLog(None if output is None else Path(output), tensorboard)
         stack.callback(self.log.close)
-        self.identity = identity_of(method, f"{backbone.name} {backbone.weights_hash}", recipe)
-        self.lengths = [self._iterations(n) for n, _ in enumerate(method.phases)]
-        self.path = None if self.log.folder is None else self.log.folder / "checkpoint.pt"
-        self.saved = self._saved()
+        self._go_on()
         self.preemption = Preemption(enabled=self.path is not None)
 
     def train(self, number: int, phase: Phase, earlier: TransferNetwork | None) -> TransferNetwork:
@@ -473,24 +474,31 @@ class _Run:
         }
         save_checkpoint(self.path, self.identity, state)
 
-    def _saved(self) -> dict[str, Any] | None:
-        """Read the checkpoint of an earlier run, which must be one of this training."""
+    def _lengths(self) -> tuple[list[int], list[int | None]]:
+        """Return the steps of each phase, and from which on it mixes nothing; see `_save`."""
+        begun = {} if self.saved is None else {self.saved["phase"]: self.saved}
+        lengths, unmixed_from = [], []
+        for number, _ in enumerate(self.method.phases):
+            saved, own = begun.get(number, {}), self._iterations(number)
+            # In epochs of other processes it might have another length now.
+            lengths.append(int(saved.get("iterations", own)))
+            if lengths[-1] != own:
+                _log.info("keeps the %d iterations that it began with", lengths[-1])
+            known = "unmixed_from" in saved
+            unmixed_from.append(saved["unmixed_from"] if known else self._unmixed_from(number))
+        return lengths, unmixed_from
+
+    def _go_on(self) -> None:
+        """Put loaders and log where the checkpoint was saved, if there is one."""
         if self.path is None:
-            return None
-        if not self.path.exists():
+            return
+        if self.saved is None:
             self.log.cut(0, 0)
-            return None
-        saved = load_checkpoint(self.path, self.identity)
-        number, phases = saved["phase"], self.method.phases
-        load_loaders(self.path, self.loaders[number], saved["loaders"])
-        # In epochs the phase might have another length now, by the number of processes.
-        self.lengths[number] = saved.get("iterations", self.lengths[number])
-        self.unmixed_from[number] = saved.get("unmixed_from", self.unmixed_from[number])
-        if self.lengths[number] != self._iterations(number):
-            _log.info("keeps the %d iterations that it began with", self.lengths[number])
-        ended = number + 1 == len(phases) and saved["step"] == self.lengths[number]
-        self.log.cut(number, saved["step"], test_again=ended)
-        return saved
+            return
+        number, step = self.saved["phase"], self.saved["step"]
+        load_loaders(self.path, self.loaders[number], self.saved["loaders"])
+        ended = number + 1 == len(self.method.phases) and step == self.lengths[number]
+        self.log.cut(number, step, test_again=ended)
 
     def _load(self, network: TransferNetwork, state: dict[str, Any]) -> None:
         assert self.path is not None
