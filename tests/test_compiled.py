@@ -7,7 +7,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numba
@@ -40,11 +40,16 @@ def loaded_from_disk(folder: Path) -> int:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "cache"))
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    # By the environment, as users do: numba forgets what is set in its module alone at the first
+    # compilation after a variable of its own was changed, as `xmix_data.cli` does.
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cache"))
+    numba.config.reload_config()
     monkeypatch.delattr(compiled._say, "said", raising=False)
     (tmp_path / "kernels.py").write_text(KERNELS)
-    return tmp_path
+    yield tmp_path
+    monkeypatch.undo()
+    numba.config.reload_config()
 
 
 @pytest.mark.parametrize("suffix", ["nbi", "nbc"])
