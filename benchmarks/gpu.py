@@ -14,7 +14,7 @@
     doctor      xmix doctor
     data        the betons that the others read; written when first needed, and kept
     accuracy    what the methods gain with pre-trained weights (see gpu_parts/accuracy.py); alone,
-                as it takes nine minutes and data of its own
+                as it takes data of its own, and all the time it is given
 
 Every figure is written to $OUT/PART.json (default build/gpu) as soon as it is there: a part that is
 stopped leaves what it had. What a GPU gave is a result of the project as well, and goes to

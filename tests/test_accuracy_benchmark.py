@@ -49,6 +49,66 @@ def images(tmp_path: Path) -> Path:
     return tmp_path
 
 
+TRAIN = """
+import time
+
+def train(one, log):
+    with open(log, "a") as stream:
+        stream.write(f"{one['name']}\\n")
+    time.sleep(one.get("seconds", 0))
+    if one["name"] == "wrong":
+        raise ValueError("no such setting")
+    return {"accuracy": one.get("accuracy", 0.5)}
+"""
+
+
+@pytest.fixture
+def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that `train` of a module that processes can import writes names to."""
+    (tmp_path / "shortest_training.py").write_text(TRAIN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return tmp_path / "log"
+
+
+def test_a_training_that_fails_leaves_the_others_alone(log: Path) -> None:
+    from accuracy_parts.runs import Runs
+    from shortest_training import train
+
+    kept: list[Any] = []
+    known = [{"task": {"name": "done"}, "accuracy": 0.5}]
+    runs = Runs(known, kept.append, train, (log,), 2)
+    tasks = [{"name": name} for name in ("first", "wrong", "done", "third", "last")]
+
+    def after_the_third() -> dict[str, Any] | None:
+        return {"name": "chosen"} if runs.line({"name": "third"}) else None
+
+    wanted = [after_the_third, *(lambda one=one: one for one in tasks)]
+    problems = runs.do(wanted)
+    assert problems == ["name wrong: ValueError: no such setting"]
+    names = {line["task"]["name"] for line in kept}
+    assert names == {"first", "third", "last", "chosen"}
+    assert sorted(log.read_text().split()) == sorted({*names, "wrong"})
+    with pytest.raises(SystemExit, match="no such setting"):
+        runs.of(tasks)
+    assert runs.of(tasks[2:])  # they are there
+
+
+def test_a_training_that_would_not_end_in_time_is_not_begun(log: Path) -> None:
+    from accuracy_parts.runs import Runs
+    from shortest_training import train
+
+    def work(one: Any) -> float:
+        return float(one["seconds"])
+
+    runs = Runs([], lambda line: None, train, (log,), 1, work)
+    names = {"first": 0.1, "long": 1e6, "short": 0.1}
+    wanted = [lambda n=n, s=s: {"name": n, "seconds": s} for n, s in names.items()]
+    problems = runs.do(wanted, seconds=1000)
+    assert log.read_text().split() == ["first", "short"]
+    assert problems == ["1 trainings are not begun; run it again for them"]
+
+
 @pytest.mark.slow
 def test_every_row_is_trained_once_and_a_lost_one_again(
     forked: Server, images: Path, monkeypatch: pytest.MonkeyPatch

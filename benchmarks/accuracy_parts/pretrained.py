@@ -14,12 +14,14 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import math
 import re
 import shutil
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ import numpy as np
 import torch
 
 from accuracy_parts.probes import features_of, probed
-from accuracy_parts.runs import Runs, task_key
+from accuracy_parts.runs import Runs, Wanted, task_key
 from xmix_data import Beton, CenterCrop, Pairing, class_centroids, pair_classes, write_beton
 from xmix_data.backbones import Backbone, load_backbone
 from xmix_data.bench import machine
@@ -72,6 +74,8 @@ class Regime:
         return round(self.crop * 256 / 224)
 
 
+GPU_THREADS = 2
+"""CPU threads of a training on a GPU, and as many that load."""
 MOST_ITERATIONS = 9000
 """The paper's."""
 ON_A_GPU = Regime(
@@ -152,6 +156,8 @@ SWEEPS = (
 """The number of iterations, as much compute as XMixup, α, labels, the auxiliary set."""
 GROUPS = (MAIN_ROWS, OTHER_ROWS, SWEEPS)
 """In order of value."""
+LONG = 3
+"""Trainings of plain fine-tuning: what takes as many comes behind what takes fewer."""
 PROBED = (L2, XMIXUP, XMIXUP_END)
 """Rows whose first network is looked at, as the loaded one is."""
 
@@ -165,6 +171,7 @@ def run(
     jobs: int,
     paths: Sequence[Path],
     only: str = "",
+    seconds: float = math.inf,
 ) -> None:
     """Train everything that the JSON does not hold yet.
 
@@ -177,42 +184,67 @@ def run(
         jobs: Number of trainings at a time.
         paths: Where the JSON goes; it is read from the first of them that exists.
         only: A regular expression for the names of the rows to train now; the others wait.
+        seconds: How long there is; a training that would not end in time waits as well.
+
+    Raises:
+        SystemExit: A training failed or was not begun; the others are kept.
     """
-    known = {row.name: row for rows in groups_of(regime) for row in rows}
-    if not any(re.search(only, name) for name in known):
-        raise SystemExit(f"--only {only}: fits none of the rows: {'; '.join(known)}")
+    until = time.monotonic() + seconds
+    known = [row for rows in groups_of(regime) for row in rows]
+    rows = [row for row in known if re.search(only, row.name)]
+    if not rows:
+        names = "; ".join(row.name for row in known)
+        raise SystemExit(f"--only {only}: fits none of the rows: {names}")
     work.mkdir(parents=True, exist_ok=True)
     held = prepare(regime, sources, target, model, work)
     document = planned(regime, work, model, held, paths)
 
     def keep(line: Mapping[str, Any]) -> None:
         document["runs"].append(line)
+        choices = ((row.name, chosen(row, regime, runs)) for row in known if row.alternatives)
+        document["chosen"] = {name: options for name, options in choices if options is not None}
         write(paths, document)
 
-    runs = Runs(document["runs"], keep, train, (regime, model, work), jobs)
-    chosen = document["chosen"]
+    runs = Runs(document["runs"], keep, train, (regime, model, work), jobs, work_of)
+    problems = runs.do(wanted(rows, regime, runs), until - time.monotonic())
+    for row in rows:
+        finals = (final_task(row, seed, regime, runs) for seed in range(seeds_of(row, regime)))
+        lines = [runs.line(one) for one in finals if one is not None]
+        values = [line["accuracy"] for line in lines if line is not None]
+        if values:
+            print(f"{row.name:60} {100 * statistics.mean(values):.2f} %, n = {len(values)}")
     if "as loaded" not in document:
         backbone = load_backbone(model, "default")
         body, _ = split_classifier(backbone.network, regime.crop)
         document["as loaded"] = looked_at(body, backbone, regime, work)
         write(paths, document)
-    for group in groups_of(regime):
-        rows = [row for row in group if re.search(only, row.name)]
-        choosing = [known[row.like or row.name] for row in rows]
-        tuning = {row.name: tuning_tasks(row, regime) for row in choosing if row.alternatives}
-        done = runs.of([task for tasks in tuning.values() for task in tasks])
-        chosen |= {name: best(tasks, done) for name, tasks in tuning.items()}
-        write(paths, document)
-        final = [
-            final_task(row, chosen.get(row.like or row.name, {}), seed, regime)
-            for seed in range(regime.seeds)
-            for row in rows
-            if seed < seeds_of(row, regime)
-        ]
-        done = runs.of(final)
-        for row in rows:
-            values = [done[task_key(t)]["accuracy"] for t in final if t["row"] == row.name]
-            print(f"{row.name:60} {100 * statistics.mean(values):.2f} %, n = {len(values)}")
+    if problems:
+        raise SystemExit("\n".join(problems))
+
+
+def wanted(rows: Sequence[Row], regime: Regime, runs: Runs) -> list[Wanted]:
+    """The trainings of some rows in order of value, each with those that choose its settings.
+
+    First come the rows that matter, with all their seeds; then a first seed of the others, what
+    takes as long as several trainings last; then the others' further seeds.
+    """
+    final = [(row, seed) for row in rows for seed in range(seeds_of(row, regime))]
+    groups = groups_of(regime)
+
+    def place(entry: tuple[Row, int]) -> tuple[bool, bool, int, int]:
+        row, seed = entry
+        group = next(number for number, group in enumerate(groups) if row in group)
+        return bool(seed) and not row.matters, _trainings(row) >= LONG, group, seed
+
+    ordered: list[Wanted] = []
+    seen: set[str] = set()
+    for row, seed in sorted(final, key=place):
+        chooser = _chooser(row, regime)
+        if chooser.name not in seen:
+            seen.add(chooser.name)
+            ordered += [partial(dict, one) for one in tuning_tasks(chooser, regime)]
+        ordered.append(partial(final_task, row, seed, regime, runs))
+    return ordered
 
 
 def groups_of(regime: Regime) -> list[list[Row]]:
@@ -220,6 +252,11 @@ def groups_of(regime: Regime) -> list[list[Row]]:
     return [
         [row for row in rows if row.times * regime.iterations <= MOST_ITERATIONS] for rows in GROUPS
     ]
+
+
+def _trainings(row: Row) -> float:
+    """How much one training of a row is, in trainings of plain fine-tuning."""
+    return STEPS_TAKEN.get(row.method, 1) * row.times
 
 
 def seeds_of(row: Row, regime: Regime) -> int:
@@ -272,9 +309,9 @@ def budget(regime: Regime) -> dict[str, Any]:
     """What is to be trained, in trainings of plain fine-tuning, by row."""
     split: dict[str, float] = {}
     for row in (row for rows in groups_of(regime) for row in rows):
-        cost = STEPS_TAKEN.get(row.method, 1)
         tuning = len(row.alternatives) * regime.tuning_iterations / regime.iterations
-        split[row.name] = round(cost * (seeds_of(row, regime) * row.times + tuning), 2)
+        shares = seeds_of(row, regime) * row.times + tuning
+        split[row.name] = round(STEPS_TAKEN.get(row.method, 1) * shares, 2)
     return {
         "unit": f"plain fine-tuning, {regime.iterations} iterations",
         "total": round(sum(split.values()), 2),
@@ -378,13 +415,28 @@ def tuning_tasks(row: Row, regime: Regime) -> list[dict[str, Any]]:
     ]
 
 
-def best(tasks: Sequence[Mapping[str, Any]], done: Mapping[str, Any]) -> dict[str, Any]:
-    """The setting with the highest accuracy; of equal ones the first."""
-    return dict(max(tasks, key=lambda task: done[task_key(task)]["accuracy"])["options"])
+def chosen(row: Row, regime: Regime, runs: Runs) -> dict[str, Any] | None:
+    """The setting with the highest accuracy, of equal ones the first; ``None``: not known yet."""
+    tasks = tuning_tasks(_chooser(row, regime), regime)
+    if not tasks:
+        return {}
+    done = [line for line in map(runs.line, tasks) if line is not None]
+    if len(done) < len(tasks):
+        return None
+    return dict(max(done, key=lambda line: line["accuracy"])["task"]["options"])
 
 
-def final_task(row: Row, chosen: Mapping[str, Any], seed: int, regime: Regime) -> dict[str, Any]:
-    """A training on all target images."""
+def _chooser(row: Row, regime: Regime) -> Row:
+    """The row whose settings a row takes."""
+    rows = (other for group in groups_of(regime) for other in group)
+    return row if row.like is None else next(other for other in rows if other.name == row.like)
+
+
+def final_task(row: Row, seed: int, regime: Regime, runs: Runs) -> dict[str, Any] | None:
+    """A training on all target images; ``None`` as long as its settings are not chosen."""
+    options = chosen(row, regime, runs)
+    if options is None:
+        return None
     return {
         "row": row.name,
         "method": row.method,
@@ -393,14 +445,20 @@ def final_task(row: Row, chosen: Mapping[str, Any], seed: int, regime: Regime) -
         "test": "target-test",
         "seed": seed,
         "iterations": max(1, round(row.times * regime.iterations)),
-        "options": {**chosen, **row.fixed},
+        "options": {**options, **row.fixed},
     }
+
+
+def work_of(one: Mapping[str, Any]) -> float:
+    """How much a training is, in iterations of plain fine-tuning."""
+    return float(STEPS_TAKEN.get(one["method"], 1) * one["iterations"])
 
 
 def train(one: Mapping[str, Any], regime: Regime, model: str, work: Path) -> dict[str, Any]:
     """Do one training; accuracy, seconds, and for some rows what it did to the network."""
-    if regime.device == "cpu":
-        torch.set_num_threads(1)
+    torch.set_num_threads(1 if regime.device == "cpu" else GPU_THREADS)
+    # A process trains many networks; past its limit Dynamo would compile none without an error.
+    torch._dynamo.config.recompile_limit = 64
     started = time.perf_counter()
     options = dict(one["options"])
     # L2-SP and others have an alpha of their own.
@@ -413,6 +471,7 @@ def train(one: Mapping[str, Any], regime: Regime, model: str, work: Path) -> dic
         alpha=options.pop("mix_alpha", 1.0),
         compile=regime.compile,
         compile_mode="reduce-overhead",
+        save_every=500 if regime.device == "cpu" else one["iterations"],  # a GPU would wait for it
         **{name: options.pop(name) for name in list(options) if name in of_recipe},
     )
     sources = sorted(work.glob("source-*.beton"))[: 1 if one["pairing"] == FIRST else None]
@@ -427,7 +486,7 @@ def train(one: Mapping[str, Any], regime: Regime, model: str, work: Path) -> dic
         test=work / f"{one['test']}.beton",
         recipe=recipe,
         device=regime.device,
-        num_workers=1 if regime.device == "cpu" else 2,
+        num_workers=1 if regime.device == "cpu" else GPU_THREADS,
         output=output,  # goes on where it was interrupted
     )
     shutil.rmtree(output)
@@ -463,4 +522,4 @@ def looked_at(network: Any, backbone: Backbone, regime: Regime, work: Path) -> d
         features_of(network, part, **options)
         for part in (sources, probes, work / "target-train.beton")
     )
-    return probed(*parts, groups)
+    return probed(*parts, groups, regime.device)

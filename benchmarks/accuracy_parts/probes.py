@@ -26,7 +26,11 @@ STEPS = 300
 
 
 def probed(
-    train: Features, test: Features, target: Features, groups: Mapping[str, Sequence[int]]
+    train: Features,
+    test: Features,
+    target: Features,
+    groups: Mapping[str, Sequence[int]],
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Accuracy of the probe among the source classes of each group, and the singular values."""
     features, _ = target
@@ -34,7 +38,9 @@ def probed(
     whole = [batch for batch in batches.split(BATCH) if len(batch) == BATCH]
     values = torch.stack([torch.linalg.svdvals(batch) for batch in whole]).mean(0)
     return {
-        "probe": {group: probe(train, test, ids) for group, ids in groups.items() if len(ids)},
+        "probe": {
+            group: probe(train, test, ids, device) for group, ids in groups.items() if len(ids)
+        },
         "singular_values": values.tolist(),
     }
 
@@ -49,20 +55,20 @@ def features_of(network: nn.Module, path: Path | Sequence[Path], **options: Any)
     return features, labels
 
 
-def probe(train: Features, test: Features, ids: Sequence[int]) -> float:
+def probe(train: Features, test: Features, ids: Sequence[int], device: str) -> float:
     """Accuracy of multinomial regression on standardised features, among some classes."""
     position = torch.full((int(train[1].max()) + 1,), -1)
     position[list(ids)] = torch.arange(len(ids))
 
     def of(part: Features) -> Features:
         kept = position[part[1]] >= 0
-        return part[0][kept], position[part[1][kept]]
+        return part[0][kept].to(device), position[part[1][kept]].to(device)
 
     (x, y), (x_test, y_test) = of(train), of(test)
     mean, std = x.mean(0), x.std(0) + 1e-6
     x, x_test = (x - mean) / std, (x_test - mean) / std
     torch.manual_seed(0)
-    layer = nn.Linear(x.shape[1], len(ids))
+    layer = nn.Linear(x.shape[1], len(ids)).to(device)
     optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=STEPS, history_size=10)
 
     def closure() -> torch.Tensor:

@@ -7,15 +7,21 @@ kept as soon as its training has ended, so that what was interrupted goes on.
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from typing import Any
 
-__all__ = ["Runs", "task_key"]
+__all__ = ["Runs", "Task", "Wanted", "task_key"]
+
+Task = Mapping[str, Any]
+Wanted = Callable[[], Task | None]
+"""A training that is to be done; ``None`` as long as others have to tell what it is."""
 
 
-def task_key(one: Mapping[str, Any]) -> str:
+def task_key(one: Task) -> str:
     """Names a training."""
     return json.dumps(one, sort_keys=True)
 
@@ -29,6 +35,7 @@ class Runs:
         train: Called in another process with the task and ``given``; returns what came out.
         given: Further arguments of ``train``.
         jobs: Number of processes.
+        work: How much a task is, in any unit.
     """
 
     def __init__(
@@ -38,25 +45,84 @@ class Runs:
         train: Callable[..., Mapping[str, Any]],
         given: Sequence[Any],
         jobs: int,
+        work: Callable[[Task], float] = lambda one: 1,
     ) -> None:
         self._done = {task_key(line["task"]): line for line in done}
         self._keep, self._train, self._given, self._jobs = keep, train, given, jobs
+        self._work = work
+        self._pace = math.inf
+        """Seconds for a unit of work, of the fastest training so far."""
 
-    def of(self, tasks: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-        """Lines by key; trains what is missing, in the order of the tasks."""
-        missing = [one for one in tasks if task_key(one) not in self._done]
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self._jobs, spawn) as pool:
-            futures = {pool.submit(self._train, one, *self._given): one for one in missing}
-            for future in as_completed(futures):
-                one = futures[future]
-                line = {"task": one, **future.result()}
-                self._done[task_key(one)] = line
-                self._keep(line)
-                print(f"{describe(one)}: {100 * line['accuracy']:.2f} %", flush=True)
+    def line(self, one: Task) -> Mapping[str, Any] | None:
+        """What is known of a training; ``None``: it is not done."""
+        return self._done.get(task_key(one))
+
+    def of(self, tasks: Sequence[Task]) -> dict[str, Mapping[str, Any]]:
+        """Lines by key; trains what is missing."""
+        problems = self.do([lambda one=one: one for one in tasks])  # type: ignore[misc]
+        if problems:
+            raise SystemExit("\n".join(problems))
         return {task_key(one): self._done[task_key(one)] for one in tasks}
 
+    def do(self, wanted: Iterable[Wanted], seconds: float = math.inf) -> list[str]:
+        """Train what is missing: always the first that can begin, as many at a time as there may.
 
-def describe(one: Mapping[str, Any]) -> str:
+        A training that fails leaves the others alone. One that could not end in time is not begun,
+        as far as the fastest so far tells: stopped, it would be lost.
+
+        Args:
+            wanted: What is to be done, in order of value.
+            seconds: How long there is.
+
+        Returns:
+            What failed, and how many were not begun, as lines for people.
+        """
+        until = time.monotonic() + seconds
+        waiting, problems = list(wanted), list[str]()
+        running: dict[Future[Mapping[str, Any]], tuple[Task, float]] = {}
+        pool = ProcessPoolExecutor(self._jobs, multiprocessing.get_context("spawn"))
+        with pool:
+            while True:
+                while len(running) < self._jobs and (one := self._next(waiting, until)):
+                    future = pool.submit(self._train, one, *self._given)
+                    running[future] = one, time.monotonic()
+                if not running:
+                    break
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    one, began = running.pop(future)
+                    if (error := future.exception()) is not None:
+                        problems.append(f"{_described(one)}: {type(error).__name__}: {error}")
+                        print(problems[-1], flush=True)
+                        continue
+                    pace = (time.monotonic() - began) / self._work(one)
+                    self._pace = min(pace, self._pace)
+                    self._note(one, future.result())
+        if waiting:
+            problems.append(f"{len(waiting)} trainings are not begun; run it again for them")
+        return problems
+
+    def _next(self, waiting: list[Wanted], until: float) -> Task | None:
+        """Take the first training off the list that can begin, and may end in time."""
+        for entry in list(waiting):
+            one = entry()
+            if one is None:
+                continue
+            if self.line(one) is not None:
+                waiting.remove(entry)
+                continue
+            needed = 0 if math.isinf(self._pace) else self._pace * self._work(one)
+            if time.monotonic() + needed < until:
+                waiting.remove(entry)
+                return one
+        return None
+
+    def _note(self, one: Task, made: Mapping[str, Any]) -> None:
+        line = {"task": one, **made}
+        self._done[task_key(one)] = line
+        self._keep(line)
+        print(f"{_described(one)}: {100 * line['accuracy']:.2f} %", flush=True)
+
+
+def _described(one: Task) -> str:
     """One line for people."""
     return ", ".join(f"{name} {value}" for name, value in one.items())
