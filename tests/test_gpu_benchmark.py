@@ -129,7 +129,16 @@ def test_smoke(documents: dict[str, dict[str, Any]]) -> None:
         "xmixup, resumed at its end",
         "xmixup, amp, a job of one process",
     }
-    for method in ("finetune", "cotrain", "gradmix", "bss", "mixup"):
+    for method in (
+        "finetune",
+        "cotrain",
+        "gradmix",
+        "bss",
+        "mixup",
+        "l2sp",
+        "cotuning",
+        "seqtrain",
+    ):
         trained[method] = document[f"{method}, amp"]
     assert all(0 <= row["accuracy"] <= 1 and row["s"] > 0 for row in trained.values())
     assert trained["xmixup, resumed at its end"]["accuracy"] == trained["xmixup, amp"]["accuracy"]

@@ -1040,6 +1040,17 @@ def test_what_else_a_method_refuses() -> None:
 # DELTA and Co-Tuning
 
 
+def test_delta_looks_into_a_compiled_network_whatever_was_compiled_before() -> None:
+    (x, y), before, net = target_batch(), network(), network()
+    plain = prepared(FineTune(), before)
+    plain.loss(torch.compile(before, backend="eager"), (x, y), step=0)
+    method = prepared(DELTA(), net)
+    expected = method.loss(net, (x, y), step=0)
+    torch.testing.assert_close(
+        method.loss(torch.compile(net, backend="eager"), (x, y), step=0), expected
+    )
+
+
 @pytest.mark.parametrize("attention", [False, True])
 def test_deltas_loss_is_its_formula(attention: bool) -> None:
     """alpha / 2 sum C W_j |FM_j - FM0_j|^2 / (H W), over images too, and beta / 2 |head|^2."""

@@ -23,7 +23,29 @@ from xmix_data.methods import METHODS
 from xmix_data.training import Recipe, fit
 
 MODEL = "resnet18"
-TRAINED = ("xmixup", "finetune", "cotrain", "gradmix", "bss", "mixup")
+TRAINED = (
+    "xmixup",
+    "finetune",
+    "cotrain",
+    "gradmix",
+    "bss",
+    "mixup",
+    "l2sp",
+    "cotuning",
+    "seqtrain",
+)
+COMPILED = (
+    "finetune",
+    "xmixup",
+    "delta",
+    "l2sp",
+    "bss",
+    "mixup",
+    "cotrain",
+    "cotuning",
+    "seqtrain",
+)
+"""In this order in one process: Dynamo takes a graph again where it believes that it fits."""
 
 
 class Training:
@@ -118,4 +140,7 @@ def run(options: Options) -> bool:
     figures.tried("backend auto", training.backend)
     if options.cuda:  # a CPU's compiler takes longer than all the rest
         figures.tried("xmixup, amp, compile", training.run, "xmixup", amp=amp, compile=True)
+        graphs = {"compile": True, "compile_mode": "reduce-overhead"}
+        for name in COMPILED:
+            figures.tried(f"{name}, CUDA graphs", training.run, name, **graphs)
     return not figures.failed

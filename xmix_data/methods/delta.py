@@ -87,6 +87,7 @@ class DELTA(Method):
     def prepare(self, network: TransferNetwork, phase: Phase) -> None:
         super().prepare(network, phase)
         self._network = network
+        network.hooked = True
         self._start = deepcopy(network).eval().requires_grad_(False)
         self._names, self._weights = [], None
 

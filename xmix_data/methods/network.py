@@ -70,6 +70,11 @@ class TransferNetwork(nn.Module):
     """Half precision that autocast computes the forward pass in; ``None``: as it comes.
 
     Outputs are float32 then: losses are computed, and gradients flow back, outside autocast."""
+    hooked: bool = False
+    """Whether a method's hooks look into the backbone.
+
+    Read in the forward pass, as `torch.compile` guards what a pass reads, and no hooks: a graph that
+    was compiled without them would be taken for a network with them."""
 
     def __init__(
         self,
@@ -123,6 +128,7 @@ class TransferNetwork(nn.Module):
             getattr(self, f"{name}_head").requires_grad_(name in names)
 
     def forward(self, images: torch.Tensor) -> Outputs:
+        bool(self.hooked)  # makes torch.compile guard it
         if self.autocast_dtype is None:
             return self._forward(images)
         with torch.autocast(images.device.type, self.autocast_dtype):
