@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
+import os
 import socket
+import struct
 import threading
 from collections.abc import Callable
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -24,6 +27,8 @@ class Server:
         ranges: Whether it gives ranges, as not every server does.
         whole: How many more ranges of betons arrive whole; the others break off in the middle.
         refuses: What it answers with 403: a part of the path.
+        resets: Where it resets the connection instead of an answer: a part of the path.
+        page: Makes the page of a folder, of its names, those of folders with a slash.
         before: Called with the name before anything is sent.
     """
 
@@ -31,7 +36,8 @@ class Server:
         self.asked: list[tuple[str, int, int]] = []
         self.ranges = True
         self.whole: float = float("inf")
-        self.refuses = "\0"
+        self.refuses = self.resets = "\0"
+        self.page: Callable[[list[str]], str] | None = None
         self.before: Callable[[str], Any] = lambda name: None
         self.lock = threading.Lock()
         handler = functools.partial(_Handler, self, directory=str(folder))
@@ -68,6 +74,10 @@ class _Handler(ranges.RangeRequestHandler):  # type: ignore[misc]
         server.before(name)
         if server.refuses in self.path:
             return self.send_error(403)
+        if server.resets in self.path:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.close_connection = True
+            return self.connection.close()
         with contextlib.suppress(ConnectionError):  # who asked has heard enough
             super().do_GET()
 
@@ -75,6 +85,17 @@ class _Handler(ranges.RangeRequestHandler):  # type: ignore[misc]
         if self.asked_of.refuses in self.path:
             return self.send_error(403)
         super().do_HEAD()
+
+    def list_directory(self, path: Any) -> Any:
+        if self.asked_of.page is None:
+            return super().list_directory(path)
+        names = sorted(entry.name + "/" * entry.is_dir() for entry in os.scandir(path))
+        page = self.asked_of.page(names).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html; charset=utf-8")
+        self.send_header("Content-Length", str(len(page)))
+        self.end_headers()
+        return io.BytesIO(page)
 
     def send_head(self) -> Any:
         if self.asked_of.ranges:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import html
 import json
 import os
 import pickle
@@ -12,11 +13,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import processes
@@ -39,6 +43,7 @@ from xmix_data import (
     cache,
 )
 from xmix_data.beton import class_list, manifest_path, open_domain
+from xmix_data.beton.manifest import shards_of
 from xmix_data.cache import clear, entries, fetched, keep, key_of
 from xmix_data.cli import main
 from xmix_data.remote import Megabytes, joined, name_of, path_or_url, state_of, with_name
@@ -756,3 +761,81 @@ def test_a_folder_behind_a_url_is_the_folder(bucket: Any, tmp_path: Path) -> Non
         written("memory://bucket/images/b", tmp_path / "x.beton")
     with pytest.raises((FileNotFoundError, ValueError), match="memory://bucket/none: "):
         written("memory://bucket/none", tmp_path / "x.beton")
+
+
+def class_folder(root: Path) -> Path:
+    """Two images of each of three classes, one with a name that HTML and URLs escape."""
+    for index, name in enumerate(["black & white", "rose", "tulip/field"]):
+        folder = root / name
+        folder.mkdir(parents=True)
+        for image in range(2):
+            (folder / f"{image}.jpg").write_bytes(encoded(picture(24, 24, 2 * index + image)))
+    return root
+
+
+@pytest.mark.parametrize("lost", ["rose", "tulip/field"])
+def test_a_folder_that_cannot_be_listed_is_no_empty_one(tmp_path: Path, lost: str) -> None:
+    """Its images, or all of its class, would be missing without a word."""
+    folder, out = class_folder(tmp_path / "images"), tmp_path / "x.beton"
+    with Server(folder) as server:
+        server.resets = lost
+        with pytest.raises(ConnectionError, match=rf"^{server.url}/{lost}: cannot be listed \("):
+            written(server.url, out)
+        server.resets = "\0"
+        server.page = lambda names: "".join(f'<a href="{quote(n)}">.</a>' for n in (*names, "no/"))
+        with pytest.raises(FileNotFoundError, match=rf"^{server.url}/(.*/)?no: is not there"):
+            written(server.url, out)
+        with pytest.raises(FileNotFoundError, match=rf"^{server.url}/misspelt: is not there"):
+            written(f"{server.url}/misspelt", out)
+    with pytest.raises(ConnectionError, match=rf"^{server.url}: cannot be listed \(.*network"):
+        written(server.url, out)
+    assert not out.exists()
+
+
+def page_of_apache(names: list[str]) -> str:
+    links = ["?C=N;O=D", "?C=M&O=A", "/", *(quote(name, safe="&/") for name in names)]
+    return "".join(f'<a href="{html.escape(link)}">{link}</a>\n' for link in links)
+
+
+def page_of_caddy(names: list[str]) -> str:
+    links = ["../", "./", "../../", "./?sort=name&order=desc", *(f"./{quote(n)}" for n in names)]
+    return "".join(f'<a href="{html.escape(link)}">{link}</a>\n' for link in links)
+
+
+@pytest.mark.parametrize("page", [page_of_apache, page_of_caddy])
+def test_the_pages_of_several_servers(
+    tmp_path: Path, page: Callable[[list[str]], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = class_folder(tmp_path / "images")
+    here = written(folder, tmp_path / "here.beton", image_size=24)
+    with Server(folder) as server:
+        server.page = page
+        there = written(server.url, tmp_path / "there.beton", image_size=24)
+        shutil.copy2(here.path, folder / "a&b-00000-of-00001.beton")
+        shutil.copy2(manifest_path(here.path), folder / "a&b-00000-of-00001.beton.json")
+        assert list(shards_of(f"{server.url}/a&b.beton")) == [1]
+    assert there.class_names == here.class_names and there.class_counts == [2, 2, 2]
+    assert there.path.read_bytes() == here.path.read_bytes()
+    assert there.manifest is not None and there.manifest["left_out"] == {}
+
+
+@pytest.mark.parametrize("names", ["{}", "./{}", "in/{}"])
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_an_archive_is_a_folder(tmp_path: Path, kind: str, names: str) -> None:
+    """Also its root, and with the names that `tar -c .` gives."""
+    folder = class_folder(tmp_path / "images")
+    here = written(folder, tmp_path / "here.beton", image_size=24)
+    archive = tmp_path / f"all.{kind}"
+    files = [str(path.relative_to(folder)) for path in folder.rglob("*.jpg")]
+    if kind == "zip":
+        with zipfile.ZipFile(archive, "w") as made:
+            for file in files:
+                made.write(folder / file, names.format(file))
+    else:
+        with tarfile.open(archive, "w") as made_tar:
+            for file in files:
+                made_tar.add(folder / file, names.format(file))
+    inside = "in" if names == "in/{}" else ""
+    there = written(f"{kind}://{inside}::{archive}", tmp_path / "there.beton", image_size=24)
+    assert there.class_names == here.class_names
+    assert there.path.read_bytes() == here.path.read_bytes()

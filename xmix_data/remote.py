@@ -8,7 +8,9 @@ error that names the URL and says what to do. fsspec is loaded where a URL is me
 from __future__ import annotations
 
 import errno
+import html
 import os
+import posixpath
 import re
 import tempfile
 import time
@@ -115,7 +117,8 @@ def with_name(path: Path | str, name: str) -> Path | str:
 def joined(url: str, below: str) -> str:
     """Return the URL of what lies below a URL."""
     head, tail = _parts(url)
-    return f"{head.rstrip('/')}/{below}{tail}"
+    protocol, _, place = head.partition("://")
+    return f"{protocol}://{place.rstrip('/')}/{below}{tail}"
 
 
 def _filesystem(url: str) -> tuple[Any, str]:
@@ -319,19 +322,63 @@ def whole_bytes(url: str, stream: IO[bytes], size: int, bar: Megabytes) -> None:
 def find(url: str) -> list[tuple[str, int | None]]:
     """List all files below a folder: paths relative to it, and sizes where the store says them.
 
+    fsspec's own walk takes a folder that cannot be listed for an empty one: only stores that list
+    all at once are asked by `find`.
+
     Raises:
-        OSError: The folder cannot be listed.
+        OSError: The folder, or one in it, cannot be listed; names it.
     """
     system, inner = _filesystem(url)
     with _answers(url, "cannot be listed"):
         system.invalidate_cache()
-        found = system.find(inner, detail=True)
-    start = inner.rstrip("/") + "/"
-    return [
-        (name.removeprefix(start), facts.get("size"))
-        for name, facts in found.items()
-        if name.startswith(start) and name != start
-    ]
+        if _lists_at_once(system):
+            found = system.find(inner, detail=True).items()
+            named = ((_below(inner, name), facts.get("size")) for name, facts in found)
+            return [(path, size) for path, size in named if path]
+    sizes: dict[str, int | None] = {}
+    folders = {"": inner}
+    todo = [""]
+    while todo:
+        folder = todo.pop()
+        with _answers(joined(url, folder) if folder else url, "cannot be listed"):
+            entries = system.ls(folders[folder], detail=True)
+        for facts in entries:
+            path = _below(inner, facts["name"])
+            if facts["type"] != "directory":
+                sizes[path] = facts.get("size")
+            elif path.rstrip("/") not in folders:  # a page may link to what is above it
+                todo.append(path.rstrip("/"))
+                folders[path.rstrip("/")] = _linked(facts["name"])
+    sizes.pop("", None)
+    return list(sizes.items())
+
+
+def _lists_at_once(system: Any) -> bool:
+    """Return whether a store has a listing of its own, of all that is below a folder."""
+    from fsspec import AbstractFileSystem
+    from fsspec.asyn import AsyncFileSystem
+
+    kind, walks = type(system), AsyncFileSystem._find
+    return kind.find is not AbstractFileSystem.find or getattr(kind, "_find", walks) is not walks
+
+
+def _linked(name: str) -> str:
+    """Return the URL that a link on a page of HTML means; any other name as it is."""
+    return html.unescape(name) if name.startswith("http") else name
+
+
+def _below(folder: str, name: str) -> str:
+    """Return a listed name relative to a folder; empty for what is no part of it."""
+    path, top = _linked(name).lstrip("/"), folder.strip("/")
+    if top and not path.startswith(f"{top}/"):
+        return ""
+    path = path[len(top) + bool(top) :]
+    if not folder.startswith("http"):
+        return path
+    if "?" in path or "#" in path:  # a link that sorts the page, and no file
+        return ""
+    path = posixpath.normpath(path)
+    return "" if path.split("/")[0] in (".", "..") else path
 
 
 def listed(path: Path | str) -> list[str]:
@@ -344,7 +391,8 @@ def listed(path: Path | str) -> list[str]:
         found = system.ls(inner, detail=False)
     except Exception:  # many servers have no lists: then there is nothing to find
         return []
-    return sorted(unquote(name.rstrip("/").rpartition("/")[2]) for name in found)
+    names = [_linked(name).rstrip("/").rpartition("/")[2] for name in found]
+    return sorted(map(unquote, names) if inner.startswith("http") else names)
 
 
 def require_writable(path: Path | str, *, overwrite: bool) -> None:

@@ -41,10 +41,10 @@ class DistantFolder(ImageFiles):
         classes: dict[str, int] = {}
         for raw, size in find(url):
             relative = unquote(raw) if is_http else raw
-            above, _, name = relative.rpartition("/")
+            above, _, name = relative.removeprefix("./").rpartition("/")
             if not name:
                 continue  # some tools mark a folder by an empty object
-            folder = relative.partition("/")[0]
+            folder = above.partition("/")[0]
             if above:
                 classes.setdefault(folder, 0)
             if above and name.lower().endswith(taken):
