@@ -453,6 +453,34 @@ def test_a_disk_that_becomes_full(
     assert left(disk) == []
 
 
+def test_a_disk_that_becomes_full_within_a_write(
+    served: Server, large: Beton, disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system then writes a part, and raises nothing; FFCV's betons have no hash to compare."""
+    monkeypatch.setenv("XMIX_CACHE", str(disk))
+    monkeypatch.setenv("XMIX_CACHE_LIMIT", "1TB")
+    url = f"{served.url}/large.beton"
+    (tmp_path / "served" / "large.beton.json").unlink()
+    blocks = -(-large.byte_length // BLOCK)
+    assert large.byte_length % BLOCK > 128 << 10
+    together = threading.Barrier(blocks)
+
+    def fill(name: str) -> None:
+        if not served.blocks(name):
+            return
+        if together.wait(SECONDS) == 0:
+            free = shutil.disk_usage(disk).free
+            (disk / "other").write_bytes(bytes(free - large.byte_length + (64 << 10)))
+            time.sleep(1)  # so that its block arrives last, and alone meets the end of the disk
+        else:
+            time.sleep(0.3)
+
+    served.before = fill
+    with pytest.raises(OSError, match=r"the cache cannot be written \(No space left on device\)"):
+        Beton(url)
+    assert left(disk) == []
+
+
 def test_a_cache_that_cannot_be_written(
     bucket: Any, betons: Betons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -338,8 +338,8 @@ def _fill(url: str, stream: IO[bytes], name: str, size: int) -> None:
     def fetch(block: int) -> int:
         start, stop = block * _BLOCK, min((block + 1) * _BLOCK, size)
         data = remote.bytes_of_range(url, start, stop)
-        os.pwrite(descriptor, data, start)
-        os.pwrite(descriptor, b"\1", size + block)
+        _write_at(descriptor, data, start)
+        _write_at(descriptor, b"\1", size + block)
         return len(data)
 
     with remote.Megabytes(f"fetch {name}", size, done=done) as bar:
@@ -354,3 +354,11 @@ def _fill(url: str, stream: IO[bytes], name: str, size: int) -> None:
                 bar.advance(future.result())
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _write_at(descriptor: int, data: bytes, place: int) -> None:
+    """Write all of it: a disk that fills up takes a part, and refuses only what comes next."""
+    left = memoryview(data)
+    while left:
+        count = os.pwrite(descriptor, left, place)
+        left, place = left[count:], place + count
