@@ -497,26 +497,31 @@ def test_a_cache_that_cannot_be_written(
 # The limit, and the command
 
 
+@pytest.mark.parametrize("suffix", [".beton", ".ffcv", ""])
 def test_the_longest_unused_makes_room(
-    bucket: Any, tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+    bucket: Any, tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:
     urls = []
     for number in range(3):
         images = Images([40], "t", size=(64, 64), seed=number)
         beton = written(images, tmp_path / f"{number}.beton", encoding="raw", image_size=64)
-        urls.append(put(bucket, beton, f"{number}.beton"))
+        urls.append(put(bucket, beton, f"{number}{suffix}"))
     monkeypatch.setenv("XMIX_CACHE_LIMIT", "20MB")  # two of 8.9
     for number in (0, 1, 0, 2):
         Beton(urls[number])
-    assert left(own_cache) == ["0.beton", "2.beton"]
-    assert [entry.name for entry in entries()] == ["2.beton", "0.beton"]
+    assert left(own_cache) == [f"0{suffix}", f"2{suffix}"]
+    assert [entry.name for entry in entries()] == [f"2{suffix}", f"0{suffix}"]
     used = [Beton(urls[number]) for number in (0, 2)]
     message = r"8\.9 MB more do not fit into the cache's limit of 20\.0 MB, .*; raise XMIX_CACHE_LI"
     with pytest.raises(OSError, match=message):
         Beton(urls[1])
     del used
     Beton(urls[1])
-    assert left(own_cache) == ["1.beton", "2.beton"]
+    assert left(own_cache) == [f"1{suffix}", f"2{suffix}"]
+    bucket.pipe_file("/bucket/other" + suffix, bucket.cat_file("/bucket/2" + suffix))
+    bucket.pipe_file(f"/bucket/other{suffix}.json", bucket.cat_file(f"/bucket/2{suffix}.json"))
+    other, two = Beton("memory://bucket/other" + suffix), Beton(urls[2])
+    assert other.path.samefile(two.path)  # its second name, and not fetched
     monkeypatch.setenv("XMIX_CACHE_LIMIT", "much")
     with pytest.raises(ValueError, match=r"XMIX_CACHE_LIMIT is 'much'; give bytes, or e.g. 200GB"):
         Beton(urls[0])

@@ -122,7 +122,7 @@ def fetched(
     with cache_errors(folder), _locked(folder, name) as alone:
         if not _is_whole(path, size):
             path.unlink(missing_ok=True)
-            twin = next((p for p in folder.glob("*.beton") if _is_whole(p, size)), None)
+            twin = next((p for p in _files_in(folder) if _is_whole(p, size)), None)
             if twin is None or not _linked(twin, path):
                 _make_room(key, size)
                 own = "" if alone else f".{uuid.uuid4().hex}"
@@ -157,13 +157,18 @@ def entries() -> list[Entry]:
     for folder in _betons().glob("*/"):
         # Another process may clear it meanwhile; Python 3.10 finds files too.
         with suppress(FileNotFoundError, NotADirectoryError):
-            files = [p for p in folder.iterdir() if p.suffix in (".beton", ".partial")]
+            files = _files_in(folder)
             size = sum({(s := p.stat()).st_ino: _room(p, s) for p in files}.values())
-            names = sorted(p.name for p in files if p.suffix == ".beton")
+            names = sorted(p.name for p in files if p.suffix != ".partial")
             name = names[0] if names else next((p.stem for p in files), "")
             used = (folder / "lock").stat().st_mtime
             found.append(Entry(folder, name, size, used, bool(names)))
     return sorted(found, key=lambda entry: -entry.used)
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """List an entry's betons, whatever they are called, and the parts of such."""
+    return [p for p in folder.iterdir() if p.name != "lock" and p.suffix != ".json"]
 
 
 def clear(entry: Entry) -> bool:
