@@ -366,6 +366,40 @@ def test_a_data_set_of_hugging_face_without_images_or_labels(tmp_path: Path) -> 
     assert not list(tmp_path.glob("out.beton*"))
 
 
+def test_columns_of_hugging_face_are_not_guessed(tmp_path: Path) -> None:
+    """Which of several is the image, or the label; and no number is one because it is the only."""
+    out = tmp_path / "out.beton"
+
+    def write(data: datasets.Dataset) -> list[int]:
+        options: dict[str, Any] = {"image_size": None, "crop": "none", "encoding": "keep"}
+        options |= {"num_workers": 0, "progress": False, "overwrite": True}
+        return list(write_beton(data, out, **options).labels)
+
+    whole = made()
+    labels, swapped = whole["label"][:], made(IMAGES[::-1])
+    texts = whole.add_column("image_id", [5, 6, 7, 8]).cast_column(
+        "label", datasets.Value("string")
+    )
+    with pytest.raises(ValueError, match=r"label: string.*; it needs .*class_encode_column"):
+        write(texts)
+    assert write(texts.class_encode_column("label")) == labels
+    coarse = whole.rename_column("label", "fine").add_column("coarse", [0, 0, 1, 0])
+    assert write(coarse) == labels
+    coarse = coarse.cast_column("coarse", datasets.ClassLabel(names=["insect", "other"]))
+    with pytest.raises(
+        ValueError, match=r"several columns that may be the label \(fine, coarse\); re"
+    ):
+        write(coarse)
+    assert write(coarse.rename_column("coarse", "label")) == [0, 0, 1, 0]
+    assert write(coarse.remove_columns("coarse")) == labels
+    swapped = swapped.select_columns("photo").rename_column("photo", "mask")
+    masks = datasets.concatenate_datasets([whole, swapped], axis=1)
+    with pytest.raises(ValueError, match=r"may be the image \(photo, mask\); .* to 'image' \(ren"):
+        write(masks)
+    write(masks.rename_column("photo", "image"))
+    check(out, IMAGES, str)
+
+
 def test_a_folder_that_looks_like_a_name_is_a_folder(
     capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

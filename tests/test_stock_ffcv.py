@@ -178,6 +178,7 @@ write("many", text=BytesField(), cut=image("proportion"), weight=FloatField(), l
 write("late", other=IntField(), image=image("raw"), label=IntField())
 write("target", image=image("raw"), weight=FloatField(), target=IntField())
 write("ambiguous", target=IntField(), image=image("raw"), other=IntField())
+write("soft", image=image("raw"), label=FloatField(), other=IntField())
 write("unlabelled", image=image("raw"), weight=FloatField())
 """
 
@@ -302,9 +303,14 @@ def test_a_stock_beton_of_several_int_fields_is_not_guessed(theirs: Path) -> Non
     with pytest.raises(
         BetonError,
         match=r"ambiguous\.beton: it has 2 int fields \('target', 'other'\), and not one of them "
-        r"is the label; write it again with the class ids in a field named 'label'",
+        r"is the label; write it again with the class ids in an int field named 'label'",
     ):
         Beton(theirs / "ambiguous.beton")
+    with pytest.raises(
+        BetonError,
+        match=r"soft\.beton: it has 1 int field \('other'\), and its field 'label' is no",
+    ):
+        Beton(theirs / "soft.beton")
 
 
 def test_a_stock_beton_without_labels_is_refused(theirs: Path) -> None:

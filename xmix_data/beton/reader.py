@@ -51,8 +51,8 @@ class Beton:
     """A beton, opened and checked: its structure, and that every sample lies inside the file.
 
     Reads betons of this library and of stock FFCV: the first RGB image field counts, and the int
-    field named ``label``, or else the only one. Without a manifest the classes are named ``"0"``
-    ... ``"n-1"``.
+    field named ``label``, or, where none has this name, the only int field. Without a manifest the
+    classes are named ``"0"`` ... ``"n-1"``.
 
     Args:
         path: The ``.beton`` file, or its URL: ``s3://``, ``https://`` or another that fsspec knows.
@@ -176,14 +176,16 @@ class Beton:
         """Find the int field that holds the class ids: it must not be guessed."""
         names = [bytes(name).split(b"\0")[0].decode("ascii", "replace") for name in fields["name"]]
         integers = [position for position, kind in enumerate(kinds) if kind == INT_FIELD]
-        labels = [position for position in integers if names[position] == "label"]
-        if len(labels) == 1:
+        labels = [position for position, name in enumerate(names) if name == "label"]
+        if len(labels) == 1 and labels[0] in integers:
             return labels[0]
-        if len(integers) > 1:
+        if labels or len(integers) > 1:
             listed = ", ".join(repr(names[position]) for position in integers)
+            problem = "its field 'label' is no int" if labels else "not one of them is the label"
             raise self._fail(
-                f"it has {len(integers)} int fields ({listed}), and not one of them is the label",
-                "write it again with the class ids in a field named 'label'",
+                f"it has {len(integers)} int field{'s' * (len(integers) > 1)} ({listed}), and "
+                f"{problem}",
+                "write it again with the class ids in an int field named 'label'",
             )
         return integers[0]
 

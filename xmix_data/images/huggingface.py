@@ -30,12 +30,14 @@ class HuggingFaceDataset:
     dataset's format or transform is not applied.
 
     Args:
-        dataset: Read are its first column of the type ``Image``, and its first of the type
-            ``ClassLabel``, or else its only column of integers.
+        dataset: Read are its column ``image``, or else its only one of the type ``Image``, and its
+            column ``label``, or else its only one of the type ``ClassLabel``, or else its only one
+            of integers.
 
     Raises:
         TypeError: It is a set of splits, or a stream.
-        ValueError: The dataset lacks one of these columns.
+        ValueError: The dataset lacks one of these columns, several may be meant, or its column
+            ``label`` holds no class ids.
     """
 
     parallel = True
@@ -45,20 +47,29 @@ class HuggingFaceDataset:
         if dataset.format["type"] is not None:
             dataset = dataset.with_format(None)
         kinds = {name: type(feature).__name__ for name, feature in dataset.features.items()}
+        types = {name: str(getattr(f, "dtype", "")) for name, f in dataset.features.items()}
         images = [name for name, kind in kinds.items() if kind == "Image"]
         labels = [name for name, kind in kinds.items() if kind == "ClassLabel"]
-        integers = [
-            name
-            for name, feature in dataset.features.items()
-            if "int" in str(getattr(feature, "dtype", "")) and kinds[name] == "Value"
-        ]
-        if not labels and len(integers) == 1:
-            labels = integers
+        integers = [name for name in kinds if kinds[name] == "Value" and "int" in types[name]]
+        if "image" in images:
+            images = ["image"]
+        if "label" in kinds:
+            labels = [name for name in (*labels, *integers) if name == "label"]
+        else:
+            labels = labels or integers
+        for name, found in (("image", images), ("label", labels)):
+            if len(found) > 1:
+                raise ValueError(
+                    f"the data set has several columns that may be the {name} ({shorten(found)}); "
+                    f"remove the others (remove_columns), or rename the right one to {name!r} "
+                    "(rename_column)"
+                )
         if not images or not labels:
+            listed = shorten([f"{name}: {types[name] or kinds[name]}" for name in kinds])
             raise ValueError(
-                f"the data set has the columns {shorten(kinds)}; it needs one of images (Image) "
-                "and one of labels (ClassLabel, or a single one of integers); cast them with "
-                "cast_column"
+                f"the data set has the columns {listed}; it needs one of images (Image) "
+                "and one of labels (ClassLabel, or integers); cast them with cast_column, or "
+                "labels that are texts with class_encode_column"
             )
         self._image, self._label = images[0], labels[0]
         undecoded = type(dataset.features[self._image])(decode=False)
