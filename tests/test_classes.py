@@ -32,7 +32,7 @@ from xmix_data import (
     RandomCrop,
     XMixLoader,
 )
-from xmix_data.beton import manifest_path, open_domain
+from xmix_data.beton import manifest_path, open_domain, open_images
 from xmix_data.cli import main
 from xmix_data.images import ClassFolder, MapDataset, select
 
@@ -263,6 +263,9 @@ def test_a_missing_manifest_is_named_wherever_a_class_is_not_found(
         loaded(test, classes_from=alone)
     with pytest.raises(ValueError, match=said):
         written(alone, tmp_path / "o.beton", classes_from=train)
+    with pytest.raises(ValueError, match=said):
+        some = select(open_images(alone), per_class=1)
+        written(some, tmp_path / "o.beton", classes_from=train)
     with pytest.raises(ValueError, match=said):
         written(test, tmp_path / "o.beton", classes_from=alone)
     pairing.save(tmp_path / "pairing.json")

@@ -295,6 +295,19 @@ def test_overwrite_replaces(capsys: Capture, folder: Path, out: Path) -> None:
     assert names_of(Beton(out)) == dict.fromkeys(COUNTS, 1)
 
 
+@pytest.mark.parametrize("part", [[], ["--per-class", 1], ["--classes", "classes.txt"]])
+def test_a_source_is_not_overwritten_by_a_part_of_it(
+    capsys: Capture, folder: Path, out: Path, part: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert(capsys, folder, out)
+    monkeypatch.chdir(out.parent)
+    Path("classes.txt").write_text("bee\n")
+    before = out.read_bytes()
+    said = error(capsys, "convert", out, out, "--overwrite", *part)
+    assert said == f"{out}: is the source itself; choose another name"
+    assert out.read_bytes() == before
+
+
 def test_progress_is_plain_lines_where_there_is_no_terminal(
     capsys: Capture, folder: Path, out: Path
 ) -> None:

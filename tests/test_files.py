@@ -163,6 +163,28 @@ def test_a_rename_that_fails_leaves_what_was_there(
     assert path.read_bytes() == b"earlier" and files_in(tmp_path) == ["file"]
 
 
+def test_a_beton_that_is_not_replaced_keeps_its_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.beton"
+    before = write(SMALL, path).manifest
+    replace = os.replace
+
+    def refusing(source: Any, target: Any) -> None:
+        if Path(target) == path:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", refusing)
+        with pytest.raises(OSError, match=r"x\.beton: cannot be written"):
+            write(Images([2, 2], "other", size=(24, 24)), path, overwrite=True)
+    assert Beton(path).manifest == before and files_in(tmp_path) == ["x.beton", "x.beton.json"]
+    write(Images([2, 2], "other", size=(24, 24)), path, overwrite=True)
+    assert Beton(path).class_names == ["other0", "other1"]
+    assert files_in(tmp_path) == ["x.beton", "x.beton.json"]
+
+
 def centroids(classes: int) -> Centroids:
     values = np.eye(6, dtype=np.float32)[:classes] + 0.1
     return Centroids(values, np.full(classes, 3), [f"c{i}" for i in range(classes)])

@@ -7,12 +7,12 @@ import fcntl
 import logging
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["cannot_be_locked", "locked", "sync", "whole_file"]
+__all__ = ["cannot_be_locked", "locked", "put_aside", "sync", "whole_file"]
 
 
 _log = logging.getLogger("xmix_data")
@@ -64,6 +64,30 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             raise  # it says already what and where, as the error of a file written meanwhile does
         message = f"{path}: cannot be written ({error.strerror}); free space or write elsewhere"
         raise type(error)(error.errno, message) from error
+
+
+def put_aside(path: Path, owner: Path) -> Callable[[], None]:
+    """Rename a file that belongs to another one, which is about to be replaced.
+
+    Args:
+        path: The file; it need not be there.
+        owner: What it belongs to.
+
+    Returns:
+        What is to be called after that: it removes the file, or, where its owner is still there,
+        puts it back.
+    """
+    aside = path.with_name(f"{path.name}.earlier")
+    before = owner.stat() if owner.exists() else None
+    if path.exists():
+        os.replace(path, aside)
+
+    def settle() -> None:
+        if before is not None and aside.exists() and os.path.samestat(before, owner.stat()):
+            os.replace(aside, path)
+        aside.unlink(missing_ok=True)
+
+    return settle
 
 
 def sync(stream: BinaryIO, path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from xmix_data.beton.manifest import manifest_bytes, manifest_path, shard_entry,
 from xmix_data.beton.pages import PageWriter
 from xmix_data.beton.pixels import silent_pillow
 from xmix_data.beton.reader import Beton
-from xmix_data.beton.source import BetonImages, open_images
+from xmix_data.beton.source import open_images
 from xmix_data.beton.workers import (
     Failure,
     encoded_samples,
@@ -29,7 +29,7 @@ from xmix_data.beton.workers import (
 )
 from xmix_data.cache import keep, key_of
 from xmix_data.errors import ImageError
-from xmix_data.files import sync
+from xmix_data.files import put_aside, sync
 from xmix_data.images import ImageSource, numbered_names
 from xmix_data.names import first_repeated, same_forms
 from xmix_data.options import whole_number
@@ -129,7 +129,7 @@ def write_beton(
     for place in (path, manifest_file):
         require_writable(place, overwrite=overwrite)
     source = open_images(dataset)
-    if isinstance(source, BetonImages) and _is_same_file(path, source.beton):
+    if _is_same_file(path, getattr(source, "beton", None)):
         raise ValueError(f"{path}: is the source itself; choose another name")
     if len(source) == 0:
         raise ValueError(f"{path}: the dataset has no samples; there is nothing to convert")
@@ -154,6 +154,7 @@ def write_beton(
         named_worker_death() as workers,
         silent_pillow(),
         whole_file(manifest_file, belongs_to=path) as manifest_stream,
+        ExitStack() as then,
         whole_file(path) as stream,
     ):
         writer = PageWriter(stream, folder, len(indices))
@@ -209,8 +210,8 @@ def write_beton(
         manifest_stream.write(manifest_bytes(facts))
         for written in (stream, manifest_stream):  # a disk that is full now costs nothing
             sync(written, folder / name_of(path))
-        if isinstance(manifest_file, Path):
-            manifest_file.unlink(missing_ok=True)  # an earlier one must not meet the new beton
+        if isinstance(path, Path) and isinstance(manifest_file, Path):
+            then.callback(put_aside(manifest_file, path))  # it must not meet the new beton
         else:  # whoever fetches one that does not fit, sees it by its hash
             keep(Path(stream.name), key_of(content_hash), name_of(path))
     for phrase in what_is_missing({**facts, "kept": None}):
@@ -233,7 +234,9 @@ def write_beton(
     return Beton(path)
 
 
-def _is_same_file(path: Path | str, beton: Beton) -> bool:
+def _is_same_file(path: Path | str, beton: Beton | None) -> bool:
+    if beton is None:
+        return False
     if isinstance(path, Path):
         return path.exists() and path.samefile(beton.path)
     return path == beton.origin

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 __all__ = [
     "MAX_CLASSES",
+    "SAID_BY_SOURCES",
     "ImageSource",
     "label_problem",
     "numbered_names",
@@ -20,6 +21,9 @@ __all__ = [
 MAX_CLASSES = 1 << 20
 """Most classes that a source without class names may have: a label beyond is taken for damage."""
 
+SAID_BY_SOURCES = frozenset({"parallel", "distant", "left_out", "beton", "unnamed"})
+"""Attributes beyond the protocol that a source may have, see `ImageSource`."""
+
 
 class ImageSource(Protocol):
     """Protocol of a source: labelled images by index, not yet decoded where they are files.
@@ -27,6 +31,8 @@ class ImageSource(Protocol):
     A source that several processes may read at once, because it opens what it reads anew each
     time, says so by an attribute ``parallel = True``. Any other is read by one process, in order.
     One that waits for a store says ``distant = True``: each process reads many samples at once.
+    ``left_out`` counts the files that are no images, by suffix; ``beton`` is the beton that it
+    reads; ``unnamed`` says why there are no class names, and what to do.
     """
 
     @property

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from xmix_data.errors import DatasetError, ImageError
 from xmix_data.images.source import (
     MAX_CLASSES,
+    SAID_BY_SOURCES,
     ImageSource,
     label_problem,
     numbered_names,
@@ -24,6 +25,8 @@ __all__ = ["Subset", "select"]
 
 class Subset:
     """Part of a source: some of its samples, in its order, with the classes renumbered.
+
+    What a source says beyond the protocol, its parts say too.
 
     Args:
         source: The whole source.
@@ -43,18 +46,11 @@ class Subset:
         self._labels = np.searchsorted(classes, labels).astype(np.int64)
         names = source.class_names
         self._names = [same_form(names[old]) if names else str(old) for old in classes]
-        self.left_out: dict[str, int] = getattr(source, "left_out", {})
-        """Number of the files that the whole source left out, by suffix."""
 
-    @property
-    def parallel(self) -> bool:
-        """Whether several processes may read it at once, as its source says."""
-        return bool(getattr(self._source, "parallel", False))
-
-    @property
-    def distant(self) -> bool:
-        """Whether reading waits for a store, as its source says."""
-        return bool(getattr(self._source, "distant", False))
+    def __getattr__(self, name: str) -> Any:
+        if name in SAID_BY_SOURCES:
+            return getattr(self._source, name)
+        raise AttributeError(f"a Subset has no {name!r}")
 
     @property
     def class_names(self) -> list[str]:
