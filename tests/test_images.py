@@ -17,7 +17,14 @@ import torchvision
 from PIL import Image, features
 
 from xmix_data import ImageError
-from xmix_data.images import MAX_CLASSES, ClassFolder, MapDataset, select, torchvision_dataset
+from xmix_data.images import (
+    MAX_CLASSES,
+    ClassFolder,
+    ImageFiles,
+    MapDataset,
+    select,
+    torchvision_dataset,
+)
 from xmix_data.images.torchvision import TORCHVISION_SPLITS
 
 PIXELS = np.zeros((4, 4, 3), np.uint8)
@@ -144,6 +151,22 @@ def test_a_class_folder_s_fingerprint_is_that_of_its_files_wherever_they_lie(
     assert here.fingerprint != there.fingerprint
     image_file(tmp_path / "here" / "a" / "2.png")
     assert ClassFolder(tmp_path / "here").fingerprint != here.fingerprint
+
+
+def test_labels_and_names_are_in_a_fingerprint(tmp_path: Path) -> None:
+    """By it shards belong together: those of other class ids must not."""
+    path = str(image_file(tmp_path / "1.png"))
+    listed = [
+        ImageFiles(tmp_path, [path], [label], names)
+        for label, names in ((0, ["a", "b"]), (1, ["a", "b"]), (0, ["b", "a"]))
+    ]
+    known = [MapDataset(Pairs(labels, targets=labels)) for labels in ([0, 1], [1, 0], [0, 0])]
+    odd: list[Any] = [["a", "b"], 5]
+    odd = [MapDataset(Pairs([0, 1], targets=targets)) for targets in odd]
+    parts = [MapDataset(Pairs([0, 1]), part=part) for part in ("train", "val")]
+    for different in (listed, known, parts):
+        assert len({source.fingerprint for source in different}) == len(different)
+    assert odd[0].fingerprint.startswith("dataset:") and odd[1].labels().tolist() == [0, 1]
 
 
 def test_a_dangling_link_fails_when_it_is_read_not_before(tmp_path: Path) -> None:

@@ -263,6 +263,12 @@ def test_imagenette_has_wordnet_ids_for_names(capsys: Capture, tmp_path: Path) -
     out = tmp_path / "out.beton"
     keep(capsys, "torchvision:Imagenette", out, "--root", tmp_path, "--split", "val")
     assert Beton(out).class_names == list(WORDNET.values())
+    shutil.copytree(tmp_path / "imagenette2" / "val", tmp_path / "imagenette2" / "train")
+    parts = [
+        named_source("torchvision:Imagenette", split=s, root=tmp_path) for s in ("train", "val")
+    ]
+    assert parts[0] and parts[1] and parts[0].fingerprint != parts[1].fingerprint
+    assert len(parts[0]) == len(parts[1])  # which is all that was known of either
 
 
 def test_a_data_set_without_splits_refuses_one(capsys: Capture, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -26,15 +27,16 @@ class MapDataset:
             ``dataset.wnids``, through torch's ``Subset`` and ``ConcatDataset``.
         parallel: Whether several processes may read it at once. That is not known of a user's:
             an open file has one position for all.
+        part: Name of the part of a data set that this is, for the fingerprint.
 
     Raises:
         TypeError: The object has no ``len()`` or no ``[i]``, or holds several datasets.
         ValueError: Its class names are no list, or differ between the parts that it is made of.
     """
 
-    def __init__(self, dataset: Any, *, parallel: bool = False) -> None:
+    def __init__(self, dataset: Any, *, parallel: bool = False, part: str | None = None) -> None:
         require_map_style(dataset)
-        self._dataset, self.parallel = dataset, parallel
+        self._dataset, self.parallel, self._part = dataset, parallel, part
         self._names = dataset_names(dataset)
 
     @property
@@ -44,15 +46,19 @@ class MapDataset:
     @property
     def fingerprint(self) -> str:
         kind = type(self._dataset)
-        text = f"{kind.__module__}.{kind.__qualname__}\0{len(self)}\0{self._names}"
-        return f"dataset:{hashlib.sha256(text.encode()).hexdigest()}"
+        text = f"{kind.__module__}.{kind.__qualname__}\0{self._part}\0{len(self)}\0{self._names}"
+        digest = hashlib.sha256(text.encode())
+        if self._targets() is not None:
+            with suppress(DatasetError):  # it is the samples' labels that must be right
+                digest.update(self.labels().tobytes())
+        return f"dataset:{digest.hexdigest()}"
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def labels(self) -> npt.NDArray[np.int64]:
-        targets: Any = getattr(self._dataset, "targets", None)
-        known = targets is not None and len(targets) == len(self)
+        targets = self._targets()
+        known = targets is not None
         labels = np.empty(len(self), np.int64)
         for index in range(len(self)):
             try:
@@ -63,6 +69,11 @@ class MapDataset:
                     f"{self.where(index)}: its label cannot be read: {reason}; correct the dataset"
                 ) from error
         return labels
+
+    def _targets(self) -> Any:
+        """Return the dataset's list of labels; ``None`` where it has none of its own length."""
+        targets: Any = getattr(self._dataset, "targets", None)
+        return targets if hasattr(targets, "__len__") and len(targets) == len(self) else None
 
     def read(self, index: int) -> tuple[Any, int]:
         try:

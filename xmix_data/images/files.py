@@ -69,15 +69,19 @@ class ImageFiles:
 
     @property
     def fingerprint(self) -> str:
-        digest = hashlib.sha256()
+        digest = hashlib.sha256("\0".join(self._names).encode(errors="surrogateescape"))
+        for (name, size), label in zip(self._sizes(), self._labels.tolist(), strict=True):
+            digest.update(f"{name}\0{size}\0{label}\n".encode(errors="surrogateescape"))
+        return f"files:{digest.hexdigest()}"
+
+    def _sizes(self) -> Iterator[tuple[str, int]]:
+        """Yield each file's path, relative to the root, and its size; -1 where nothing is known."""
         for path in self._paths:
-            relative = os.path.relpath(path, self.root)
             try:
                 size = os.path.getsize(path)
             except OSError:  # a dangling link, say: reading it is what fails, and may be skipped
                 size = -1
-            digest.update(f"{relative}\0{size}\n".encode(errors="surrogateescape"))
-        return f"files:{digest.hexdigest()}"
+            yield os.path.relpath(path, self.root), size
 
     def __len__(self) -> int:
         return len(self._paths)

@@ -107,6 +107,11 @@ def torchvision_dataset(name: str, root: str | os.PathLike[str], split: str | No
             further arguments.
         OSError: The download failed.
     """
+    return _opened(name, root, split)[0]
+
+
+def _opened(name: str, root: str | os.PathLike[str], split: str | None) -> tuple[Any, str | None]:
+    """Open a dataset; returns it with the part that was taken."""
     from torchvision import datasets
 
     found: Any = getattr(datasets, name, None)
@@ -137,7 +142,7 @@ def torchvision_dataset(name: str, root: str | os.PathLike[str], split: str | No
     if name in _NAMES_IN:
         dataset.classes = list(getattr(dataset, _NAMES_IN[name]))
     log_split(f"torchvision:{name}", list(splits.options), split, taken)
-    return dataset
+    return dataset, taken
 
 
 def _made(name: str, kind: Any, options: Mapping[str, Any], root: Any, *, downloads: bool) -> Any:
@@ -186,4 +191,5 @@ def _bytes_of(path: str | os.PathLike[str]) -> bytes:
 
 def open_source(place: str, *, split: str | None, root: str | os.PathLike[str]) -> MapDataset:
     """Open the source that ``torchvision:NAME`` names, see `torchvision_dataset`."""
-    return MapDataset(torchvision_dataset(place, root, split), parallel=True)
+    dataset, taken = _opened(place, root, split)
+    return MapDataset(dataset, parallel=True, part=taken)
