@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import fcntl
 import html
@@ -192,8 +193,8 @@ def test_copies_travel_as_url_and_fingerprint(bucket: Any, betons: Betons) -> No
     parcels = pickle.dumps((beton, loader))
     assert url.encode() in parcels and str(beton.path).encode() not in parcels
     bucket.rm_file("/bucket/t.beton")  # the cache has it
-    copy, other = pickle.loads(parcels)
-    assert same(copy, beton) and copy.origin == url
+    again, other = pickle.loads(parcels)
+    assert same(again, beton) and again.origin == url
     assert (next(iter(other))[0] == next(iter(loader))[0]).all()
     shutil.rmtree(beton.path.parent)
     with pytest.raises(FileNotFoundError, match=r"memory://bucket/t\.beton: is not there"):
@@ -207,6 +208,25 @@ def test_a_copy_is_not_of_another_beton(bucket: Any, betons: Betons) -> None:
     shutil.rmtree(beton.path.parent)
     put(bucket, betons.source_raw, "t.beton")
     with pytest.raises(BetonError, match=r"memory://bucket/t\.beton: was replaced by another"):
+        pickle.loads(parcel)
+
+
+def test_a_copy_has_the_class_names_of_its_own_url(bucket: Any, betons: Betons) -> None:
+    """One content at two URLs has one place in the cache, and one manifest there."""
+    urls = [put(bucket, betons.target_raw, f"{folder}/t.beton") for folder in ("one", "two")]
+    facts = json.loads(bucket.cat_file("/bucket/two/t.beton.json"))
+    facts["class_names"] = ["a", "b", "c", "d"]
+    bucket.pipe_file("/bucket/two/t.beton.json", json.dumps(facts).encode())
+    one, two = map(Beton, urls)
+    assert one.path == two.path and one.fingerprint == two.fingerprint
+    for beton, names in ((one, ["t0", "t1", "t2", "t3"]), (two, ["a", "b", "c", "d"])):
+        assert pickle.loads(pickle.dumps(beton)).class_names == names == beton.class_names
+        assert copy.deepcopy(open_domain(beton)).class_names == names
+    parcel = pickle.dumps(one)
+    bucket.pipe_file("/bucket/one/t.beton.json", json.dumps(facts).encode())
+    with pytest.raises(
+        BetonError, match=r"one/t\.beton: was replaced .* or its classes were renam"
+    ):
         pickle.loads(parcel)
 
 

@@ -366,17 +366,26 @@ class Beton:
             "it again, or upload beton and manifest again"
         )
 
+    @property
+    def names_hash(self) -> str:
+        """Hash of the class names, which `fingerprint` does not cover."""
+        names = "\0".join(self.class_names).encode("utf-8", "surrogateescape")
+        return hashlib.sha256(names).hexdigest()
+
     @classmethod
-    def reopen(cls, path: str | os.PathLike[str], fingerprint: str) -> Beton:
+    def reopen(
+        cls, path: str | os.PathLike[str], fingerprint: str, names_hash: str | None = None
+    ) -> Beton:
         """Open a beton that was open before, perhaps in another process or on another machine.
 
         Args:
             path: Where it was: a path, or a URL.
             fingerprint: Its own, then.
+            names_hash: Its own, then; ``None``: whatever it is.
 
         Raises:
             FileNotFoundError: It is not there.
-            BetonError: It is damaged, or another one.
+            BetonError: It is damaged, or another one, or its classes have other names.
         """
         place = path_or_url(path)
         beton = cls.__new__(cls)
@@ -385,16 +394,18 @@ class Beton:
         else:  # where it is in the cache, the store is not asked
             local = kept(key_of(fingerprint), name_of(place))
             beton._open(place, local or _local_copy(place))
-        if beton.fingerprint != fingerprint:
+            if local and names_hash not in (None, beton.names_hash):
+                beton = cls(place)  # the same content from another URL put its manifest there
+        if beton.fingerprint != fingerprint or names_hash not in (None, beton.names_hash):
             raise BetonError(
-                f"{path}: was replaced by another beton since what uses it was saved or copied; "
-                "put the earlier one back, or make that anew"
+                f"{path}: was replaced by another beton, or its classes were renamed, since what "
+                "uses it was saved or copied; put the earlier one back, or make that anew"
             )
         return beton
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Copies map the file themselves: an address in this mapping would outlive it.
-        return type(self).reopen, (str(self.absolute_path), self.fingerprint)
+        return type(self).reopen, (str(self.absolute_path), self.fingerprint, self.names_hash)
 
     def __len__(self) -> int:
         return self.num_samples
