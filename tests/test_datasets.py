@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
@@ -507,6 +510,55 @@ def test_a_dataset_that_cannot_be_sent_is_named(tmp_path: Path) -> None:
     assert "XMixError: worker processes cannot be started (" in done.stderr
     assert done.stderr.rstrip().endswith("a dataset must be one that can be pickled"), done.stderr
     assert files_in(tmp_path / "out") == []
+
+
+LIMITED = """
+import os, resource, sys
+import numpy as np
+from xmix_data import XMixError, write_beton
+
+folder, out = sys.argv[1:]
+pairs = [(np.zeros((8, 8, 3), np.uint8), 0)] * 4
+options = {"image_size": 8, "progress": False, "overwrite": True}
+for source, workers in ((folder, 2), (pairs, None)):  # what these import may be out of reach later
+    write_beton(source, out, num_workers=workers, **options)
+if os.getuid() == 0:  # whom no limit holds
+    os.setgid(65534)
+    os.setuid(65534)
+resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+for source, workers in ((folder, 2), (pairs, None)):
+    try:
+        write_beton(source, out, num_workers=workers, **options)
+    except XMixError as error:
+        print(error)
+"""
+
+
+def test_a_limit_of_processes_is_not_blamed_on_the_disk(folder: Path) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        here = shutil.copytree(folder, Path(place) / "images")
+        os.chmod(place, 0o777)  # for who the script becomes
+        script = Path(place) / "s.py"
+        done = run_script(script, LIMITED, here, Path(place) / "x.beton")
+        said = done.stdout.splitlines()
+        assert len(said) == 2, done.stderr
+        for line in said:
+            assert line.startswith("no more processes or threads can be started ("), line
+            assert "convert in this one (num_workers=0, --workers 0), or raise the limits" in line
+        assert files_in(Path(place)) == ["images", "s.py", "x.beton", "x.beton.json"]
+
+
+def convert_shard(folder: Path, out: Path, index: int) -> list[int]:
+    path = out / f"{index}.beton"
+    return list(write_beton(folder, path, image_size=24, shard=(index, 2), progress=False).labels)
+
+
+def test_a_process_of_a_pool_converts(tmp_path: Path, folder: Path) -> None:
+    """It may have no processes of its own."""
+    with multiprocessing.Pool(2) as pool:
+        parts = pool.starmap(convert_shard, [(folder, tmp_path, index) for index in (0, 1)])
+    whole = write_beton(folder, tmp_path / "whole.beton", image_size=24, progress=False)
+    assert [*parts[0], *parts[1]] == whole.labels.tolist()
 
 
 def test_a_conversion_under_another_default_device(tmp_path: Path, folder: Path) -> None:

@@ -163,6 +163,14 @@ def test_a_rename_that_fails_leaves_what_was_there(
     assert path.read_bytes() == b"earlier" and files_in(tmp_path) == ["file"]
 
 
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE])
+def test_a_limit_of_the_process_is_not_blamed_on_the_disk(tmp_path: Path, number: int) -> None:
+    limit = OSError(number, os.strerror(number))
+    with pytest.raises(OSError) as caught, whole_file(tmp_path / "file"):
+        raise limit
+    assert caught.value is limit and files_in(tmp_path) == []
+
+
 def test_a_beton_that_is_not_replaced_keeps_its_manifest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["cannot_be_locked", "locked", "put_aside", "sync", "whole_file"]
+__all__ = ["cannot_be_locked", "locked", "put_aside", "says_all", "sync", "whole_file"]
 
 
 _log = logging.getLogger("xmix_data")
@@ -22,6 +22,8 @@ _UNKNOWN = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.E
 _NO_LOCKS = _UNKNOWN | {errno.ENOLCK}
 _LOST = {errno.EIO, errno.ENOSPC, errno.EDQUOT}
 """Errors that say that data did not reach the disk."""
+_LIMITS = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+"""Errors of a process that met a limit, for which no disk is to blame."""
 
 _said: set[tuple[str, Path]] = set()
 """What was said of which folder: a checkpoint a minute must not be a line a minute."""
@@ -60,10 +62,20 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
                 raise
         _sync_folder(path.parent)
     except OSError as error:
-        if error.errno is None or isinstance(error.__cause__, OSError):
-            raise  # it says already what and where, as the error of a file written meanwhile does
+        if says_all(error):
+            raise
         message = f"{path}: cannot be written ({error.strerror}); free space or write elsewhere"
         raise type(error)(error.errno, message) from error
+
+
+def says_all(error: OSError) -> bool:
+    """Return whether an error is to be raised as it is, and not as one of a disk.
+
+    It says already what and where, as the error of a file written meanwhile does, or this process
+    met a limit.
+    """
+    known = error.errno is None or isinstance(error.__cause__, OSError)
+    return known or error.errno in _LIMITS
 
 
 def put_aside(path: Path, owner: Path) -> Callable[[], None]:

@@ -457,8 +457,8 @@ def cache_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno is None or isinstance(error.__cause__, OSError):
-            raise  # it says already what and where
+        if files.says_all(error):
+            raise
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         remedy = "free space, or give another folder" if full else "give another folder"
         raise type(error)(

@@ -163,9 +163,10 @@ def encoded_samples(
         source: The samples.
         indices: Those to encode.
         options: Options of `encode_image`.
-        num_workers: Processes; 0: all is done by this thread. ``None``: a process for each core
-            where several may read the source, else this thread reads and a thread for each core
-            encodes.
+        num_workers: Processes; 0: all is done by this thread, and so it is in a process that may
+            have no processes of its own, as one of a `multiprocessing.Pool`. ``None``: a process
+            for each core where several may read the source, else this thread reads and a thread
+            for each core encodes.
         workers: The list of `named_worker_death`; processes that are started are put into it.
 
     Yields:
@@ -178,7 +179,7 @@ def encoded_samples(
     cores = usable_cores()
     if num_workers is None and not getattr(source, "parallel", False):
         yield from _by_threads(encoder, cores)
-    elif num_workers == 0:
+    elif num_workers == 0 or multiprocessing.current_process().daemon:
         for position in range(len(encoder)):
             yield encoder[position]
     else:
@@ -190,7 +191,9 @@ def _by_threads(encoder: Encoder, count: int) -> Iterator[tuple[int, StoredImage
     with ThreadPoolExecutor(count, "xmix-encode", name_this_thread) as pool:
         try:
             for position in range(len(encoder)):
-                waiting.append(pool.submit(encoder.encode, encoder.read(position)))
+                sample = encoder.read(position)
+                with _named_limit():
+                    waiting.append(pool.submit(encoder.encode, sample))
                 if len(waiting) > _AHEAD_PER_THREAD * count:
                     yield waiting.popleft().result()
             while waiting:
@@ -219,7 +222,7 @@ def _by_processes(
     )
     others = multiprocessing.active_children()
     try:
-        with torch.device("cpu"):  # it draws a seed, on the default device
+        with _named_limit(), torch.device("cpu"):  # it draws a seed, on the default device
             batches = iter(loader)
     except (AttributeError, TypeError, pickle.PicklingError, EOFError, ConnectionError) as error:
         if multiprocessing.get_start_method() == "fork":
@@ -231,6 +234,25 @@ def _by_processes(
     workers += [child for child in multiprocessing.active_children() if child not in others]
     for batch in batches:
         yield from batch
+
+
+@contextmanager
+def _named_limit() -> Iterator[None]:
+    """Say what to do where the system starts no more processes or threads.
+
+    Raises:
+        XMixError: It does not.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        number = getattr(error, "errno", None)
+        if number not in (errno.EAGAIN, errno.ENOMEM) and "start new thread" not in str(error):
+            raise
+        raise XMixError(
+            f"no more processes or threads can be started ({error}): convert in this one "
+            "(num_workers=0, --workers 0), or raise the limits of processes and memory (ulimit)"
+        ) from error
 
 
 def shared_memory(count: int) -> int:
