@@ -18,9 +18,10 @@ import pytest
 import torch
 from PIL import Image
 from scipy.io import savemat
+from servers import Server
 from test_convert import Capture, convert, error, fresh_log  # noqa: F401
 
-from xmix_data import Beton, ImageError, write_beton
+from xmix_data import Beton, DatasetError, ImageError, write_beton
 from xmix_data.images import named_source
 
 SHADES = {"zebra": 200, "ant": 40, "bee": 120}
@@ -370,6 +371,27 @@ def test_a_data_set_of_hugging_face_without_images_or_labels(tmp_path: Path) -> 
     with pytest.raises(ImageError, match=r"row 2: it has no label"):
         write_beton(without, out, num_workers=0)
     assert not list(tmp_path.glob("out.beton*"))
+
+
+def test_images_of_hugging_face_by_url(tmp_path: Path) -> None:
+    """A store that fails is not skipped as an image would be; one that is not there may be."""
+    out, folder = tmp_path / "out.beton", tmp_path / "in"
+    for number, image in enumerate(IMAGES):
+        put(folder / f"{number}.jpg", *image)
+    options: dict[str, Any] = {"image_size": None, "crop": "none", "encoding": "keep"}
+    options |= {"num_workers": 0, "progress": False, "overwrite": True, "on_error": "skip"}
+    with Server(folder) as server:
+        rows = made().to_dict()
+        rows["photo"] = [{"bytes": None, "path": f"{server.url}/{i}.jpg"} for i in range(4)]
+        rows["photo"][0]["path"] = f"{folder}/0.jpg"
+        by_url = datasets.Dataset.from_dict(rows, made().features)
+        write_beton(by_url, out, **options)
+        check(out, IMAGES, str)
+        (folder / "1.jpg").unlink()
+        assert len(write_beton(by_url, out, **options)) == 3
+        server.refuses = "2.jpg"
+        with pytest.raises(DatasetError, match=r"row 2: http.*/2\.jpg: access is denied"):
+            write_beton(by_url, out, **options)
 
 
 def test_columns_of_hugging_face_are_not_guessed(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from xmix_data.errors import DatasetError, ImageError, MissingDependencyError
 from xmix_data.images.source import require_map_style, shorten
 from xmix_data.images.splits import chosen_split, log_split
 from xmix_data.names import same_forms
+from xmix_data.remote import path_or_url, read_bytes
 
 __all__ = ["HuggingFaceDataset", "is_huggingface", "open_source"]
 
@@ -104,8 +105,15 @@ class HuggingFaceDataset:
             raise DatasetError("it has no label")
         if image is None:
             raise ImageError("it has no image")
-        data = image["bytes"]
-        return (Path(image["path"]).read_bytes() if data is None else data), int(label)
+        if image["bytes"] is not None:
+            return image["bytes"], int(label)
+        place = path_or_url(image["path"])
+        try:
+            return read_bytes(place), int(label)
+        except (OSError, ValueError, ImportError) as error:
+            if isinstance(place, Path) or isinstance(error, FileNotFoundError):
+                raise  # it is about this image
+            raise DatasetError(str(error)) from error  # the store or the network
 
     def where(self, index: int) -> str:
         return f"data set of {len(self)} rows, row {index}"
