@@ -514,9 +514,13 @@ def test_an_empty_dataset_is_refused(tmp_path: Path) -> None:
     assert files_in(tmp_path) == []
 
 
-def test_two_classes_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_two_classes_of_one_name_are_refused_and_names_that_are_no_text(tmp_path: Path) -> None:
     dataset = pairs(classes=["cat", "dog", "cat"])
     with pytest.raises(ValueError, match=r"classes 0 and 2 are both named 'cat'; .* rename one"):
+        write(dataset, tmp_path / "x.beton")
+    assert dataset.reads == []
+    dataset = pairs(classes=["cat", "caf\ud83d"])  # half of a surrogate pair
+    with pytest.raises(ValueError, match=r"class 1 is named 'caf\\ud83d', which is no text in Uni"):
         write(dataset, tmp_path / "x.beton")
     assert dataset.reads == []
 

@@ -162,7 +162,7 @@ def test_a_torchvision_dataset_is_converted(capsys: Capture, folder: Path, out: 
 def test_classes_keeps_the_classes_of_a_file(
     capsys: Capture, folder: Path, out: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "classes.txt").write_text("dog\n\n  bee \n")
+    (tmp_path / "classes.txt").write_text("dog\n\n  bee \n", encoding="utf-8-sig")
     convert(capsys, folder, out, "--classes", tmp_path / "classes.txt")
     assert names_of(Beton(out)) == {"bee": 2, "dog": 5}
 
@@ -485,7 +485,7 @@ def test_no_class_left_is_one_line(
 ) -> None:
     (tmp_path / "classes.txt").write_text("\n")
     line = error(capsys, "convert", folder, out, "--classes", tmp_path / "classes.txt")
-    assert line == f"{out}: the dataset has no samples; there is nothing to convert"
+    assert line == f"{tmp_path}/classes.txt: names no class; write one a line"
 
 
 def test_an_unknown_torchvision_dataset_is_one_line(capsys: Capture, out: Path) -> None:

@@ -118,7 +118,8 @@ def test_what_is_a_url() -> None:
         assert path_or_url(url) == url
     for path in ("a/b", "./s3:x", "torchvision:Flowers102", "/a:/b", "a::b"):
         assert path_or_url(path) == Path(path)
-    assert path_or_url("file:///a/b") == Path("/a/b")
+    assert path_or_url("file:///a%20b/c%25") == Path("/a b/c%")
+    assert path_or_url("/a%20b") == Path("/a%20b")
     with pytest.raises(ValueError, match=r"s3:/b/k: as a Path a URL has lost a slash; give it as"):
         path_or_url(Path("s3://b/k"))
     with pytest.raises(ValueError, match="lost a slash"):

@@ -90,7 +90,7 @@ def path_or_url(given: str | os.PathLike[str]) -> Path | str:
         return text
     if _LOST_SLASH.match(text) and not os.path.exists(text):
         raise ValueError(f"{text}: as a Path a URL has lost a slash; give it as a string")
-    return Path(text.removeprefix("file://"))
+    return Path(unquote(text.removeprefix("file://")) if text.startswith("file://") else text)
 
 
 def _parts(url: str) -> tuple[str, str]:
@@ -222,8 +222,8 @@ def read_bytes(path: Path | str) -> bytes:
 
 
 def text_of(path: Path | str) -> str:
-    """Read a text in UTF-8; bytes that are none come as lone surrogates."""
-    return read_bytes(path).decode("utf-8", "surrogateescape")
+    """Read a text in UTF-8, marked as such or not; bytes that are none come as lone surrogates."""
+    return read_bytes(path).decode("utf-8-sig", "surrogateescape")
 
 
 def state_of(url: str) -> dict[str, Any]:

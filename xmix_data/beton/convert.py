@@ -16,7 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from xmix_data.beton.classes import class_list, ids_of_source
-from xmix_data.beton.manifest import manifest_bytes, manifest_path, shard_entry, what_is_missing
+from xmix_data.beton.manifest import (
+    are_texts,
+    manifest_bytes,
+    manifest_path,
+    shard_entry,
+    what_is_missing,
+)
 from xmix_data.beton.pages import PageWriter
 from xmix_data.beton.pixels import silent_pillow
 from xmix_data.beton.reader import Beton
@@ -269,8 +275,15 @@ def _check_options(
 
 
 def _check_names(names: list[str] | None) -> None:
-    twice = None if names is None else first_repeated(names)
-    if names is not None and twice is not None:
+    if names is None:
+        return
+    for label, name in enumerate(names):
+        if not are_texts([name]):
+            raise ValueError(
+                f"class {label} is named {name!r}, which is no text in Unicode; rename it"
+            )
+    twice = first_repeated(names)
+    if twice is not None:
         raise ValueError(
             f"classes {twice[0]} and {twice[1]} are both named {names[twice[0]]!r}; a pairing "
             "names classes, so rename one (the dataset's `classes`)"

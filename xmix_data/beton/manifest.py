@@ -25,6 +25,7 @@ from xmix_data.remote import listed, name_of, path_or_url, with_name
 from xmix_data.version import VERSION
 
 __all__ = [
+    "are_texts",
     "manifest_bytes",
     "manifest_path",
     "parse_manifest",
@@ -104,14 +105,14 @@ def parse_manifest(data: bytes, path: str) -> dict[str, Any]:
         if manifest["version"] != _VERSION:
             raise ValueError(f"its version is {manifest['version']!r}, known is {_VERSION}")
         names, counts = manifest["class_names"], manifest["class_counts"]
-        if not _are_texts(names) or len(names) != len(counts):
+        if not are_texts(names) or len(names) != len(counts):
             raise ValueError("class_names and class_counts do not fit together")
         manifest["class_names"] = same_forms(names)
         if first_repeated(manifest["class_names"]) is not None:
             raise ValueError("two classes have the same name")
         if not _is_count(manifest["byte_length"]) or not _is_count(manifest["num_samples"]):
             raise ValueError("byte_length or num_samples is no number")
-        if not _are_texts([manifest["content_hash"], manifest["encoding"]]):
+        if not are_texts([manifest["content_hash"], manifest["encoding"]]):
             raise ValueError("content_hash or encoding is no text")
         _check_shard(manifest.get("shard"))
         _check_missing(manifest)
@@ -157,7 +158,8 @@ def _kind(reason: str) -> str:
     return re.sub(r"\d+", "N", re.split(r"[(:;,]", text)[0].strip())
 
 
-def _are_texts(values: Any) -> bool:
+def are_texts(values: Any) -> bool:
+    """Return whether it is a list of texts that a file can hold."""
     return isinstance(values, list) and all(
         isinstance(value, str) and not _NO_TEXT.search(value) for value in values
     )
@@ -175,10 +177,10 @@ def _check_shard(shard: Any) -> None:
 
 def _check_missing(manifest: Mapping[str, Any]) -> None:
     for entry in manifest.get("skipped", []):
-        if not _are_texts([entry["path"], entry["reason"]]):
+        if not are_texts([entry["path"], entry["reason"]]):
             raise ValueError("a skipped image has no path or reason")
     left_out = manifest.get("left_out", {})
-    if not _are_texts(list(left_out)) or not all(_is_count(n) for n in left_out.values()):
+    if not are_texts(list(left_out)) or not all(_is_count(n) for n in left_out.values()):
         raise ValueError("left_out does not count files by suffix")
     kept = manifest.get("kept")
     if kept is not None and not (_is_count(kept) and kept <= manifest["num_samples"]):

@@ -131,8 +131,10 @@ def run(options: argparse.Namespace) -> Answer:
             )
         source = open_images(options.src)
     if options.classes:
-        lines = text_of(options.classes).splitlines()
-        source = select(source, classes=[line.strip() for line in lines if line.strip()])
+        lines = [line.strip() for line in text_of(options.classes).splitlines()]
+        if not any(lines):
+            raise ValueError(f"{options.classes}: names no class; write one a line")
+        source = select(source, classes=[line for line in lines if line])
     if options.pairing:
         used = Pairing.load(options.pairing).classes_in(source.class_names, source.fingerprint)
         if options.classes:
