@@ -24,7 +24,9 @@ from xmix_data import (
     Beton,
     BetonError,
     Centroids,
+    Pairing,
     class_centroids,
+    cli,
     pair_classes,
     write_beton,
 )
@@ -220,6 +222,62 @@ def train(folder: Path) -> None:
     beton = write(Images([3, 3], "t", size=(24, 24)), folder / "t.beton")
     recipe = Recipe(iterations=2, batch_size=2, crop=16)
     fit(FineTune(), network(), beton, recipe=recipe, output=folder / "run")
+
+
+def demonstrate(output: Any) -> None:
+    from xmix_data import demo
+
+    demo.run(output, seeds=0)
+
+
+URL = "s3://bucket/place"
+LOCAL: dict[str, Callable[[Any], Any]] = {
+    "fit": lambda place: fit(FineTune(), network(), "no.beton", output=place),
+    "features": lambda place: class_centroids("no.beton", network(), cache=place),
+    "centroids": lambda place: centroids(2).save(place),
+    "report": lambda place: write_report(Pairing({}), "no.beton", "no.beton", place),
+    "demo": demonstrate,
+}
+"""What is written to this machine only."""
+COMMANDS = (
+    "train --method finetune --target no.beton --model no.py:net --output",
+    "report no.json --target no.beton --source no.beton -o",
+    "pair --target no.beton --source no.beton --model no.py:net -o p.json --cache",
+    "bench --json",
+    "demo --seeds 0 --output",
+)
+
+
+@pytest.mark.parametrize("writer", LOCAL)
+@pytest.mark.parametrize("make", [str, Path])
+def test_a_url_is_no_folder_of_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: str, make: Callable[[str], Any]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"^s3:/{1,2}bucket/place: is a URL, .* give a path"):
+        LOCAL[writer](make(URL))
+    assert files_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_writes_to_no_url(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s3:/bucket").mkdir(parents=True)  # as earlier versions made it
+    assert cli.main([*command.split(), URL]) == 2
+    assert f"xmix: {URL}: is a URL, and this is written to folders" in capsys.readouterr().err
+    assert files_in(tmp_path) == ["s3:"] and files_in(tmp_path / "s3:/bucket") == []
+
+
+@pytest.mark.parametrize("writer", ["centroids", "features"])
+def test_a_file_url_is_a_path(tmp_path: Path, writer: str) -> None:
+    if writer == "centroids":
+        centroids(3).save(f"file://{tmp_path}/place")
+    else:
+        write(SMALL, tmp_path / "x.beton")
+        class_centroids(tmp_path / "x.beton", network(), cache=f"file://{tmp_path}/place")
+    assert (tmp_path / "place").exists()
 
 
 WRITERS: dict[str, Callable[[Path], Any]] = {

@@ -26,6 +26,7 @@ from xmix_data.backbones import Backbone, as_backbone, in_eval_mode, penultimate
 from xmix_data.beton import Domain, DomainLike, open_domain
 from xmix_data.errors import XMixError
 from xmix_data.loader import ImageLoader
+from xmix_data.outputs import local_path
 from xmix_data.pairing import Centroids, CentroidSum
 from xmix_data.plan import CenterCrop, Crop, RandomResizedCrop
 from xmix_data.progress import Progress
@@ -83,7 +84,8 @@ def class_centroids(
 
     Raises:
         BetonError: The beton or one of its images is damaged.
-        ValueError: No such model, its features are no vectors, or the cache is damaged.
+        ValueError: No such model, its features are no vectors, or the cache is damaged or a
+            URL.
         XMixError: Another process of the job ended, or has other images, weights or options.
 
     Examples:
@@ -93,11 +95,12 @@ def class_centroids(
         >>> centroids.values.shape, centroids.counts
         ((4, 12), array([9, 7, 5, 6]))
     """
+    place = None if cache is None else local_path(cache)
     backbone = as_backbone(model)
     domain = open_domain(beton)
     if crop is None:
         crop = _test_crop(domain, backbone)
-    folder = None if cache is None else _folder(Path(cache))
+    folder = None if place is None else _folder(place)
     network, weights_hash = backbone.network, backbone.weights_hash
     with in_eval_mode(network.to(device)):
         parts = [

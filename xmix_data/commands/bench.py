@@ -9,6 +9,7 @@ from pathlib import Path
 
 from xmix_data.commands.answer import Answer
 from xmix_data.files import whole_file
+from xmix_data.outputs import local_path
 from xmix_data.remote import require_writable
 
 __all__ = ["EXAMPLES", "HELP", "add_arguments", "run"]
@@ -47,13 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _file_or_stdout(text: str) -> Path | bool:
-    return True if text == "-" else Path(text)
+def _file_or_stdout(text: str) -> str | bool:
+    return True if text == "-" else text
 
 
 def run(options: argparse.Namespace) -> Answer:
     """Measure the loader, and report as words and figures."""
-    file = options.json if isinstance(options.json, Path) else None
+    file = local_path(options.json) if isinstance(options.json, str) else None
     if file is not None:
         require_writable(file, overwrite=True)
     from xmix_data.bench import report

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from xmix_data.commands.answer import Answer, saved_pairs
 from xmix_data.commands.arguments import add_json
+from xmix_data.outputs import local_path
 
 __all__ = ["EXAMPLES", "HELP", "add_arguments", "run"]
 
@@ -22,8 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
     parser.add_argument(
         "--output",
-        type=Path,
-        default=Path("demo-output"),
+        default="demo-output",
         metavar="DIR",
         help="where betons, pairing and pictures go (default: demo-output)",
     )
@@ -32,15 +31,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Answer:
     """Do the whole job; the demo prints what happens."""
+    folder = local_path(options.output)
     from xmix_data.demo import run
     from xmix_data.pairing import Pairing
 
-    measured = run(options.output, seeds=options.seeds)
-    pairing = options.output / "pairing.json"
+    measured = run(folder, seeds=options.seeds)
+    pairing = folder / "pairing.json"
     names = ("source.beton", "target.beton", "test.beton", "report.html", "mixed.png")
     return Answer(
         {
-            "files": [str(options.output / name) for name in names] + [str(pairing)],
+            "files": [str(folder / name) for name in names] + [str(pairing)],
             "mean_cosine": Pairing.load(pairing).mean_cosine,
             "pairs": saved_pairs(pairing),
             **measured,

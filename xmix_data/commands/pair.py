@@ -16,6 +16,7 @@ from xmix_data.commands.arguments import (
     add_overwrite,
     check_output,
 )
+from xmix_data.outputs import local_path
 from xmix_data.remote import cache_folder, name_of, path_or_url
 
 if TYPE_CHECKING:
@@ -73,7 +74,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, metavar="N", help="threads (default: all cores)")
     parser.add_argument(
         "--cache",
-        type=Path,
         metavar="DIR",
         default=cache_folder(),
         help="keep features here, for the next pairing (default: %(default)s)",
@@ -84,6 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Answer | None:
     """Compute both domains' centroids, pair them, and write the pairing."""
+    cache = None if options.cache is None else local_path(options.cache)
     check_output(options)
     from xmix_data.backbones import load_backbone
     from xmix_data.beton import open_domain
@@ -136,7 +137,7 @@ def run(options: argparse.Namespace) -> Answer | None:
                 device=device,
                 batch_size=options.batch_size,
                 num_workers=options.workers,
-                cache=options.cache,
+                cache=cache,
                 progress=rank == 0,
                 crop=None if options.crop is None else CenterCrop(options.crop),
             )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from xmix_data.commands.answer import Answer
 from xmix_data.commands.arguments import add_betons, add_json, add_overwrite, check_output
+from xmix_data.outputs import local_path
 from xmix_data.remote import path_or_url
 
 __all__ = ["EXAMPLES", "HELP", "add_arguments", "run"]
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pairing", type=path_or_url, metavar="PAIRING.json")
     add_betons(parser, "--target", "T.beton")
     add_betons(parser, "--source", "S.beton")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="REPORT.html")
+    parser.add_argument("-o", "--output", required=True, metavar="REPORT.html")
     for name in ("alpha", "beta"):
         parser.add_argument(
             f"--{name}",
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Answer:
     """Write the page that shows a pairing."""
+    options.output = local_path(options.output)
     check_output(options)
     for path in (options.pairing, *options.target, *options.source):
         if isinstance(path, Path) and options.output.resolve() == path.resolve():

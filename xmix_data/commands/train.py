@@ -13,6 +13,7 @@ from typing import Any, get_args, get_type_hints
 
 from xmix_data.commands.answer import Answer
 from xmix_data.commands.arguments import add_betons, add_fields, add_json, add_model
+from xmix_data.outputs import local_path
 from xmix_data.remote import path_or_url
 from xmix_data.training.recipe import PRESETS, Recipe
 
@@ -64,7 +65,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--output",
-        type=Path,
         required=True,
         metavar="DIR",
         help="metrics, checkpoint, result; a run that was interrupted goes on",
@@ -87,6 +87,7 @@ def run(options: argparse.Namespace) -> Answer | None:
     from xmix_data.ranks import default_device, job
     from xmix_data.training import fit, require_data
 
+    folder = local_path(options.output)
     method = _with_options(METHODS[options.method], options.set)
     names = [field.name for field in dataclasses.fields(Recipe)]
     given = {name: value for name, value in vars(options).items() if name in names}
@@ -106,7 +107,7 @@ def run(options: argparse.Namespace) -> Answer | None:
             recipe=recipe,
             device=options.device or default_device(local_rank),
             num_workers=options.workers,
-            output=options.output,
+            output=folder,
             progress=True,
             tensorboard=options.tensorboard,
         )
@@ -117,8 +118,8 @@ def run(options: argparse.Namespace) -> Answer | None:
         if result.accuracy is None
         else f"top-1 accuracy {100 * result.accuracy:.2f} % on the test set"
     )
-    document = json.loads((options.output / "result.json").read_text())
-    place = options.output / "model.pt"
+    document = json.loads((folder / "result.json").read_text())
+    place = folder / "model.pt"
     return Answer(document, [f"trained by {method.name}: {came_out}; the network is in {place}"])
 
 

@@ -36,6 +36,7 @@ from xmix_data.backbones import Backbone
 from xmix_data.demo.data import CROP, SIDE, Glyphs, HandwrittenDigits
 from xmix_data.demo.network import SmallResNet
 from xmix_data.methods import FineTune, XMixup
+from xmix_data.outputs import local_path
 from xmix_data.report import write_report
 from xmix_data.training import Recipe, Result, fit
 
@@ -83,10 +84,10 @@ def run(output: Path, *, seeds: int = 3) -> dict[str, Any]:
 
     Raises:
         MissingDependencyError: matplotlib or scikit-learn is not installed.
-        ValueError: ``seeds`` is below 1.
+        ValueError: ``seeds`` is below 1, or ``output`` is a URL.
         OSError: ``output`` is no folder, or not writable.
     """
-    return _run(Path(output), seeds, _Settings())
+    return _run(local_path(output), seeds, _Settings())
 
 
 @contextmanager

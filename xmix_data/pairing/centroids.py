@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from xmix_data.files import whole_file
 from xmix_data.names import same_forms
+from xmix_data.outputs import local_path
 
 if TYPE_CHECKING:
     import torch
@@ -87,13 +88,14 @@ class Centroids:
 
         Raises:
             OSError: The disk is full or not writable.
+            ValueError: ``path`` is a URL.
         """
         meta = {
             "format": _FORMAT,
             "class_names": self.class_names,
             "provenance": dict(self.provenance),
         }
-        with whole_file(path) as stream:
+        with whole_file(local_path(path)) as stream:
             np.savez(
                 stream,
                 values=self.values,
@@ -224,7 +226,7 @@ class CentroidSum:
         if self._sums is None:
             return
         meta = json.dumps({"format": _SUMS_FORMAT, "key": key, "position": position})
-        with whole_file(path) as stream:
+        with whole_file(local_path(path)) as stream:
             np.savez(
                 stream,
                 sums=self._sums.cpu().numpy(),

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from xmix_data.beton import BetonLike, Domain, open_domain
 from xmix_data.files import whole_file
+from xmix_data.outputs import local_path
 from xmix_data.pairing import Pairing
 from xmix_data.remote import require_writable
 from xmix_data.report.matrix import COLOURS, matrix_of
@@ -61,10 +62,10 @@ def write_report(
         FileExistsError: ``path`` exists and ``overwrite`` is false.
         FileNotFoundError: A beton or the folder of ``path`` does not exist.
         IsADirectoryError: ``path`` is a folder.
-        ValueError: The pairing does not fit the betons, a class has no images, or ``alpha`` or
-            ``beta`` is not above 0.
+        ValueError: The pairing does not fit the betons, a class has no images, ``alpha`` or
+            ``beta`` is not above 0, or ``path`` is a URL.
     """
-    path = Path(path)
+    path = local_path(path)
     for name, value in (("alpha", alpha), ("beta", beta)):
         if not 0 < value < math.inf:
             raise ValueError(f"{name} is {value}; Beta(alpha, beta) needs a number above 0")

@@ -29,6 +29,7 @@ from xmix_data.errors import PreemptedError
 from xmix_data.files import whole_file
 from xmix_data.loader import ImageLoader
 from xmix_data.methods import Method, Phase, TransferNetwork, source_head, split_classifier
+from xmix_data.outputs import local_path
 from xmix_data.pairing import Pairing
 from xmix_data.plan import CenterCrop, RandomCrop
 from xmix_data.progress import Progress
@@ -110,7 +111,8 @@ def fit(
         The trained network, and its accuracy on the test set.
 
     Raises:
-        ValueError: Something is missing or does not fit together; says what.
+        ValueError: Something is missing or does not fit together, or ``output`` is a URL; says
+            what.
         BetonError: A beton is damaged.
         OSError: ``output`` cannot be written.
         PreemptedError: SIGTERM came, to any of the processes, and there is an ``output``: all
@@ -134,6 +136,7 @@ def fit(
         )
     if not isinstance(recipe, Recipe | None):
         raise ValueError(f"recipe is {recipe!r}; give Recipe(iterations=..., batch_size=...)")
+    folder = None if output is None else local_path(output)
     require_data(method, source, pairing, unlabelled)
     lost = named_loss_of_a_process("is in the checkpoint, if there is one")
     with ExitStack() as stack, lost:
@@ -149,7 +152,7 @@ def fit(
             recipe or Recipe(),
             device,
             num_workers,
-            output,
+            folder,
             progress,
             tensorboard,
             stack,
@@ -177,7 +180,7 @@ class _Run:
         recipe: Recipe,
         device: str | torch.device,
         num_workers: int | None,
-        output: str | Path | None,
+        output: Path | None,
         progress: bool,
         tensorboard: bool,
         stack: ExitStack,
@@ -232,7 +235,7 @@ class _Run:
         self.body, self.classifier = split_classifier(backbone.network, self._size())
         self.features = self._features()
         self.identity = identity_of(method, f"{backbone.name} {backbone.weights_hash}", recipe)
-        self.path = None if output is None else Path(output) / "checkpoint.pt"
+        self.path = None if output is None else output / "checkpoint.pt"
         self.saved: dict[str, Any] | None = None
         if self.path is not None and self.path.exists():
             self.saved = load_checkpoint(self.path, self.identity)
@@ -240,7 +243,7 @@ class _Run:
         advice = advice_on_mixing(recipe, self.lengths[0] / len(self.loaders[0][0]))
         if method.mixes and advice and get_rank() == 0:
             _log.warning("%s", advice)
-        self.log = MetricsLog(None if output is None else Path(output), tensorboard)
+        self.log = MetricsLog(output, tensorboard)
         stack.callback(self.log.close)
         self._go_on()
         self.preemption = Preemption(enabled=self.path is not None)
