@@ -24,13 +24,14 @@ from xmix_data import (
     Beton,
     BetonError,
     Centroids,
+    PairedClass,
     Pairing,
     class_centroids,
     cli,
     pair_classes,
     write_beton,
 )
-from xmix_data.beton import open_domain
+from xmix_data.beton import open_domain, shard_name
 from xmix_data.files import whole_file
 from xmix_data.methods import FineTune
 from xmix_data.report import write_report
@@ -278,6 +279,68 @@ def test_a_file_url_is_a_path(tmp_path: Path, writer: str) -> None:
         write(SMALL, tmp_path / "x.beton")
         class_centroids(tmp_path / "x.beton", network(), cache=f"file://{tmp_path}/place")
     assert (tmp_path / "place").exists()
+
+
+@pytest.fixture
+def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Betons, a set of two shards, their pairing and weights, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    images = {name: Images([3, 3], name, size=(24, 24)) for name in "ts"}
+    for name in "ts":
+        write(images[name], tmp_path / f"{name}.beton")
+    for index in range(2):
+        write(images["s"], tmp_path / shard_name("set.beton", index, 2), shard=(index, 2))
+    Pairing({f"t{i}": [PairedClass(f"s{i}", 0.5, 3)] for i in range(2)}).save("p.json")
+    for name in ("weights.pt", "run/model.pt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"weights")
+    (tmp_path / "link").symlink_to("t.beton")
+    (tmp_path / "hard.json").hardlink_to("s.beton.json")
+    return tmp_path
+
+
+PAIR = "pair --target t.beton --source s.beton --source set.beton --model resnet18"
+PAIR += " --weights weights.pt --overwrite -o"
+REPORT = "report p.json --target t.beton --source set.beton --overwrite -o"
+
+
+@pytest.mark.parametrize(
+    ("command", "output"),
+    [
+        *((PAIR, name) for name in ("t.beton", "link", "./s.beton.json", "hard.json")),
+        *((PAIR, name) for name in ("set.beton", "set-00001-of-00002.beton.json", "weights.pt")),
+        *((REPORT, name) for name in ("p.json", "t.beton.json", "set-00000-of-00002.beton")),
+        ("bench --data t.beton --json", "t.beton"),
+        ("bench --data t.beton --json", "t.beton.json"),
+        ("train --method finetune --target t.beton --model resnet18 --weights run/model.pt", "run"),
+    ],
+)
+def test_no_result_replaces_what_it_is_made_of(
+    inputs: Path, command: str, output: str, capsys: Any
+) -> None:
+    before = {path: path.read_bytes() for path in inputs.rglob("*") if path.is_file()}
+    option = ["--output"] if command.startswith("train") else []
+    assert cli.main([*command.split(), *option, output]) == 2
+    name = {"run": "run/model.pt"}.get(output, Path(output))
+    message = f"xmix: {name}: would be overwritten, and is read here; give another name\n"
+    assert capsys.readouterr().err == message
+    assert {path: path.read_bytes() for path in inputs.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("target", "path"),
+    [
+        ("t.beton", "t.beton.json"),
+        (["s.beton", "set.beton"], "set-00001-of-00002.beton"),
+        (Path("link"), "t.beton"),
+    ],
+)
+def test_no_report_replaces_its_betons(inputs: Path, target: Any, path: str) -> None:
+    before = Path(path).read_bytes()
+    for given in (target, open_domain(target)):
+        with pytest.raises(ValueError, match=r"would be overwritten, and is read here"):
+            write_report(Pairing.load("p.json"), given, "s.beton", path, overwrite=True)
+    assert Path(path).read_bytes() == before
 
 
 WRITERS: dict[str, Callable[[Path], Any]] = {

@@ -1,17 +1,22 @@
-"""Where results go: places that must be on this machine.
+"""Where results go: to this machine where no URL will do, and over nothing that they are made of.
 
-Comes in: a path as it was given. Goes out: a `Path`, or one error before any work. Betons and
-pairings are not meant: `xmix_data.remote` writes them to URLs as well.
+Comes in: a path as it was given, and what is read. Goes out: a `Path`, or one error before any
+work.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from xmix_data.remote import path_or_url
 
-__all__ = ["local_path"]
+if TYPE_CHECKING:
+    from xmix_data.beton import DomainLike
+
+__all__ = ["local_path", "refuse_inputs"]
 
 
 def local_path(given: str | os.PathLike[str]) -> Path:
@@ -33,3 +38,44 @@ def local_path(given: str | os.PathLike[str]) -> Path:
             "copy it from there"
         )
     return place
+
+
+def refuse_inputs(output: Path | str, inputs: Iterable[DomainLike | None]) -> None:
+    """Refuse to write a result over what it is made of.
+
+    Args:
+        output: Path or URL of the result.
+        inputs: What is read: domains, of which the betons, the shards and the manifests count, and
+            other files; ``None`` is nothing.
+
+    Raises:
+        ValueError: ``output`` is one of them, under whatever name.
+    """
+    for given in inputs:
+        if given is not None and any(_same(output, file) for file in _files_of(given)):
+            raise ValueError(f"{output}: would be overwritten, and is read here; give another name")
+
+
+def _files_of(given: DomainLike) -> Iterator[Path | str]:
+    """List what a domain is read from; another file than a beton has no manifest and no shards."""
+    from xmix_data.beton import Beton, Domain, manifest_path, shards_of
+
+    if isinstance(given, Domain):
+        given = given.betons
+    if not isinstance(given, (str, os.PathLike, Beton)):
+        for one in given:
+            yield from _files_of(one)
+        return
+    place = path_or_url(given.origin if isinstance(given, Beton) else given)
+    shards = [shard for found in shards_of(place).values() for shard in found.values()]
+    for file in (place, *shards):
+        yield file
+        yield manifest_path(file)
+
+
+def _same(one: Path | str, other: Path | str) -> bool:
+    if not isinstance(one, Path) or not isinstance(other, Path):
+        return one == other
+    if one.exists() and other.exists():
+        return one.samefile(other)
+    return one.resolve() == other.resolve()

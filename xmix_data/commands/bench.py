@@ -9,7 +9,7 @@ from pathlib import Path
 
 from xmix_data.commands.answer import Answer
 from xmix_data.files import whole_file
-from xmix_data.outputs import local_path
+from xmix_data.outputs import local_path, refuse_inputs
 from xmix_data.remote import require_writable
 
 __all__ = ["EXAMPLES", "HELP", "add_arguments", "run"]
@@ -56,6 +56,7 @@ def run(options: argparse.Namespace) -> Answer:
     """Measure the loader, and report as words and figures."""
     file = local_path(options.json) if isinstance(options.json, str) else None
     if file is not None:
+        refuse_inputs(file, [options.data])
         require_writable(file, overwrite=True)
     from xmix_data.bench import report
 

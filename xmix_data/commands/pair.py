@@ -16,7 +16,7 @@ from xmix_data.commands.arguments import (
     add_overwrite,
     check_output,
 )
-from xmix_data.outputs import local_path
+from xmix_data.outputs import local_path, refuse_inputs
 from xmix_data.remote import cache_folder, name_of, path_or_url
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Answer | None:
     """Compute both domains' centroids, pair them, and write the pairing."""
     cache = None if options.cache is None else local_path(options.cache)
+    refuse_inputs(options.output, [*options.target, *options.source, options.weights])
     check_output(options)
     from xmix_data.backbones import load_backbone
     from xmix_data.beton import open_domain

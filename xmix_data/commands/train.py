@@ -13,7 +13,7 @@ from typing import Any, get_args, get_type_hints
 
 from xmix_data.commands.answer import Answer
 from xmix_data.commands.arguments import add_betons, add_fields, add_json, add_model
-from xmix_data.outputs import local_path
+from xmix_data.outputs import local_path, refuse_inputs
 from xmix_data.remote import path_or_url
 from xmix_data.training.recipe import PRESETS, Recipe
 
@@ -88,6 +88,7 @@ def run(options: argparse.Namespace) -> Answer | None:
     from xmix_data.training import fit, require_data
 
     folder = local_path(options.output)
+    refuse_inputs(folder / "model.pt", [options.weights])
     method = _with_options(METHODS[options.method], options.set)
     names = [field.name for field in dataclasses.fields(Recipe)]
     given = {name: value for name, value in vars(options).items() if name in names}

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from xmix_data.beton import BetonLike, Domain, open_domain
 from xmix_data.files import whole_file
-from xmix_data.outputs import local_path
+from xmix_data.outputs import local_path, refuse_inputs
 from xmix_data.pairing import Pairing
 from xmix_data.remote import require_writable
 from xmix_data.report.matrix import COLOURS, matrix_of
@@ -63,12 +63,13 @@ def write_report(
         FileNotFoundError: A beton or the folder of ``path`` does not exist.
         IsADirectoryError: ``path`` is a folder.
         ValueError: The pairing does not fit the betons, a class has no images, ``alpha`` or
-            ``beta`` is not above 0, or ``path`` is a URL.
+            ``beta`` is not above 0, or ``path`` is a URL or a file of the betons.
     """
     path = local_path(path)
     for name, value in (("alpha", alpha), ("beta", beta)):
         if not 0 < value < math.inf:
             raise ValueError(f"{name} is {value}; Beta(alpha, beta) needs a number above 0")
+    refuse_inputs(path, [target, source])
     require_writable(path, overwrite=overwrite)
     if math.isnan(pairing.mean_cosine):
         raise ValueError(
