@@ -32,6 +32,7 @@ from xmix_data.backbones import (
     penultimate_features,
     state_hash,
 )
+from xmix_data.cli import main
 from xmix_data.methods import FineTune, Method, XMixup, split_classifier
 from xmix_data.pairing import CentroidSum
 from xmix_data.training import Recipe, fit
@@ -115,6 +116,27 @@ def test_a_model_without_classifier_gives_its_output() -> None:
     assert torch.allclose(penultimate_features(headless, images), expected)
     with pytest.raises(ValueError, match="one feature vector an image"):
         penultimate_features(nn.Flatten(0), images)
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("gpu", "device is 'gpu': Expected one of"),
+        ("cuda:99", "device is 'cuda:99', and torch finds"),
+        ("meta", "device is 'meta'; batches arrive on"),
+        (None, "device is None; give 'cpu'"),
+    ],
+)
+def test_a_device_that_is_not_there_is_an_error_before_any_work(
+    betons: Betons, device: Any, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        class_centroids("no.beton", "no model", device=device)
+    if device is not None:
+        pair = f"pair --target {betons.target_jpg.path} --source {betons.source_jpg.path}"
+        pair += f" --model no-model --device {device} -o {betons.target_jpg.path.parent}/no.json"
+        assert main(pair.split()) == 2
+        assert capsys.readouterr().err.startswith(f"xmix: {message}")
 
 
 def test_weights_come_from_a_file(tmp_path: Path) -> None:

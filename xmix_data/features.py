@@ -25,7 +25,7 @@ from torch import nn
 from xmix_data.backbones import Backbone, as_backbone, in_eval_mode, penultimate_features
 from xmix_data.beton import Domain, DomainLike, open_domain
 from xmix_data.errors import XMixError
-from xmix_data.loader import ImageLoader
+from xmix_data.loader import ImageLoader, usable_device
 from xmix_data.outputs import local_path
 from xmix_data.pairing import Centroids, CentroidSum
 from xmix_data.plan import CenterCrop, Crop, RandomResizedCrop
@@ -84,8 +84,8 @@ def class_centroids(
 
     Raises:
         BetonError: The beton or one of its images is damaged.
-        ValueError: No such model, its features are no vectors, or the cache is damaged or a
-            URL.
+        ValueError: No such model or device, its features are no vectors, or the cache is damaged
+            or a URL.
         XMixError: Another process of the job ended, or has other images, weights or options.
 
     Examples:
@@ -95,6 +95,7 @@ def class_centroids(
         >>> centroids.values.shape, centroids.counts
         ((4, 12), array([9, 7, 5, 6]))
     """
+    device = usable_device(device)
     place = None if cache is None else local_path(cache)
     backbone = as_backbone(model)
     domain = open_domain(beton)
@@ -108,7 +109,7 @@ def class_centroids(
                 part,
                 backbone,
                 crop,
-                torch.device(device),
+                device,
                 batch_size,
                 num_workers,
                 folder,

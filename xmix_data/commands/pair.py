@@ -90,6 +90,7 @@ def run(options: argparse.Namespace) -> Answer | None:
     from xmix_data.backbones import load_backbone
     from xmix_data.beton import open_domain
     from xmix_data.features import class_centroids
+    from xmix_data.loader import usable_device
     from xmix_data.pairing import (
         check_options,
         needs_features,
@@ -127,7 +128,7 @@ def run(options: argparse.Namespace) -> Answer | None:
             "%s is target and source at once: each of its classes will find itself", path
         )
     with job() as (rank, local_rank):
-        device = options.device or default_device(local_rank)
+        device = usable_device(options.device or default_device(local_rank))
         backbone = None if featureless else load_backbone(options.model, options.weights)
         target, source = (
             _without_features(domain)

@@ -83,6 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Answer | None:
     """Train to the end, from the start or from where an earlier run was interrupted."""
     from xmix_data.backbones import load_backbone
+    from xmix_data.loader import usable_device
     from xmix_data.methods import METHODS
     from xmix_data.ranks import default_device, job
     from xmix_data.training import fit, require_data
@@ -95,6 +96,7 @@ def run(options: argparse.Namespace) -> Answer | None:
     recipe = dataclasses.replace(PRESETS.get(options.preset, Recipe()), **given)
     require_data(method, options.source, options.pairing, options.unlabelled)
     with job() as (rank, local_rank):
+        device = usable_device(options.device or default_device(local_rank))
         backbone = load_backbone(options.model, options.weights)
         result = fit(
             method,
@@ -106,7 +108,7 @@ def run(options: argparse.Namespace) -> Answer | None:
             unlabelled=options.unlabelled,
             source_rows=_same_rows(backbone, options.source) if options.same_rows else None,
             recipe=recipe,
-            device=options.device or default_device(local_rank),
+            device=device,
             num_workers=options.workers,
             output=folder,
             progress=True,

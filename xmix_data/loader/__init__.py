@@ -6,5 +6,6 @@ numba is loaded with them, and not with the first loader that is made: training 
 
 import xmix_data.decode  # noqa: F401
 from xmix_data.loader.loaders import ImageLoader, XMixLoader
+from xmix_data.loader.options import usable_device
 
-__all__ = ["ImageLoader", "XMixLoader"]
+__all__ = ["ImageLoader", "XMixLoader", "usable_device"]
