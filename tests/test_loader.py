@@ -32,6 +32,7 @@ from torch.utils.data import DataLoader, Dataset
 from xmix_data import CenterCrop, ImageLoader, RandomCrop, XMixLoader
 from xmix_data.backends.memory import MemoryPool
 from xmix_data.beton import layout
+from xmix_data.loader.preview import contact_sheet
 
 
 def make(numbered: NumberedBetons, **options: Any) -> XMixLoader:
@@ -441,6 +442,31 @@ def test_preview_is_a_picture_and_moves_nothing(betons: Betons) -> None:
     for count in (0, -1, 2.5):
         with pytest.raises(ValueError, match=f"n is {count}; it must be a whole number of at lea"):
             loader.preview(count)  # type: ignore[arg-type]
+
+
+def test_a_preview_tells_any_two_names_apart() -> None:
+    """A font shows each character that it lacks as the same box."""
+
+    def drawn(name: str) -> bytes:
+        return contact_sheet([np.zeros((1, 90, 200, 3), np.uint8)], [[name]], np.ones(1)).tobytes()
+
+    names = [
+        "Straße",
+        "Strañe",
+        "猫",
+        "犬",
+        "собака",
+        "قطة",
+        "🐶",
+        "a\nb",
+        "ab",
+        "a\x1bb",
+        "a b",
+        "\udc80",
+    ]
+    assert len({drawn(name) for name in names}) == len(names)
+    for name, shown in (("a\nb", r"a\nb"), ("猫", r"\u732b"), ("🐶", r"\U0001f436")):
+        assert drawn(name) == drawn(shown)  # a line of its own would lie under the next picture
 
 
 def test_repr_says_what_it_loads(numbered: NumberedBetons) -> None:

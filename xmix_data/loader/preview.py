@@ -5,7 +5,10 @@ Comes in: an epoch's plan. Goes out: target, source and mixed image of its first
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +17,17 @@ from PIL import Image, ImageDraw, ImageFont
 from xmix_data.backends import Spec, make_backend
 from xmix_data.beton import Domain
 from xmix_data.plan import EpochPlan
+from xmix_data.progress import printable
 
 __all__ = ["contact_sheet", "preview"]
 
 
 _MARGIN, _LINE, _BACKGROUND, _INK, _FAINT = 10, 17, "#ffffff", "#1b1f24", "#6a737d"
 _MIN_CELL = 128
+_SIZE, _ALPHABETS = 12, "DejaVuSans.ttf"
+"""Of the text; and a font that has Latin, Greek, Cyrillic and more. Pillow's own has ASCII."""
+_UNASSIGNED = "\U0010ffff"
+"""A character that no font has."""
 
 
 def preview(plan: EpochPlan, spec: Spec, n: int, *, replaces: bool) -> Image.Image:
@@ -74,7 +82,7 @@ def contact_sheet(
     count, height, width = pixels[0].shape[:3]
     zoom = max(1, -(-_MIN_CELL // min(height, width)))
     cell_w, cell_h = width * zoom, height * zoom
-    font = ImageFont.load_default(12)
+    font = _font()
     left = _MARGIN + max(int(font.getlength(title)) for title in titles) + _MARGIN
     row_h = cell_h + _LINE + _MARGIN
     sheet = Image.new(
@@ -88,12 +96,38 @@ def contact_sheet(
             x = left + i * (cell_w + _MARGIN)
             cell = Image.fromarray(images[i])
             sheet.paste(cell.resize((cell_w, cell_h), Image.Resampling.NEAREST), (x, y))
-            caption = _fit(captions[i], cell_w, font)
+            caption = _fit(_shown(captions[i], font), cell_w, font)
             draw.text((x, y + cell_h + 2), caption, _INK, font)
     return sheet
 
 
-def _fit(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+def _font() -> _Font:
+    """Take a font of many alphabets from the system or matplotlib, where one of them has it."""
+    places = [_ALPHABETS]
+    matplotlib = importlib.util.find_spec("matplotlib")  # without the second that its import takes
+    for folder in (matplotlib and matplotlib.submodule_search_locations) or ():
+        places.append(str(Path(folder, "mpl-data", "fonts", "ttf", _ALPHABETS)))
+    for place in places:
+        with suppress(OSError):
+            return ImageFont.truetype(place, _SIZE)
+    return ImageFont.load_default(_SIZE)
+
+
+def _shown(text: str, font: _Font) -> str:
+    """Escape what would show as a box, or steer: classes are told apart by their names."""
+    lacking = _glyph(_UNASSIGNED, font)
+    return "".join(ascii(c)[1:-1] if _glyph(c, font) == lacking else c for c in printable(text))
+
+
+def _glyph(character: str, font: _Font) -> tuple[tuple[int, int], bytes]:
+    mask = font.getmask(character)
+    return mask.size, bytes(mask)
+
+
+def _fit(text: str, width: int, font: _Font) -> str:
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:
