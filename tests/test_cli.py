@@ -473,6 +473,46 @@ def test_an_interrupt_signal_ends_a_command_in_a_log(
     assert "Traceback" not in process.stderr
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_no_temporary_folder(
+    tmp_path: Path, forked: Server, number: signal.Signals
+) -> None:
+    data, temporary = tmp_path / "data" / "a", tmp_path / "temporary"
+    temporary.mkdir()
+    data.mkdir(parents=True)
+    for index in range(3):
+        Image.fromarray(np.full((300, 300, 3), 80 * index, np.uint8)).save(data / f"{index}.jpg")
+    script = (
+        f"import sys, tempfile, xmix_data.cli; tempfile.tempdir = {str(temporary)!r}; "
+        "sys.exit(xmix_data.cli.main(sys.argv[1:]))"
+    )
+    bench = ["bench", "--data", str(data.parent), "--rounds", "1000"]
+    process = forked.start("-c", script, *bench)
+    try:
+        deadline = time.monotonic() + 100
+        while not list(temporary.glob("xmix-bench-*/raw.beton")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert list(temporary.iterdir())
+        process.send_signal(number)
+        status = process.wait(60)
+    finally:
+        process.kill()
+    assert list(temporary.iterdir()) == []
+    what = {signal.SIGTERM: "ended by SIGTERM", signal.SIGINT: "interrupted"}[number]
+    last = process.stderr.splitlines()[-1]
+    assert (status, last) == (128 + number, f"xmix: {what}; nothing was left half-written")
+
+
+def test_a_callers_handler_of_sigterm_stays(tmp_path: Path, capsys: Capture) -> None:
+    for handler in (signal.SIG_DFL, lambda *_: None):
+        before = signal.signal(signal.SIGTERM, handler)
+        try:
+            assert main(["inspect", str(tmp_path / "no.beton")]) == 2
+            assert signal.getsignal(signal.SIGTERM) is handler
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
 # The doctor
 
 

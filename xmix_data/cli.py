@@ -14,8 +14,11 @@ import json
 import logging
 import os
 import select
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from types import FrameType
 from typing import Any, NoReturn
 
 from xmix_data.commands import bench, cache, convert, demo, doctor, inspect, pair, report, train
@@ -26,8 +29,8 @@ from xmix_data.progress import printable
 __all__ = ["main"]
 
 
-_ERROR, _INTERRUPTED, _UNREAD, _PREEMPTED = 2, 130, 141, 143
-"""Exit statuses of an error, of Ctrl-C, of an output that nobody reads, and of SIGTERM in training.
+_ERROR, _INTERRUPTED, _UNREAD, _TERMINATED = 2, 130, 141, 143
+"""Exit statuses of an error, of Ctrl-C, of an output that nobody reads, and of SIGTERM.
 
 The last three are those that a shell reports of a process that SIGINT, SIGPIPE or SIGTERM ended.
 """
@@ -44,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0, 2 after an error, 130 after Ctrl-C, 141 where nobody reads the output,
-        143 where SIGTERM ended a training that goes on from its checkpoint.
+        143 after SIGTERM; a training goes on from its checkpoint.
     """
     # Without colours to begin with, and numba's would write an escape sequence at the very end.
     os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1")
@@ -89,19 +92,49 @@ def _status(options: argparse.Namespace) -> int:
         aside: contextlib.AbstractContextManager[object] = (
             contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
         )
-        with aside:
+        # A training listens itself: all its processes end after the same step.
+        listens = options.run is train.run
+        with aside, contextlib.nullcontext() if listens else _unwound_by_sigterm():
             answer: Answer | None = options.run(options)
         if answer is not None:
             _print(answer, as_json=as_json)
-    except KeyboardInterrupt:
-        print("xmix: interrupted; nothing was left half-written", file=sys.stderr)
-        return _INTERRUPTED
+    except KeyboardInterrupt as interruption:
+        terminated = isinstance(interruption, _Terminated)
+        what = "ended by SIGTERM" if terminated else "interrupted"
+        print(f"xmix: {what}; nothing was left half-written", file=sys.stderr)
+        return _TERMINATED if terminated else _INTERRUPTED
     except Exception as error:
         if options.debug:
             raise
         status = _failed(error)
-        return _PREEMPTED if isinstance(error, PreemptedError) else status
+        return _TERMINATED if isinstance(error, PreemptedError) else status
     return 0
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which is taken for Ctrl-C wherever something is to be cleaned up."""
+
+
+@contextlib.contextmanager
+def _unwound_by_sigterm() -> Iterator[None]:
+    """Have SIGTERM end a block by an exception: temporary folders go, what was summed up is kept.
+
+    Python handles signals in the main thread, and a handler that is there already is the caller's.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would end the cleaning up
+        raise _Terminated
+
+    alone = threading.current_thread() is not threading.main_thread()
+    if alone or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _print(answer: Answer, *, as_json: bool) -> None:
@@ -180,7 +213,7 @@ _EPILOG = f"""\
 {_STEPS}
 xmix COMMAND --help explains each command.
 Exit status: 0 done, 2 an error, 130 Ctrl-C, 141 nobody reads the output,
-143 SIGTERM ended a training, which goes on when it is run again."""
+143 SIGTERM; a training goes on when it is run again."""
 
 
 class _Parser(argparse.ArgumentParser):
