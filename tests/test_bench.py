@@ -122,8 +122,30 @@ def test_bench_measures_a_class_folder(
         assert len(rates) == 1 and rates[0] > 0 and row in printed
     assert document["machine"]["versions"]["numba"] and document["configuration"]["images"] == 240
     assert "bottleneck" in printed
-    assert cli.main(["bench", "--rounds", "0"]) == 2
-    assert "at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--crop", "300"], "crop is 300; bench stores images with 256 pixels, give at most 256"),
+        (["--crop", "0"], "crop is 0; it must be a whole number of at least 1"),
+        (["--rounds", "0"], "--rounds is 0; it must be a whole number of at least 1"),
+    ],
+)
+def test_impossible_numbers_are_an_error_before_any_work(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A conversion would say that there is no such folder.
+    assert cli.main(["bench", "--data", str(tmp_path / "no"), *arguments]) == 2
+    assert capsys.readouterr().err == f"xmix: {message}\n"
+
+
+def test_impossible_numbers_are_an_error_before_torch_is_loaded() -> None:
+    script = "import sys; from xmix_data.cli import main; "
+    script += "main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+    for command in ("bench --rounds 0", "demo --seeds 0"):
+        done = subprocess.run([sys.executable, "-c", script, *command.split()], timeout=60)
+        assert done.returncode == 0
 
 
 def resident(path: Path) -> int:

@@ -7,9 +7,11 @@ import numpy.typing as npt
 
 from xmix_data.beton import Beton
 
-__all__ = ["MIN_IMAGES", "Photographs", "Repeated"]
+__all__ = ["MIN_IMAGES", "STORED_SIZE", "Photographs", "Repeated"]
 
 
+STORED_SIZE = 256
+"""Side in pixels of the images that are stored, squares."""
 MIN_IMAGES = 2000
 """Least images of an epoch: its start and end should weigh as little as with a real target set."""
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from xmix_data import decode
-from xmix_data.bench.data import MIN_IMAGES, Photographs, Repeated
+from xmix_data.bench.data import MIN_IMAGES, STORED_SIZE, Photographs, Repeated
 from xmix_data.bench.limits import copy_crops, decode_whole
 from xmix_data.bench.rounds import Row
 from xmix_data.beton import Beton, Domain, open_domain, open_images, write_beton
@@ -110,7 +110,8 @@ class Bench:
             folder = Path(name)
             source = open_images(Photographs() if data is None else data)
             some = max(1, MIN_IMAGES // (int(source.labels().max(initial=0)) + 1))
-            once = write_beton(select(source, per_class=some), folder / "once.beton")
+            some_of_each = select(source, per_class=some)
+            once = write_beton(some_of_each, folder / "once.beton", image_size=STORED_SIZE)
             repeated = Repeated(once, -(-MIN_IMAGES // once.num_samples))
             jpg, raw = (
                 write_beton(repeated, folder / f"{encoding}.beton", encoding=encoding)

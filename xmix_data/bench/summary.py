@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from xmix_data.bench import machine
+from xmix_data.bench.data import STORED_SIZE
 from xmix_data.bench.rounds import interleave, ratios
 from xmix_data.bench.rows import TARGETS, Bench, consume
 from xmix_data.loader import XMixLoader
+from xmix_data.options import whole_number
 from xmix_data.plan import RandomCrop
 
 __all__ = ["explain", "report"]
@@ -23,7 +25,7 @@ _MANY_WAITS = 0.01
 
 
 def report(
-    data: Path | None = None, *, crop: int = 224, rounds: int = 5
+    data: Path | str | None = None, *, crop: int = 224, rounds: int = 5
 ) -> tuple[dict[str, Any], str]:
     """Measure the loader against this machine's own limits, as `xmix bench` does.
 
@@ -40,8 +42,12 @@ def report(
         ImageError: An image cannot be read; names it.
         ValueError: ``rounds`` is below 1, or the crop does not fit into the stored images.
     """
-    if rounds < 1:
-        raise ValueError(f"rounds is {rounds}; it must be at least 1")
+    whole_number("rounds", rounds, 1)
+    if whole_number("crop", crop, 1) > STORED_SIZE:
+        raise ValueError(
+            f"crop is {crop}; bench stores images with {STORED_SIZE} pixels, give at most "
+            f"{STORED_SIZE}"
+        )
     with Bench.of(data, crop=RandomCrop(crop)) as bench:
         rates = interleave(bench.rows(), rounds)
         with XMixLoader(

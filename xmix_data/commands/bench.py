@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from pathlib import Path
 
 from xmix_data.commands.answer import Answer
 from xmix_data.files import whole_file
+from xmix_data.options import whole_number
 from xmix_data.outputs import local_path, refuse_inputs
-from xmix_data.remote import require_writable
+from xmix_data.remote import path_or_url, require_writable
 
 __all__ = ["EXAMPLES", "HELP", "add_arguments", "run"]
 
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
     parser.add_argument(
         "--data",
-        type=Path,
+        type=path_or_url,
         metavar="FOLDER",
         help="a class folder of photographs (default: pictures are made up)",
     )
@@ -58,6 +58,7 @@ def run(options: argparse.Namespace) -> Answer:
     if file is not None:
         refuse_inputs(file, [options.data])
         require_writable(file, overwrite=True)
+    whole_number("--rounds", options.rounds, 1)  # torch is not to be waited for
     from xmix_data.bench import report
 
     logging.getLogger("xmix_data").setLevel(logging.WARNING)  # its loaders are not the user's

@@ -6,6 +6,7 @@ import argparse
 
 from xmix_data.commands.answer import Answer, saved_pairs
 from xmix_data.commands.arguments import add_json
+from xmix_data.options import whole_number
 from xmix_data.outputs import local_path
 
 __all__ = ["EXAMPLES", "HELP", "add_arguments", "run"]
@@ -32,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Answer:
     """Do the whole job; the demo prints what happens."""
     folder = local_path(options.output)
+    whole_number("--seeds", options.seeds, 1)  # torch is not to be waited for
     from xmix_data.demo import run
     from xmix_data.pairing import Pairing
 
