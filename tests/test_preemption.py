@@ -65,7 +65,8 @@ def command(betons: Betons, folder: Path, *options: str) -> list[str]:
     """What trains nine steps, and writes to a folder."""
     (folder / "told.py").write_text(MODEL)
     target = str(betons.target_raw.path)
-    train = f"train --method finetune --target {target} --crop 36 --iterations 9 --log-every 1"
+    length = "" if "--epochs" in options else "--iterations 9"
+    train = f"train --method finetune --target {target} --crop 36 {length} --log-every 1"
     words = f"{train} --device cpu --workers 1 --model {folder}/told.py:model --output {folder}/run"
     return ["-m", "xmix_data", *words.split(), *options]
 
@@ -148,6 +149,8 @@ def test_epochs_keep_their_number_of_steps_with_more_processes(
     log = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     rates = {line["step"]: line["lr"] for line in map(json.loads, log)}
     assert rates == {step: pytest.approx(0.01 if step <= 6 else 0.001) for step in range(1, 10)}
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["iterations"], result["recipe"]["iterations"]) == ([9], None)
 
 
 def test_an_unmixed_end_stays_where_it_was_with_fewer_processes(

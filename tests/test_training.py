@@ -206,6 +206,7 @@ def test_every_method_learns(name: str, options: list[str], betons: Betons, tmp_
         "model": "Sequential",
         "accuracy": result.accuracy,
         "recipe": dataclasses.asdict(numbers),
+        "iterations": [phase.iterations or 36 for phase in method.phases],
     }
 
     saved = torch.load(tmp_path / "model.pt", weights_only=True)
@@ -1130,6 +1131,7 @@ def test_what_the_command_refuses(
         ("xmixup", ["--set", "heads=three"], "heads is 'three'; it must be 'two' or 'joint'"),
         ("gradmix", ["--set", "step_scale=2"], "step_scale=2: the value is to be of type Callable"),
         ("finetune", ["--iterations", "0"], "iterations is 0"),
+        ("finetune", ["--epochs", "2"], "--iterations 2 and --epochs 2 both say how long"),
         ("finetune", ["--crop", "41"], "smaller than the crop 41x41; crop less"),
         ("finetune", ["--batch-size", "28"], "is larger than the 27 images of an epoch"),
         ("finetune", ["--model", "resnet19"], "torchvision has no classifier 'resnet19'"),
@@ -1197,6 +1199,16 @@ def test_epochs_count_passes_over_a_phases_images(betons: Betons, tmp_path: Path
     )
     steps = [line["step"] for line in metrics(tmp_path) if "loss" in line]
     assert steps[-1] == round(2.5 * of_epoch)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["iterations"] == [steps[-1]]  # and no figure that was not trained
+    assert (result["recipe"]["iterations"], result["recipe"]["epochs"]) == (None, 2.5)
+
+
+def test_a_result_says_how_long_each_phase_was(betons: Betons, tmp_path: Path) -> None:
+    method = SeqTrain(auxiliary_iterations=2)
+    fit(method, network(), recipe=recipe(iterations=3), output=tmp_path, **data(betons, method))
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["iterations"], result["recipe"]["iterations"]) == ([2, 3], 3)
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,11 @@ def run(options: argparse.Namespace) -> Answer | None:
     method = _with_options(METHODS[options.method], options.set)
     names = [field.name for field in dataclasses.fields(Recipe)]
     given = {name: value for name, value in vars(options).items() if name in names}
+    if given.keys() >= {"iterations", "epochs"}:
+        raise ValueError(
+            f"--iterations {given['iterations']} and --epochs {given['epochs']:g} both say how "
+            "long the training is; give one of them"
+        )
     recipe = dataclasses.replace(PRESETS.get(options.preset, Recipe()), **given)
     require_data(method, options.source, options.pairing, options.unlabelled)
     with job() as (rank, local_rank):

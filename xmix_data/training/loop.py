@@ -340,10 +340,13 @@ class _Run:
             }
             save_whole(self.log.folder / "model.pt", document)
             recipe = dataclasses.asdict(self.recipe)
+            if self.recipe.iterations not in self.lengths:  # epochs, or the method, decided
+                recipe["iterations"] = None
             document = {
                 "method": described(self.method),
                 "model": self.backbone.name,
                 "recipe": recipe,
+                "iterations": self.lengths,
                 "accuracy": accuracy,
             }
             with whole_file(self.log.folder / "result.json") as stream:
