@@ -637,7 +637,7 @@ def test_random_pairs_compute_no_features(
     ) as loader:
         assert len(list(loader)) == 3
     assert main(["report", str(out), *map(str, domains), "-o", str(tmp_path / "r.html")]) == 2
-    assert "without features: it has no cosines to report" in capsys.readouterr().err
+    assert "no cosines to report: it was made without" in capsys.readouterr().err
     assert main(["pair", *map(str, domains), "-o", str(tmp_path / "q.json")]) == 2
     assert "--model is missing" in capsys.readouterr().err
 

@@ -443,6 +443,16 @@ def test_a_beton_of_the_paired_classes_alone_will_do(made: Made, tmp_path: Path)
         ({"alpha": 0}, ValueError, "alpha is 0; .* above 0"),
         ({"beta": float("nan")}, ValueError, "beta is nan"),
         ({"alpha": float("inf")}, ValueError, "alpha is inf"),
+        ({"alpha": "2"}, ValueError, "alpha is '2'; it must be a number"),
+        ({"beta": None}, ValueError, "beta is None; it must be a number"),
+        ({"pairing": "no.json"}, FileNotFoundError, "no.json"),
+        ({"cosine": float("inf")}, ValueError, "'lonely' and source class 'roses' .* of inf; give"),
+        ({"cosine": 1.5}, ValueError, "'lonely' and source class 'roses' .* of 1.5; give a number"),
+        (
+            {"cosine": float("nan")},
+            ValueError,
+            "no cosines to report: it was made without features",
+        ),
         ({"path": "missing/r.html"}, FileNotFoundError, "missing: no such folder"),
         ({"path": "there.html"}, FileExistsError, "there.html: exists"),
         ({"target": "nowhere.beton"}, FileNotFoundError, "nowhere.beton: no such beton"),
@@ -464,14 +474,33 @@ def test_bad_input_is_named_and_leaves_nothing(
     Path("there.html").write_text("mine")
     before = sorted(Path().iterdir())
     options = {"target": "target.beton", "source": "source.beton", "path": "r.html", **change}
-    names = options.pop("pairing", {"lonely": "roses"})
+    names, cosine = options.pop("pairing", {"lonely": "roses"}), options.pop("cosine", 0.5)
     if options["target"] == "hollow.beton":
         names = {"lonely": "roses", "gone": "roses"}
-    pairing = Pairing({t: [PairedClass(s, 0.5, 2)] for t, s in names.items()})
+    pairing = names
+    if isinstance(names, dict):
+        pairing = Pairing({t: [PairedClass(s, cosine, 2)] for t, s in names.items()})
     with pytest.raises(error, match=message):
         write_report(pairing, **options)
     assert sorted(Path().iterdir()) == before
     assert Path("there.html").read_text() == "mine"
+
+
+def test_the_first_class_without_a_cosine_is_named(tmp_path: Path) -> None:
+    target = beton(tmp_path / "t.beton", ["a", "b", "c"], [1, 1, 1])
+    cosines = {"a": 0.5, "b": float("nan"), "c": float("nan")}
+    pairing = Pairing({name: [PairedClass(name, cosine, 1)] for name, cosine in cosines.items()})
+    with pytest.raises(
+        ValueError, match="target class 'b' and source class 'b' have a cosine of nan"
+    ):
+        write_report(pairing, target, target, tmp_path / "r.html")
+
+
+def test_a_pairing_comes_from_its_file_too(made: Made, tmp_path: Path) -> None:
+    made.pairing.save(tmp_path / "p.json")
+    for number, file in enumerate((tmp_path / "p.json", str(tmp_path / "p.json"))):
+        path = write_report(file, made.target, made.source, tmp_path / f"{number}.html")
+        assert rows(path.read_text()) == rows(made.text)
 
 
 def test_a_damaged_image_is_named(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import argparse
 
 from xmix_data.commands.answer import Answer
 from xmix_data.commands.arguments import add_betons, add_json, add_overwrite, check_output
-from xmix_data.outputs import local_path, refuse_inputs
+from xmix_data.outputs import local_path
 from xmix_data.remote import path_or_url
 
 __all__ = ["EXAMPLES", "HELP", "add_arguments", "run"]
@@ -39,13 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Answer:
     """Write the page that shows a pairing."""
     options.output = local_path(options.output)
-    refuse_inputs(options.output, [options.pairing, *options.target, *options.source])
     check_output(options)
-    from xmix_data.pairing import Pairing
     from xmix_data.report import write_report
 
     path = write_report(
-        Pairing.load(options.pairing),
+        options.pairing,
         options.target,
         options.source,
         options.output,

@@ -4,7 +4,7 @@ Comes in: (seed, epoch) and positions in the epoch. Goes out: `PlanRows`, the sa
 size, thread count, prefetch, rank or backend.
 """
 
-from xmix_data.plan.build import image_plan, paired_plan, with_crop, with_mix
+from xmix_data.plan.build import check_beta, image_plan, paired_plan, with_crop, with_mix
 from xmix_data.plan.crops import CenterCrop, Crop, RandomCrop, RandomResizedCrop
 from xmix_data.plan.epoch import VERSIONS, EpochPlan, Epochs, Plan
 from xmix_data.plan.pool import SourcePool
@@ -26,6 +26,7 @@ __all__ = [
     "RandomResizedCrop",
     "Replace",
     "SourcePool",
+    "check_beta",
     "image_plan",
     "paired_plan",
     "with_crop",

@@ -21,7 +21,7 @@ from xmix_data.plan.epoch import Plan
 from xmix_data.plan.pool import SourcePool
 from xmix_data.plan.rows import ImageSizes
 
-__all__ = ["image_plan", "paired_plan", "with_crop", "with_mix"]
+__all__ = ["check_beta", "image_plan", "paired_plan", "with_crop", "with_mix"]
 
 
 def paired_plan(
@@ -45,7 +45,7 @@ def paired_plan(
     Raises:
         ValueError: They do not fit together; says what to change.
     """
-    _check_beta(alpha, beta)
+    check_beta(alpha, beta)
     pool = _pool(pairing, target, source)
     for label, count in enumerate(pool.counts):
         if count == 0 and np.any(target.labels == label):
@@ -126,11 +126,16 @@ def with_mix(plan: Plan, alpha: float, beta: float, *, mixes: bool) -> Plan:
     Raises:
         ValueError: ``alpha`` or ``beta`` is not above 0.
     """
-    _check_beta(alpha, beta)
+    check_beta(alpha, beta)
     return replace(plan, alpha=alpha, beta=beta, mixes=mixes)
 
 
-def _check_beta(alpha: float, beta: float) -> None:
+def check_beta(alpha: float, beta: float) -> None:
+    """Check the parameters of a beta distribution.
+
+    Raises:
+        ValueError: ``alpha`` or ``beta`` is no number, or not above 0.
+    """
     for name, value in (("alpha", alpha), ("beta", beta)):
         if not 0 < real_number(name, value) < float("inf"):
             raise ValueError(f"{name} is {value}; Beta(alpha, beta) needs a number above 0")

@@ -19,6 +19,7 @@ from xmix_data.beton import BetonLike, Domain, open_domain
 from xmix_data.files import whole_file
 from xmix_data.outputs import local_path, refuse_inputs
 from xmix_data.pairing import Pairing
+from xmix_data.plan import check_beta
 from xmix_data.remote import require_writable
 from xmix_data.report.matrix import COLOURS, matrix_of
 from xmix_data.report.mixed import mixed_samples
@@ -32,7 +33,7 @@ __all__ = ["write_report"]
 
 
 def write_report(
-    pairing: Pairing,
+    pairing: Pairing | str | os.PathLike[str],
     target: BetonLike | Sequence[BetonLike],
     source: BetonLike | Sequence[BetonLike],
     path: str | os.PathLike[str],
@@ -47,7 +48,7 @@ def write_report(
     20 MB: with many classes it has fewer and smaller pictures.
 
     Args:
-        pairing: What to show.
+        pairing: What to show: a pairing, or the path or URL of one.
         target: The target domain: a beton, or a list of them.
         source: The source domain.
         path: The file to write, usually ``NAME.html``.
@@ -62,25 +63,40 @@ def write_report(
         FileExistsError: ``path`` exists and ``overwrite`` is false.
         FileNotFoundError: A beton or the folder of ``path`` does not exist.
         IsADirectoryError: ``path`` is a folder.
-        ValueError: The pairing does not fit the betons, a class has no images, ``alpha`` or
-            ``beta`` is not above 0, or ``path`` is a URL or a file of the betons.
+        ValueError: The pairing is damaged, lacks cosines or does not fit the betons, a class has no
+            images, ``alpha`` or ``beta`` is not above 0, or ``path`` is a URL or one of the files
+            that are read.
     """
     path = local_path(path)
-    for name, value in (("alpha", alpha), ("beta", beta)):
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} is {value}; Beta(alpha, beta) needs a number above 0")
-    refuse_inputs(path, [target, source])
+    check_beta(alpha, beta)
+    refuse_inputs(path, [target, source, None if isinstance(pairing, Pairing) else pairing])
     require_writable(path, overwrite=overwrite)
-    if math.isnan(pairing.mean_cosine):
-        raise ValueError(
-            "the pairing was drawn at random, without features: it has no cosines to report; see "
-            "its file"
-        )
+    pairing = pairing if isinstance(pairing, Pairing) else Pairing.load(pairing)
+    _require_cosines(pairing)
     page = _page(pairing, open_domain(target), open_domain(source), alpha, beta)
     with whole_file(path) as stream:
         # A folder's name may hold bytes that are no text; they show as question marks.
         stream.write(page.encode("utf-8", "replace"))
     return path
+
+
+def _require_cosines(pairing: Pairing) -> None:
+    cosines = [
+        (target, paired.name, paired.cosine)
+        for target, several in pairing.pairs.items()
+        for paired in several
+    ]
+    if cosines and all(math.isnan(cosine) for *_, cosine in cosines):
+        raise ValueError(
+            "the pairing has no cosines to report: it was made without features, as random pairs "
+            "are; see its file"
+        )
+    for target, source, cosine in cosines:
+        if not -1 <= cosine <= 1:
+            raise ValueError(
+                f"target class {target!r} and source class {source!r} have a cosine of {cosine}; "
+                "give a number in -1 .. 1"
+            )
 
 
 def _page(pairing: Pairing, target: Domain, source: Domain, alpha: float, beta: float) -> str:
