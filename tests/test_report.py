@@ -31,11 +31,14 @@ from xmix_data import (
     pair_classes,
     write_beton,
 )
+from xmix_data.beton import open_domain
 from xmix_data.pairing import Draw, Similarity
 from xmix_data.plan import ImageSizes, SourcePool
 from xmix_data.report import charts, write_report
 from xmix_data.report import pictures as report_pictures
 from xmix_data.report.render import render
+from xmix_data.report.rows import limits_of, rows_of
+from xmix_data.report.summary import summary_of
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 TARGETS = ("class 10", "class 2", HOSTILE, 'quoted "&" <b>bold</b>', "Ünïcode 犬", "a" * 90)
@@ -303,8 +306,8 @@ def with_similarity(made: Made, mean: float, std: float, **options: Any) -> Pair
     [
         (0.0, 0.01, {}, None),
         (0.95, 0.01, {}, "hardly tell classes apart"),
-        (0.0, 0.99, {"method": "greedy"}, "looks hopeless: 6 of 6 target classes"),
-        (0.0, 0.99, {"method": "random"}, "what this method is for"),
+        (0.89, 0.05, {"method": "greedy"}, "looks hopeless: 6 of 6 target classes"),
+        (0.89, 0.05, {"method": "random"}, "what this method is for"),
     ],
 )
 def test_a_hopeless_pairing_is_called_so(
@@ -320,6 +323,46 @@ def test_a_hopeless_pairing_is_called_so(
     assert sorted(verdicts) == sorted(
         "good" if c >= mean + 2 * std else "weak" if c >= mean + std else "poor" for c in cosines
     )
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "expected"),
+    [
+        (0.4, 0.1, (0.5, 0.6, False)),
+        (0.5, 0.25, (0.75, 0.875, True)),  # two deviations are a cosine of 1
+        (-0.2, 0.9, (0.7, 0.85, True)),
+        (0.5, 0.5, None),  # one is
+        (0.5, 1e-9, None),
+    ],
+)
+def test_limits_are_cosines_below_one(mean: float, std: float, expected: Any) -> None:
+    limits = limits_of(Similarity(mean, std, np.zeros((1, 1), np.float32), {}))
+    assert limits == (expected and pytest.approx(expected))
+
+
+def test_a_beton_paired_with_itself_is_clearly_similar(tmp_path: Path) -> None:
+    target = beton(tmp_path / "t.beton", ["a", "b", "c"], [1, 1, 1])
+    values = np.array([[1, 0, 0.3], [1, 0.5, 0], [1, 0, 0]], np.float32)
+    same = Centroids(values, np.ones(3, np.int64), ["a", "b", "c"])
+    pairing = pair_classes(same, same)
+    similarity = pairing.similarity
+    assert similarity is not None and similarity.mean + 2 * similarity.std > 1
+    text = write_report(pairing, target, target, tmp_path / "r.html").read_text()
+    verdicts = [re.findall(r'class="verdict (\w+)"', row) for row in rows(text).values()]
+    assert verdicts == [["good"]] * 3
+    assert "halfway from there to 1: two standard deviations" in on_one_line(text)
+    domain = open_domain(target)
+    chart = summary_of(pairing, rows_of(pairing, domain, domain)).cosines_chart
+    assert chart.mark is not None and chart.mark < 1 and chart.stop == pytest.approx(1)
+    assert chart.band is not None and chart.band[1] <= 1
+
+
+def test_a_single_pair_of_classes_has_no_verdict(tmp_path: Path) -> None:
+    target = beton(tmp_path / "t.beton", ["a"], [1])
+    made = [Centroids(np.array([v], np.float32), np.ones(1), ["a"]) for v in ([1, 0], [-1, 0.1])]
+    text = write_report(pair_classes(*made), target, target, tmp_path / "r.html").read_text()
+    assert not re.search(r'class="verdict \w+"', text)
+    assert "There is nothing to judge a pair by" in on_one_line(text)
 
 
 def test_hopeless_means_more_than_half(made: Made, tmp_path: Path) -> None:
@@ -355,11 +398,14 @@ def coordinates(svg: str) -> list[float]:
 
 @given(
     st.lists(st.floats(-1, 1), min_size=1, max_size=30),
-    st.none() | st.tuples(st.floats(-1, 1), st.floats(0, 1)),
+    st.none() | st.tuples(st.floats(-1, 1), st.floats(-1, 1)).map(sorted),
+    st.none() | st.floats(-1, 1),
 )
 @settings(deadline=None, max_examples=100)
-def test_a_histogram_counts_anything(values: list[float], band: tuple[float, float] | None) -> None:
-    svg = drawn(charts.histogram(np.array(values), band))
+def test_a_histogram_counts_anything(values: list[float], band: Any, mark: float | None) -> None:
+    chart = charts.histogram(np.array(values), band, mark)
+    svg = drawn(chart)
+    assert chart.stop <= 1 + 1e-9  # there is no cosine above
     assert sum(map(int, re.findall(r": (\d+)</title>", svg))) == len(values)
     assert all(-8.5 <= number <= 400 for number in coordinates(svg))
 

@@ -77,32 +77,33 @@ class Chart:
 
 
 def histogram(
-    values: npt.NDArray[np.float64], band: tuple[float, float] | None = None, title: str = "cosine"
+    values: npt.NDArray[np.float64],
+    band: tuple[float, float] | None = None,
+    mark: float | None = None,
+    title: str = "cosine",
 ) -> Chart:
     """Count how often values occur.
 
     Args:
         values: (N,) finite numbers, at least one.
-        band: Mean and standard deviation of others to compare with: mean ± std is shaded, and
-            mean + 2 std is marked.
+        band: Where others lie, to compare with; shaded.
+        mark: Where a dashed line stands.
         title: Of the axis of values.
     """
     low, high = float(values.min()), float(values.max())
     label = f"Histogram: {title} from {low:.2f} to {high:.2f}"
-    shaded = mark = None
-    if band is not None:
-        mean, std = band
-        shaded, mark = (mean - std, mean + std), mean + 2 * std
-        low, high = min(low, shaded[0]), max(high, mark)
-    step = _round_up(max(high - low, 0.01) / 30)
-    first, last = (math.floor(end / step + 1e-9) for end in (low, high))
-    bins = np.floor(values / step + 1e-9).astype(np.int64) - first
+    ends = [*values.tolist(), *(band or ()), *(() if mark is None else (mark,))]
+    step = _round_up(max(max(ends) - min(ends), 0.01) / 30)
+    # The last bin holds its upper end, so that no axis goes beyond a cosine of 1.
+    last = math.ceil(max(ends) / step - 1e-9) - 1
+    first = min(math.floor(min(ends) / step + 1e-9), last)
+    bins = np.minimum(np.floor(values / step + 1e-9).astype(np.int64), last) - first
     counts = np.bincount(bins, minlength=last + 1 - first).tolist()
     start, stop = first * step, (first + len(counts)) * step
     drawn = []
     for number, count in enumerate(counts):
-        ends = start + number * step, start + (number + 1) * step
-        drawn += [Bar(*ends, count, f"{ends[0]:.3f} to {ends[1]:.3f}: {count}")] if count else []
+        left, right = start + number * step, start + (number + 1) * step
+        drawn += [Bar(left, right, count, f"{left:.3f} to {right:.3f}: {count}")] if count else []
     return Chart(
         label=label,
         title=title,
@@ -110,7 +111,7 @@ def histogram(
         stop=stop,
         top=max(counts),
         bars=drawn,
-        band=shaded,
+        band=band,
         mark=mark,
         numbers=_ticks(start, stop, 7),
     )

@@ -101,6 +101,7 @@ def _require_cosines(pairing: Pairing) -> None:
 
 def _page(pairing: Pairing, target: Domain, source: Domain, alpha: float, beta: float) -> str:
     rows = rows_of(pairing, target, source)
+    summary = summary_of(pairing, rows)
     return render(
         "page.html",
         target_name=file_list([beton.path.stem for beton in target.betons]),
@@ -114,8 +115,8 @@ def _page(pairing: Pairing, target: Domain, source: Domain, alpha: float, beta: 
         alpha=alpha,
         beta=beta,
         colours=COLOURS,
-        summary=summary_of(pairing, rows),
-        lines=lines_of(rows, target, source, pairing.similarity),
+        summary=summary,
+        lines=lines_of(rows, target, source, summary.limits),
         matrix=matrix_of(rows, pairing.similarity),
         mixed=mixed_samples(rows, target, source, alpha, beta),
         provenance=provenance_of(pairing, target, source, alpha, beta),

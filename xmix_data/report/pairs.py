@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from xmix_data.beton import Domain
-from xmix_data.pairing import Similarity
 from xmix_data.report.pictures import PictureSize
-from xmix_data.report.rows import UNFOLDED, Row, Source, verdict_of
+from xmix_data.report.rows import UNFOLDED, Limits, Row, Source, verdict_of
 
 __all__ = ["Line", "ListedSource", "lines_of"]
 
@@ -25,7 +24,7 @@ class ListedSource(NamedTuple):
 
     source: Source
     verdict: str | None
-    """``None`` in a pairing that was made by hand."""
+    """``None`` where there is nothing to judge by, as in a pairing that was made by hand."""
     pictures: Sequence[str]
     """Data URIs."""
 
@@ -43,7 +42,7 @@ class Line(NamedTuple):
 
 
 def lines_of(
-    rows: Sequence[Row], target: Domain, source: Domain, similarity: Similarity | None
+    rows: Sequence[Row], target: Domain, source: Domain, limits: Limits | None
 ) -> list[Line]:
     """Sort the target classes, and choose pictures of as many classes as the page has room for."""
     size = PictureSize.that_fits(rows)
@@ -53,7 +52,7 @@ def lines_of(
         listed = [
             ListedSource(
                 part,
-                None if similarity is None else verdict_of(part.paired.cosine, similarity),
+                verdict_of(part.paired.cosine, limits),
                 size.pictures(source, part.images) if k < size.sources else (),
             )
             for k, part in enumerate(row.sources[:most])

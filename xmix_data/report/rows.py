@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +18,11 @@ from xmix_data.plan import ImageSizes, SourcePool
 
 __all__ = [
     "UNFOLDED",
+    "Limits",
     "Row",
     "Source",
     "file_list",
+    "limits_of",
     "rows_of",
     "verdict_of",
 ]
@@ -27,6 +30,8 @@ __all__ = [
 
 UNFOLDED = 4
 """Source classes of a target class that show without a click."""
+_ALIKE = 1e-6
+"""Standard deviation of cosines that differ by rounding alone."""
 
 
 @dataclass(frozen=True)
@@ -105,11 +110,33 @@ def file_list(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
-def verdict_of(cosine: float, similarity: Similarity) -> str:
-    """Judge a cosine by those of all pairs of a target and a source class.
+class Limits(NamedTuple):
+    """Lowest cosines of the verdicts, both below 1."""
+
+    weak: float
+    good: float
+    halfway: bool
+    """Whether the upper one is halfway from the lower one to 1, for lack of room."""
+
+
+def limits_of(similarity: Similarity | None) -> Limits | None:
+    """Find what to judge a cosine by: those of all pairs of a target and a source class.
 
     Returns:
-        ``"good"``: two standard deviations above their mean; ``"weak"``: one; ``"poor"``: less.
+        One and two standard deviations above their mean; the second one halfway from the first to
+        1 where it would leave no cosine above. ``None`` where the first does too, where all pairs
+        are as similar, one pair of classes say, and where nothing is known of them.
     """
-    above = cosine - similarity.mean
-    return "good" if above >= 2 * similarity.std else "weak" if above >= similarity.std else "poor"
+    if similarity is None or similarity.std < _ALIKE:
+        return None
+    weak, good = (similarity.mean + times * similarity.std for times in (1, 2))
+    if weak >= 1:
+        return None
+    return Limits(weak, good, False) if good < 1 else Limits(weak, (weak + 1) / 2, True)
+
+
+def verdict_of(cosine: float, limits: Limits | None) -> str | None:
+    """Judge a cosine as ``"good"``, ``"weak"`` or ``"poor"``; without limits not at all."""
+    if limits is None:
+        return None
+    return "good" if cosine >= limits.good else "weak" if cosine >= limits.weak else "poor"

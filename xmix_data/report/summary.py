@@ -13,7 +13,7 @@ import numpy as np
 
 from xmix_data.pairing import Pairing, Similarity
 from xmix_data.report.charts import Chart, bars, histogram
-from xmix_data.report.rows import Row, verdict_of
+from xmix_data.report.rows import Limits, Row, limits_of, verdict_of
 
 __all__ = ["Summary", "summary_of"]
 
@@ -28,8 +28,10 @@ class Summary:
     """The target classes, those with the fewest source images first."""
     median: float
     """Of source images, over the target classes."""
-    verdicts: Mapping[str, int]
-    """Target classes of each verdict; 0 in a pairing that was made by hand."""
+    limits: Limits | None
+    """Of the verdicts."""
+    verdicts: Mapping[str | None, int]
+    """Target classes of each verdict; 0 where there are no limits."""
     shares: Mapping[str, float]
     """Percent of the optimum that one round by each method reaches, where that makes sense."""
     cosines: Sequence[float]
@@ -46,15 +48,20 @@ def summary_of(pairing: Pairing, rows: Sequence[Row]) -> Summary:
     counts = [row.num_images for row in fewest]
     cosines = np.sort([part.paired.cosine for part in sources])
     median = float(np.median(counts))
+    limits, band = limits_of(similarity), None
+    if similarity is not None:
+        mean, std = similarity.mean, similarity.std
+        band = max(-1.0, mean - std), min(1.0, mean + std)
     return Summary(
         len({(part.paired.domain, part.paired.name) for part in sources}),
         len(np.unique(np.concatenate([part.images for part in sources]))),
         fewest,
         median,
-        Counter(verdict_of(row.cosine, similarity) for row in rows if similarity is not None),
+        limits,
+        Counter(verdict_of(row.cosine, limits) for row in rows),
         {} if similarity is None else _shares(similarity),
         cosines.tolist(),
-        histogram(cosines, None if similarity is None else (similarity.mean, similarity.std)),
+        histogram(cosines, band, None if limits is None else limits.good),
         bars(
             counts,
             [row.name for row in fewest],
