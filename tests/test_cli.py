@@ -35,6 +35,7 @@ from processes import Server
 from xmix_data import Beton, RandomCrop, XMixLoader, bench, cli
 from xmix_data.bench import rows
 from xmix_data.bench.rates import decode_rate, read_rate, training_rate
+from xmix_data.beton import shard_name
 from xmix_data.cli import _parser, main
 from xmix_data.commands import doctor
 from xmix_data.commands.doctor import verdict
@@ -113,6 +114,9 @@ def test_results_as_json(betons: Betons, tmp_path: Path, capsys: Capture) -> Non
     assert made == document(capsys, "inspect", out)
     assert isinstance(made, dict)
     assert (made["num_samples"], made["class_names"]) == (2, ["a", "b"])
+    text = (Path(__file__).parents[1] / "docs" / "reference" / "commands.md").read_text()
+    (row,) = re.findall(r"^\| `xmix convert`, `xmix inspect` \|(.*)$", text, re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", row)) - {"false"} == made.keys()
 
     domains = ["--target", betons.target_raw.path, "--source", betons.source_raw.path]
     pairing = tmp_path / "pairing.json"
@@ -534,6 +538,20 @@ def test_the_doctor_names_versions_and_limits(capsys: Capture, betons: Betons) -
     assert main(["doctor"]) == 0
     said = capsys.readouterr().out
     assert re.search(r"^ok +storage +not measured: ", said, re.M) and "made-up JPEGs" in said
+
+
+def test_the_doctor_looks_at_a_set_of_shards(tmp_path: Path, capsys: Capture) -> None:
+    shards = [tmp_path / shard_name("set.beton", index, 2) for index in range(2)]
+    for index, path in enumerate(shards):
+        written(Images([3, 3], "s", size=(24, 24)), path, image_size=24, shard=(index, 2))
+    checks = document(capsys, "doctor", tmp_path / "set.beton")
+    assert isinstance(checks, list)
+    values = {check["name"]: check["values"] for check in checks}
+    assert values["decoding"]["of_beton"] is True
+    assert values["storage"].get("path", str(shards[0])) == str(shards[0])
+    shards[1].unlink()
+    assert main(["doctor", str(tmp_path / "set.beton")]) == 2
+    assert "is one of 2 shards, and the list lacks shard 1" in capsys.readouterr().err
 
 
 def test_the_doctor_fails_after_its_list(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """``xmix doctor``: what is installed, found and missing, and what feeds the GPU.
 
-Comes in: nothing, or a beton. Goes out: checks, each with words and plain values. `examine` only
-looks; `feeding` measures for about three seconds and writes nothing.
+Comes in: nothing, a beton, or a set of shards. Goes out: checks, each with words and plain values.
+`examine` only looks; `feeding` measures for about three seconds and writes nothing.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.beton",
         type=path_or_url,
         nargs="?",
-        help="measure the storage where it lies, and the decoding of its JPEGs",
+        help="measure the storage where it lies, and the decoding of its JPEGs; of a set its first "
+        "shard",
     )
 
 
@@ -44,9 +45,9 @@ def run(options: argparse.Namespace) -> Answer:
     """Examine the installation, measure the machine, and list what was found."""
     beton = None
     if options.beton is not None:
-        from xmix_data.beton import Beton
+        from xmix_data.beton import open_domain
 
-        beton = Beton(options.beton)
+        beton = open_domain(options.beton).betons[0]  # of a set the first shard stands for all
     checks = examine()
     complete = all(check.ok or check.optional for check in checks)
     if complete:
