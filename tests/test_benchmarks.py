@@ -61,3 +61,14 @@ def test_a_changed_figure_is_noticed_and_redrawn(
     assert done.returncode == 1 and stale in done.stdout
     subprocess.run(command, check=True)
     assert subprocess.run([*command, "--check"]).returncode == 0
+
+
+def test_epochs_are_counted_alike_in_every_document(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images seen by the number of images, rounded down: 38 is 800 steps of 48 of 1,000 images."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from table_parts import pretrained
+
+    rows = [line.split(" | ") for line in pretrained.pretrained_iterations().splitlines()[2:]]
+    epochs = {row[0].removeprefix("| "): row[1] for row in rows if len(row) > 1}
+    assert epochs["3,000"] == "163"  # of 880 images
+    assert "trainings of 27 to 163 epochs" in (ROOT / "README.md").read_text(encoding="utf-8")

@@ -44,7 +44,7 @@ def pretrained_iterations() -> str:
             found.append(accuracies(document, name + end))
         if all(found):
             iterations = round(times * setup["iterations"])
-            epochs = iterations // (setup["images"]["target-train"] // setup["batch_size"])
+            epochs = iterations * setup["batch_size"] // setup["images"]["target-train"]
             cells = [mean(values) for values in found]
             rows.append([f"{iterations:,}", str(epochs), *cells, paired(found[1], found[0])])
     head = ["iterations", "epochs", *(f"{name}, %" for name in names), "difference, points"]
