@@ -223,6 +223,8 @@ def test_a_copy_has_the_class_names_of_its_own_url(bucket: Any, betons: Betons) 
     for beton, names in ((one, ["t0", "t1", "t2", "t3"]), (two, ["a", "b", "c", "d"])):
         assert pickle.loads(pickle.dumps(beton)).class_names == names == beton.class_names
         assert copy.deepcopy(open_domain(beton)).class_names == names
+        loader = ImageLoader(beton, batch_size=2, crop=RandomCrop(4))
+        assert copy.deepcopy(loader).dataset.classes == names
     parcel = pickle.dumps(one)
     bucket.pipe_file("/bucket/one/t.beton.json", json.dumps(facts).encode())
     with pytest.raises(

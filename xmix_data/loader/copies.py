@@ -16,9 +16,10 @@ __all__ = ["Parcel", "pack", "unpack"]
 
 
 class _Files(NamedTuple):
-    """A domain that is not open: for each of its parts the betons' paths and fingerprints."""
+    """A domain that is not open: for each beton of its parts what `Beton.reopen` takes."""
 
-    parts: list[list[tuple[str, str]]]
+    parts: list[list[tuple[str, ...]]]
+    """Path, fingerprint and hash of the class names; the first copies had no hash."""
 
 
 class _MemoryFormat(NamedTuple):
@@ -47,7 +48,10 @@ def _closed(value: Any) -> Any:
     if not isinstance(value, Domain):
         return value
     return _Files(
-        [[(str(beton.absolute_path), beton.fingerprint) for beton in part] for part in value.shards]
+        [
+            [(str(beton.absolute_path), beton.fingerprint, beton.names_hash) for beton in part]
+            for part in value.shards
+        ]
     )
 
 
@@ -66,4 +70,4 @@ def _opened(value: Any) -> Any:
         return getattr(torch, value.name)
     if not isinstance(value, _Files):
         return value
-    return Domain([[Beton.reopen(path, known) for path, known in part] for part in value.parts])
+    return Domain([[Beton.reopen(*known) for known in part] for part in value.parts])

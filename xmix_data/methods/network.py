@@ -73,8 +73,8 @@ class TransferNetwork(nn.Module):
     hooked: bool = False
     """Whether a method's hooks look into the backbone.
 
-    Read in the forward pass, as `torch.compile` guards what a pass reads, and no hooks: a graph that
-    was compiled without them would be taken for a network with them."""
+    Read in the forward pass, as `torch.compile` guards what a pass reads, and no hooks: a graph
+    that was compiled without them would be taken for a network with them."""
 
     def __init__(
         self,
