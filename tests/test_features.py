@@ -33,7 +33,7 @@ from xmix_data.backbones import (
     state_hash,
 )
 from xmix_data.cli import main
-from xmix_data.methods import FineTune, Method, XMixup, split_classifier
+from xmix_data.methods import CoTuning, FineTune, Method, XMixup, split_classifier
 from xmix_data.pairing import CentroidSum
 from xmix_data.training import Recipe, fit
 
@@ -41,11 +41,11 @@ from xmix_data.training import Recipe, fit
 class Small(nn.Module):
     """Convolution, pooling, batch norm (whose mode matters) and a classifier."""
 
-    def __init__(self) -> None:
+    def __init__(self, classes: int = 4) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 7, 5, stride=3)
         self.norm = nn.BatchNorm1d(7)
-        self.fc = nn.Linear(7, 4)
+        self.fc = nn.Linear(7, classes)
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         return self.norm(self.conv(x).relu().mean((2, 3)))
@@ -159,6 +159,50 @@ def test_the_classifier_takes_the_size_of_the_weights(tmp_path: Path) -> None:
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(loaded(images), trained.eval()(images))
+
+
+@pytest.mark.parametrize("count", [10, 1000])
+def test_weights_without_a_classifier_make_a_network_of_features(
+    betons: Betons, tmp_path: Path, caplog: pytest.LogCaptureFixture, count: int
+) -> None:
+    """As MoCo and DINO give theirs: the classifier that the network came with is random."""
+    caplog.set_level("INFO", "xmix_data")
+    path = tmp_path / "own.py"
+    path.write_text(f"from test_features import Small\nmake = lambda: Small({count})\n")
+    body = {k: v for k, v in Small().state_dict().items() if not k.startswith("fc.")}
+    torch.save(body, tmp_path / "body.pt")
+    loaded = load_backbone(f"{path}:make", tmp_path / "body.pt")
+    assert "body.pt: has no classifier; Small gives features" in caplog.text
+    assert loaded.network.state_dict().keys() == body.keys()
+    numbers = Recipe(iterations=1, batch_size=4, crop=32)
+    with pytest.raises(ValueError, match="ends in its features; give a model with its classifier"):
+        fit(CoTuning(), loaded, betons.target_jpg, recipe=numbers)
+    assert class_centroids(betons.target_jpg, loaded).values.shape == (4, 7)
+    two = {"source": betons.source_jpg, "pairing": betons.pairing, "recipe": numbers}
+    with pytest.raises(ValueError, match="no classifier to take them from"):
+        fit(XMixup(), loaded, betons.target_jpg, source_rows=range(6), **two)
+    torch.save({**body, "fc.bias": torch.zeros(4)}, tmp_path / "half.pt")
+    with pytest.raises(ValueError, match=r"half\.pt: lacks 'fc\.weight'"):
+        load_backbone(f"{path}:make", tmp_path / "half.pt")
+
+
+def test_weights_of_a_compiled_network_and_of_a_joint_head(
+    betons: Betons, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "xmix_data")
+    path = tmp_path / "own.py"
+    path.write_text("from test_features import Small as make\n")
+    trained = Small()
+    torch.save(torch.compile(trained).state_dict(), tmp_path / "compiled.pt")
+    loaded = load_backbone(f"{path}:make", tmp_path / "compiled.pt")
+    assert loaded.weights_hash == state_hash(trained)
+    numbers = Recipe(iterations=1, batch_size=4, crop=32)
+    two = {"source": betons.source_jpg, "pairing": betons.pairing, "recipe": numbers}
+    made = fit(XMixup(heads="joint"), trained, betons.target_jpg, output=tmp_path, **two).network
+    body = load_backbone(f"{path}:make", tmp_path / "model.pt").network
+    assert "model.pt: has no classifier; Small gives features" in caplog.text
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.allclose(body(images), made.eval()(images).features, atol=1e-6)
 
 
 OWN_WITH_A_BACKBONE = """

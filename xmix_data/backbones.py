@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib.util
+import logging
 import os
 import sys
 import urllib.error
@@ -34,6 +35,7 @@ __all__ = [
     "state_hash",
 ]
 
+_log = logging.getLogger("xmix_data")
 
 _WITHOUT_LINEAR = "squeezenet"
 """Prefix of models that classify by a convolution: what comes before it is no feature vector."""
@@ -274,7 +276,8 @@ def load_backbone(name: str, weights: str | os.PathLike[str]) -> Backbone:
             where mean, standard deviation or size are its own.
         weights: ``"default"`` (downloaded once; of your own: as the function makes them),
             ``"none"`` (random, the same in every run; of your own: an error), or a file with a
-            state dict, read with ``weights_only=True``.
+            state dict, read with ``weights_only=True``. Where the file has no classifier, the
+            network gives features.
 
     Raises:
         ValueError: No such model, or the weights do not fit it.
@@ -397,7 +400,10 @@ def _load_own(name: str) -> Backbone:
 
 
 def _load_weights(network: nn.Module, path: Path, size: int) -> None:
-    """Load a state dict, or what `xmix train` wrote; the classifier takes the file's size."""
+    """Load a state dict, or what `xmix train` wrote.
+
+    The classifier takes the file's size; where the file has none, the network loses its own.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such weights file; give a state dict, default or none")
     try:
@@ -408,7 +414,7 @@ def _load_weights(network: nn.Module, path: Path, size: int) -> None:
         ) from error
     name, layer = output_layer(network, size)
     head = name if isinstance(layer, nn.Linear) else None
-    left_out = ("source_head.",) if head is not None else ("source_head.", "target_head.")
+    left_out = ("source_head.", "joint_head.") + (("target_head.",) if head is None else ())
     for key in ("state_dict", "model", "network"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
@@ -420,25 +426,30 @@ def _load_weights(network: nn.Module, path: Path, size: int) -> None:
         for key, value in state.items()
         if key in own or not str(key).startswith(left_out)  # heads that `xmix train` puts on top
     }
-    if head is not None:
-        _resize_classifier(network, head, state)
+    if head is not None and layer is not None:
+        if any(key.startswith(f"{head}.") for key in state):
+            _resize_classifier(network, head, state)
+        else:  # its own is random, and nobody may take it for a pre-trained one
+            put_in_place(network, layer, nn.Identity())
+            _log.info("%s: has no classifier; %s gives features", path, type(network).__name__)
         own = network.state_dict()
-    missing = [key for key in own if key not in state and not key.startswith(f"{head}.")]
+    missing = [key for key in own if key not in state]
     unexpected = [key for key in state if key not in own]
-    wrong = [
-        key for key in state if key in own and getattr(state[key], "shape", None) != own[key].shape
-    ]
+    shape_of = [{k: getattr(v, "shape", None) for k, v in held.items()} for held in (state, own)]
+    wrong = [key for key in state if key in own and len({held[key] for held in shape_of}) > 1]
     for kind, keys in (("lacks", missing), ("has unknown", unexpected), ("misshapes", wrong)):
         if keys:
             raise ValueError(
                 f"{path}: {kind} {keys[0]!r}; the weights are not those of {type(network).__name__}"
             )
-    network.load_state_dict(state, strict=False)
+    network.load_state_dict(state)
 
 
 def _own_key(key: Any, own: Mapping[str, Any], head: str | None) -> str:
     """Translate a key of a wrapped network, or of one of `xmix train`, into the network's own."""
     text = str(key)
+    if text not in own:
+        text = text.replace("_orig_mod.", "")  # torch.compile puts it before every name
     for prefix in ("module.", "backbone."):
         if text not in own:
             text = text.removeprefix(prefix)
