@@ -1375,6 +1375,37 @@ def test_unmixed_is_for_methods_that_mix(betons: Betons) -> None:
         fit(L2SP(), network(), recipe=recipe(unmixed=0.3), **data(betons, L2SP()))
 
 
+@pytest.mark.parametrize(
+    "method",
+    [FineTune(), L2SP(), DELTA(), Mixup(), SeqTrain(), CoTrain(), GradMix()],
+    ids=lambda method: method.name,
+)
+def test_alpha_and_beta_are_for_methods_that_mix_two_domains(
+    betons: Betons, method: Method
+) -> None:
+    own = isinstance(method, (L2SP, DELTA, Mixup))
+    words = rf"{method.name} mixes none; leave it at 1"
+    words += rf"; {method.name} has an alpha of its own: --set alpha=0\.2$" if own else "$"
+    with pytest.raises(ValueError, match=words):
+        fit(method, network(), recipe=recipe(alpha=0.2), **data(betons, method))
+
+
+@pytest.mark.parametrize("method", [XMixup(), XMixup(lam="batch")], ids=repr)
+def test_alpha_and_beta_reach_both_forms_of_xmixup(betons: Betons, method: Method) -> None:
+    one, other = (
+        fit(method, network(), recipe=recipe(iterations=1, beta=beta), **data(betons, method))
+        for beta in (1.0, 9.0)
+    )
+    weights = [net.network.state_dict()["target_head.weight"] for net in (one, other)]
+    assert not torch.equal(*weights)
+
+
+def test_a_checkpoint_whose_alpha_meant_nothing_goes_on_without_it(tmp_path: Path) -> None:
+    path, now = tmp_path / "checkpoint.pt", identity_of(Mixup(), "m", Recipe())
+    save_checkpoint(path, {**now, "recipe": dataclasses.asdict(Recipe(alpha=0.2))}, {"step": 3})
+    assert load_checkpoint(path, now)["step"] == 3
+
+
 def test_a_checkpoint_of_before_these_options_goes_on(tmp_path: Path) -> None:
     """What it does not name means the default; what it names must be asked for again."""
     path, now = tmp_path / "checkpoint.pt", identity_of(FineTune(), "m", Recipe())

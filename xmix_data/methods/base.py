@@ -92,6 +92,12 @@ class Method(ABC):
         return (Phase("target", ("target",)),)
 
     @property
+    def mixes_domains(self) -> bool:
+        """Whether it mixes target images with source images, by λ that the loader draws."""
+        kinds = {phase.batches for phase in self.phases}
+        return "mixed" in kinds or (self.mixes and "paired" in kinds)
+
+    @property
     def unlabelled(self) -> bool:
         """Whether the method has a use for a batch of unlabelled target images in each step."""
         return False

@@ -51,6 +51,8 @@ def identity_of(method: Method, model: str, recipe: Recipe) -> dict[str, Any]:
         recipe: Recipe of the run.
     """
     numbers = dataclasses.asdict(recipe)
+    if not method.mixes_domains:  # earlier runs could be given these, and nothing came of them
+        del numbers["alpha"], numbers["beta"]
     return {
         "method": described(method),
         "model": model,

@@ -205,6 +205,8 @@ class _Run:
                 f"unmixed is about methods that mix images, and {method.name} mixes none; leave it "
                 "at 0"
             )
+        if not method.mixes_domains:
+            _require_no_lam(method, recipe)
         common: dict[str, Any] = {
             "batch_size": recipe.batch_size,
             "device": device,
@@ -519,6 +521,18 @@ class _Run:
         self.method.load_state_dict(saved["method"])
         _log.info("goes on after iteration %d", saved["step"])
         return int(saved["step"])
+
+
+def _require_no_lam(method: Method, recipe: Recipe) -> None:
+    """Check that nobody asks for λ ~ Beta(alpha, beta) where the method draws none by them."""
+    for name in ("alpha", "beta"):
+        value = getattr(recipe, name)
+        if value != getattr(Recipe, name):
+            own = f"; {method.name} has an {name} of its own: --set {name}={value:g}"
+            raise ValueError(
+                f"{name} is of methods that mix two domains, and {method.name} mixes none; leave "
+                f"it at {getattr(Recipe, name):g}{own if hasattr(method, name) else ''}"
+            )
 
 
 def _seed(*parts: int) -> int:
