@@ -916,6 +916,54 @@ def test_checkpoints_of_another_training(betons: Betons, tmp_path: Path) -> None
         fit(method, network(), recipe=numbers, output=output, **given)
 
 
+def test_a_checkpoint_of_images_normalised_otherwise(betons: Betons, tmp_path: Path) -> None:
+    given = {**data(betons, FineTune()), "recipe": recipe(iterations=2), "output": tmp_path}
+    fit(FineTune(), Backbone(network(), "mine", mean=(0.5, 0.5, 0.5)), **given)
+    with pytest.raises(ValueError, match=r"of a run with mean \[0\.5, .*, and this one has \[0\.4"):
+        fit(FineTune(), Backbone(network(), "mine", mean=(0.4, 0.5, 0.5)), **given)
+    other = Backbone(network(), "mine", mean=(0.5, 0.5, 0.5), std=(1, 1, 1))
+    with pytest.raises(ValueError, match=r"of a run with std \[.*, and this one has \[1\.0, 1"):
+        fit(FineTune(), other, **given)
+    path = tmp_path / "checkpoint.pt"
+    earlier = torch.load(path)
+    del earlier["identity"]["mean"], earlier["identity"]["std"], earlier["data"]
+    torch.save(earlier, path)
+    fit(FineTune(), other, **given)  # one of before goes on
+
+
+def test_a_second_phase_goes_on_only_after_the_same_first(betons: Betons, tmp_path: Path) -> None:
+    """Its own batches know nothing of the pairing that the first phase had."""
+    given = {**data(betons, SeqTrain()), "recipe": recipe(iterations=2), "output": tmp_path}
+    fit(SeqTrain(), network(), **given)
+    fewer = Pairing({name: paired[:1] for name, paired in betons.pairing.pairs.items()})
+    fewer.pairs["t0"] = fewer.pairs["t1"]
+    with pytest.raises(ValueError, match="an earlier phase learnt from other data or by another"):
+        fit(SeqTrain(), network(), **{**given, "pairing": fewer})
+    path = tmp_path / "checkpoint.pt"
+    earlier = torch.load(path)
+    del earlier["data"]
+    torch.save(earlier, path)
+    fit(SeqTrain(), network(), **given)
+
+
+class Versioned(nn.Identity):
+    """Has a state that is no tensor, as layers of Transformer Engine have."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 3}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        assert state == {"version": 3}
+
+
+def test_a_second_phase_begins_with_states_that_are_no_tensors(
+    betons: Betons, tmp_path: Path
+) -> None:
+    given = {**data(betons, SeqTrain()), "recipe": recipe(iterations=2), "output": tmp_path}
+    for _ in range(2):
+        fit(SeqTrain(), nn.Sequential(Versioned(), *network()), **given)
+
+
 def test_damaged_checkpoints(betons: Betons, tmp_path: Path) -> None:
     given = data(betons, FineTune())
     fit(FineTune(), network(), recipe=recipe(iterations=2), output=tmp_path, **given)

@@ -10,6 +10,7 @@ import dataclasses
 import io
 import re
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import nn
 from xmix_data.files import whole_file
 from xmix_data.loader import ImageLoader, XMixLoader
 from xmix_data.methods import Method
+from xmix_data.normalise import IMAGENET_MEAN, IMAGENET_STD
 from xmix_data.ranks import get_world_size
 from xmix_data.training.recipe import Recipe
 
@@ -30,6 +32,7 @@ __all__ = [
     "load_checkpoint",
     "load_loaders",
     "load_network",
+    "require_same_data",
     "save_checkpoint",
     "save_whole",
 ]
@@ -39,16 +42,25 @@ _MAY_CHANGE = ("log_every", "save_every", "test_every", "on_error")
 """Fields of a recipe that may differ when a run is resumed."""
 _LATER = ("epochs", "nesterov", "unmixed", "clean_statistics", "label_smoothing", "compile_mode")
 """Fields that earlier checkpoints do not name; they mean the default there."""
+_UNKNOWN = ("mean", "std")
+"""What earlier checkpoints do not tell; they go on with what they are given."""
 _REMEDY = "choose another --output, or delete it to begin anew"
 
 
-def identity_of(method: Method, model: str, recipe: Recipe) -> dict[str, Any]:
+def identity_of(
+    method: Method,
+    model: str,
+    recipe: Recipe,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> dict[str, Any]:
     """Return what a checkpoint must agree in with the run that takes it up.
 
     Args:
         method: Method with its options.
         model: Name of the backbone and hash of its weights.
         recipe: Recipe of the run.
+        mean, std: What the images are normalised with.
     """
     numbers = dataclasses.asdict(recipe)
     if not method.mixes_domains:  # earlier runs could be given these, and nothing came of them
@@ -56,6 +68,8 @@ def identity_of(method: Method, model: str, recipe: Recipe) -> dict[str, Any]:
     return {
         "method": described(method),
         "model": model,
+        "mean": [float(x) for x in mean],
+        "std": [float(x) for x in std],
         "recipe": {key: value for key, value in numbers.items() if key not in _MAY_CHANGE},
     }
 
@@ -107,6 +121,8 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in {**identity, **numbers}.items():
         if key == "recipe" or theirs.get(key) == value:
             continue
+        if key in _UNKNOWN and key not in theirs:
+            continue
         if key == "batch_size" and saved.get("world_size", get_world_size()) != get_world_size():
             # More or fewer processes may share the same steps.
             step = theirs[key] * saved["world_size"]
@@ -122,6 +138,25 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
             f"{path}: is of a run with {key} {theirs.get(key)}, and this one has {value}; {_REMEDY}"
         )
     return saved
+
+
+def require_same_data(path: Path, saved: Mapping[str, Any], data: Sequence[str]) -> None:
+    """Check that the phases before a checkpoint's had the data that they would have now.
+
+    Args:
+        path: The checkpoint.
+        saved: What it holds; an earlier version's does not tell.
+        data: What names the samples of each phase, as its loader's state has it.
+
+    Raises:
+        ValueError: An earlier phase learnt from other data.
+    """
+    number = saved["phase"]
+    if saved.get("data", data)[:number] != data[:number]:
+        raise ValueError(
+            f"{path}: an earlier phase learnt from other data or by another pairing; give those, "
+            f"or {_REMEDY}"
+        )
 
 
 def load_loaders(
@@ -156,6 +191,9 @@ def load_network(path: Path, network: nn.Module, state: dict[str, Any]) -> None:
         ) from error
 
 
-def copied(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Copy a state dict, so that its tensors stay as they are."""
-    return {key: value.detach().clone() for key, value in state.items()}
+def copied(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy a state dict, so that its tensors, and a module's extra state, stay as they are."""
+    return {
+        key: value.detach().clone() if isinstance(value, torch.Tensor) else deepcopy(value)
+        for key, value in state.items()
+    }

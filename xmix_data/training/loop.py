@@ -49,6 +49,7 @@ from xmix_data.training.checkpoint import (
     load_checkpoint,
     load_loaders,
     load_network,
+    require_same_data,
     save_checkpoint,
     save_whole,
 )
@@ -236,7 +237,8 @@ class _Run:
             stack.enter_context(self.tests)
         self.body, self.classifier = split_classifier(backbone.network, self._size())
         self.features = self._features()
-        self.identity = identity_of(method, f"{backbone.name} {backbone.weights_hash}", recipe)
+        model = f"{backbone.name} {backbone.weights_hash}"
+        self.identity = identity_of(method, model, recipe, backbone.mean, backbone.std)
         self.path = None if output is None else output / "checkpoint.pt"
         self.saved: dict[str, Any] | None = None
         if self.path is not None and self.path.exists():
@@ -479,6 +481,7 @@ class _Run:
             "optimizer": optimizer.state_dict(),
             "method": self.method.state_dict(),
             "loaders": [loader.state_dict() for loader in self.loaders[number]],
+            "data": self._data(),
         }
         save_checkpoint(self.path, self.identity, state)
 
@@ -504,9 +507,14 @@ class _Run:
             self.log.cut(0, 0)
             return
         number, step = self.saved["phase"], self.saved["step"]
+        require_same_data(self.path, self.saved, self._data())
         load_loaders(self.path, self.loaders[number], self.saved["loaders"])
         ended = number + 1 == len(self.method.phases) and step == self.lengths[number]
         self.log.cut(number, step, test_again=ended)
+
+    def _data(self) -> list[str]:
+        """Return what names the samples of each phase."""
+        return [str(loaders[0].state_dict()["samples"]) for loaders in self.loaders]
 
     def _load(self, network: TransferNetwork, state: dict[str, Any]) -> None:
         assert self.path is not None
