@@ -1600,3 +1600,20 @@ def test_a_checkpoint_has_no_statistics_that_are_not_finite(betons: Betons, tmp_
         fit(FineTune(), network(), recipe=numbers, output=tmp_path, **data(betons, FineTune()))
     saved = torch.load(tmp_path / "checkpoint.pt")["network"]
     assert all(value.isfinite().all() for value in saved.values())
+
+
+class Masked(nn.Identity):
+    """Holds a constant of -inf, as attention does whose tokens see only those before them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.full((3, 3), -math.inf).triu(1), persistent=False)
+
+
+def test_what_is_made_with_infinities_may_have_them(betons: Betons, tmp_path: Path) -> None:
+    model = nn.Sequential(Masked(), *network())
+    numbers = recipe(save_every=1, iterations=2)
+    fit(FineTune(), model, recipe=numbers, output=tmp_path, **data(betons, FineTune()))
+    Fuse.steps, Fuse.act = 2, NoSlope.apply
+    with pytest.raises(XMixError, match=r"a weight is not finite in step 2, from .*target-raw"):
+        fit(FineTune(), model, recipe=numbers, **data(betons, FineTune()))

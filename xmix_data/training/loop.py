@@ -60,7 +60,14 @@ from xmix_data.training.feeds import (
     require_data,
     without_end,
 )
-from xmix_data.training.metrics import MetricsLog, StepLoss, means_over_ranks, require_finite
+from xmix_data.training.metrics import (
+    MetricsLog,
+    StepLoss,
+    finite_names,
+    means_over_ranks,
+    named,
+    require_finite,
+)
 from xmix_data.training.preemption import Preemption
 from xmix_data.training.recipe import Recipe, Result, advice_on_mixing
 
@@ -263,6 +270,7 @@ class _Run:
         if saved is not None and resumes and saved["start"] is not None:
             self._load(network, saved["start"])
         start = copied(network.state_dict()) if number else None
+        finite = finite_names(network)
         method.prepare(network, phase)
         if method.surveys:
             self._survey(network)
@@ -307,7 +315,8 @@ class _Run:
                 saves = saves or ends
                 unchecked.append(StepLoss(done, made.loss, loaders[0].last_rows))
                 if logs or saves or self.device.type == "cpu":  # looking makes a GPU wait
-                    require_finite(unchecked, loaders[0], network if saves else None, method.name)
+                    weights = named(network, finite) if saves else []
+                    require_finite(unchecked, loaders[0], weights, method.name)
                 bar.advance()
                 if logs:
                     means = means_over_ranks({"loss": float(made.loss), **made.values}, self.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,14 @@ from xmix_data.loader import ImageLoader, XMixLoader
 from xmix_data.plan import PlanRows
 from xmix_data.ranks import average_in_place, get_rank, get_world_size
 
-__all__ = ["MetricsLog", "StepLoss", "means_over_ranks", "require_finite"]
+__all__ = [
+    "MetricsLog",
+    "StepLoss",
+    "finite_names",
+    "means_over_ranks",
+    "named",
+    "require_finite",
+]
 
 _MAX_NAMED = 4
 """Most samples that are named of a batch whose loss is not finite."""
@@ -119,10 +126,28 @@ class StepLoss(NamedTuple):
     """Rows of the batch, which name its samples."""
 
 
+def finite_names(network: nn.Module) -> list[str]:
+    """Name the parameters and buffers of a network, statistics of batch norms too, that are finite.
+
+    Training must leave these finite. Others are made otherwise: masks of attention hold -inf.
+    """
+    return [name for name, value in _held(network).items() if bool(value.isfinite().all())]
+
+
+def named(network: nn.Module, names: Iterable[str]) -> list[torch.Tensor]:
+    """Return the parameters and buffers of these names, as they are now."""
+    held = _held(network)
+    return [held[name] for name in names if name in held]
+
+
+def _held(network: nn.Module) -> dict[str, torch.Tensor]:
+    return dict([*network.named_parameters(), *network.named_buffers()])
+
+
 def require_finite(
     losses: list[StepLoss],
     loader: ImageLoader | XMixLoader,
-    network: nn.Module | None,
+    weights: Sequence[torch.Tensor],
     method: str,
 ) -> None:
     """Stop all processes if a loss since the last look, or a weight, is not finite.
@@ -130,16 +155,15 @@ def require_finite(
     Args:
         losses: Losses since the last look, the latest last; the list is emptied.
         loader: Loader that names the samples of a batch.
-        network: Network whose weights are looked at too; ``None`` leaves them.
+        weights: Weights and buffers that are looked at too; see `finite_names`.
         method: Name of the method, for the message.
 
     Raises:
         XMixError: A loss, weight or buffer is not finite; names the step and samples of its batch.
     """
     looks = [torch.isfinite(one.loss) for one in losses]
-    if network is not None:
-        held = (*network.parameters(), *network.buffers())  # statistics of batch norms, too
-        looks.append(torch.stack([value.isfinite().all() for value in held]).all())
+    if weights:
+        looks.append(torch.stack([value.isfinite().all() for value in weights]).all())
     own = torch.stack(looks).float()
     everywhere = own.clone()
     if get_world_size() > 1:  # no process goes on, or saves, after the error of another
