@@ -139,6 +139,26 @@ def test_a_device_that_is_not_there_is_an_error_before_any_work(
         assert capsys.readouterr().err.startswith(f"xmix: {message}")
 
 
+class Named(nn.Module):
+    """As models of transformers without a classifier."""
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"pooler_output": images.mean((2, 3)), "last": images}
+
+
+def test_of_several_outputs_the_first_are_the_features() -> None:
+    images = torch.randn(2, 3, 8, 8)
+    assert torch.equal(penultimate_features(Named(), images), images.mean((2, 3)))
+
+
+def test_a_network_of_one_size_says_so(betons: Betons) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4))
+    with pytest.raises(ValueError, match=r"image of 3 x 40 x 40 pixels .*one_size=True\)"):
+        class_centroids(betons.target_raw, network)
+    given = Backbone(network, "mine", size=32, one_size=True)
+    assert class_centroids(betons.target_raw, given).values.shape == (4, 3072)
+
+
 def test_weights_come_from_a_file(tmp_path: Path) -> None:
     trained = load_backbone("resnet18", "none").network
     nn.init.normal_(trained.conv1.weight)

@@ -799,7 +799,7 @@ def test_split_classifier_cuts_and_changes_nothing_else() -> None:
     ],
 )
 def test_split_classifier_wants_a_linear_layer_at_the_end(model: nn.Module) -> None:
-    with pytest.raises(ValueError, match=r"must come from one linear .*, and .* makes it; let it"):
+    with pytest.raises(ValueError, match=r"must come from one linear .*, and .* makes it; let a "):
         split_classifier(model, size=2)
 
 
@@ -887,6 +887,105 @@ def test_an_attribute_of_a_known_name_stays() -> None:
 def test_split_classifier_says_which_image_it_tried() -> None:
     with pytest.raises(ValueError, match="does not take an image of 3 x 64 x 64 pixels"):
         split_classifier(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), size=64)
+
+
+class Used(nn.Module):
+    """A network whose forward pass is given, with a layer that all of them have."""
+
+    def __init__(self, forward: Callable[[Used, torch.Tensor], Any], last: nn.Module) -> None:
+        super().__init__()
+        self.pass_, self.fc = forward, last
+
+    def forward(self, images: torch.Tensor) -> Any:
+        return self.pass_(self, images.flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("forward", "message"),
+    [
+        (lambda net, x: net.fc(net.fc(x).relu()), r"gives other features without fc \(Linear\)"),
+        (lambda net, x: net.fc(x[:, : net.fc.in_features]), r"fails without fc .*'in_features'"),
+    ],
+)
+def test_a_classifier_that_is_needed_for_more_is_not_cut(
+    forward: Callable[..., Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        split_classifier(Used(forward, nn.Linear(12, 12)), size=2)
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda net, x: {"loss": None, "logits": net.fc(x)},
+        lambda net, x: (net.fc(x), x[:, :3]) if net.training else net.fc(x),
+        lambda net, x: nn.functional.dropout(net.fc(x), 0.0),
+    ],
+)
+def test_of_several_outputs_the_features_become_outputs(forward: Callable[..., Any]) -> None:
+    backbone, classifier = split_classifier(Used(forward, nn.Linear(12, 10)).train(), size=2)
+    x = torch.randn(4, 3, 2, 2)
+    assert classifier is not None
+    outputs = TransferNetwork(backbone, classifier).train()(x)
+    assert torch.equal(outputs.features, x.flatten(1))
+    assert torch.equal(outputs.target_logits, classifier(x.flatten(1)))
+
+
+def test_a_network_that_is_random_in_evaluation_too_is_cut() -> None:
+    """And what is random afterwards is what would have been without the comparison's image."""
+    network = Used(lambda net, x: net.fc(nn.functional.dropout(x, 0.5)), nn.Linear(12, 10))
+    assert split_classifier(network, size=2)[1] is not None
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d(12), nn.BatchNorm1d(12, momentum=None)])
+def test_a_cut_moves_neither_statistics_nor_random_numbers(norm: nn.BatchNorm1d) -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Flatten(), norm, nn.Dropout(0.5), nn.Linear(12, 10)).train()
+    torch.manual_seed(3)
+    backbone, _ = split_classifier(model, size=2)
+    assert torch.equal(torch.rand(3), expected)
+    for name, value in backbone.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name])
+    assert all(module.training for module in backbone.modules())
+
+
+def test_a_compiled_network_is_cut() -> None:
+    model = torch.compile(nn.Sequential(nn.Flatten(), nn.Linear(12, 10)), backend="eager")
+    _, classifier = split_classifier(model, size=2)
+    assert classifier is not None and classifier.out_features == 10
+
+
+def test_a_layer_with_weight_norm_of_old_is_named() -> None:
+    layer = nn.utils.weight_norm(nn.Linear(12, 10))
+    with pytest.raises(ValueError, match=r"Sequential cannot be copied .*remove_weight_norm"):
+        split_classifier(nn.Sequential(nn.Flatten(), layer), size=2)
+
+
+class Cosine(nn.Linear):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        normalised = (nn.functional.normalize(x) for x in (input, self.weight))
+        return 16 * nn.functional.linear(*normalised)
+
+
+def test_rows_of_what_is_not_linear_start_no_source_head(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "xmix_data")
+    names = list(imagenet_wnids()[:3])
+    classifier = Cosine(D, 1000)
+    torch.manual_seed(1)
+    head = source_head(classifier, D, names)
+    torch.manual_seed(1)
+    assert torch.equal(head.weight, nn.Linear(D, 3).weight)
+    assert "0 of 3 classes start from rows" in caplog.text
+    with pytest.raises(
+        ValueError, match=r"is a Cosine, which computes something else .*leave rows"
+    ):
+        source_head(classifier, D, names, rows=range(3))
+    for mode in (True, False):
+        joint = JointHead(D, 4, 6).train(mode)
+        rows = source_head(joint, D, names, rows=range(4, 7)).weight
+        assert torch.equal(rows, joint.weight[4:7])
 
 
 class OutOfOrder(nn.Module):

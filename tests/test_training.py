@@ -827,6 +827,7 @@ def test_what_does_not_fit_is_said_before_the_first_step(betons: Betons, tmp_pat
         (FineTune(), {"recipe": recipe(batch_size=28)}, "28 x 1 processes is larger than the 27"),
         (FineTune(), {"backbone": whole}, "vit takes images of 32 pixels .* crop is 36; give it"),
         (FineTune(), {"backbone": nn.Conv2d(3, 4, 1)}, "must come from one linear layer"),
+        (FineTune(), {"backbone": network()[:-1]}, r"Sequential\(network, torch.nn.Identity\(\)\)"),
         (FineTune(), {"tensorboard": True}, "tensorboard writes into output"),
         (FineTune(), {"device": "cuda:99"}, "device is 'cuda:99', and torch finds"),
         (FineTune(), {"num_workers": 0}, "num_workers is 0"),

@@ -27,8 +27,10 @@ from xmix_data.normalise import IMAGENET_MEAN, IMAGENET_STD
 __all__ = [
     "Backbone",
     "as_backbone",
+    "first_line",
     "in_eval_mode",
     "load_backbone",
+    "main_output",
     "output_layer",
     "penultimate_features",
     "put_in_place",
@@ -118,18 +120,25 @@ class _Call(NamedTuple):
     """Version of the output at that time; a change in place, as by an activation, raises it."""
 
     def made(self, result: Any) -> bool:
-        """Return whether this call made the network's result, and nothing changed it afterwards.
+        """Return whether this call made the network's result, and nothing changed it afterwards."""
+        tensor = main_output(result)
+        made = tensor is not None and self.output is tensor
+        return made and self.version == _version(tensor)
 
-        Of several tensors it is the logits, as models of transformers name them, or the first.
-        """
-        while not isinstance(result, torch.Tensor):
-            if isinstance(result, Mapping) and result:
-                result = result.get("logits", next(iter(result.values())))
-            elif isinstance(result, (tuple, list)) and result:
-                result = result[0]
-            else:
-                return False
-        return self.output is result and self.version == _version(result)
+
+def main_output(result: Any) -> torch.Tensor | None:
+    """Return the tensor that a network's result is about; ``None`` where it has none.
+
+    Of several tensors it is the logits, as models of transformers name them, or the first.
+    """
+    while not isinstance(result, torch.Tensor):
+        if isinstance(result, Mapping) and result:
+            result = result.get("logits", next(iter(result.values())))
+        elif isinstance(result, (tuple, list)) and result:
+            result = result[0]
+        else:
+            return None
+    return result
 
 
 def _version(tensor: Any) -> int | None:
@@ -187,18 +196,20 @@ def penultimate_features(model: nn.Module, images: torch.Tensor) -> torch.Tensor
             otherwise the output itself, averaged over space where it is (B, D, h, w).
 
     Raises:
-        ValueError: The result is no vector per image.
+        ValueError: The result is no vector per image, or the model does not take the images.
     """
     with _calls(model, nn.Linear) as calls:
-        output = model(images)
-    features = next((call.input for call in calls[nn.Linear] if call.made(output)), output)
+        output = _passed(model, images)
+    features = next((call.input for call in calls[nn.Linear] if call.made(output)), None)
+    if features is None:
+        features = main_output(output)
     if isinstance(features, torch.Tensor) and features.ndim == 4:
         features = features.mean((2, 3))
     if not isinstance(features, torch.Tensor) or features.shape != (
         len(images),
         features.shape[-1],
     ):
-        shape = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features)
+        shape = tuple(features.shape) if isinstance(features, torch.Tensor) else type(output)
         raise ValueError(
             f"{type(model).__name__} makes {shape} of {len(images)} images; give a model that ends "
             "in a linear classifier or makes one feature vector an image"
@@ -230,20 +241,30 @@ def output_layer(
     parameter = next(network.parameters(), torch.empty(0, device="cpu"))
     height, width = (size, size) if isinstance(size, int) else size
     image = torch.zeros(1, 3, height, width, device=parameter.device, dtype=parameter.dtype)
-    try:
-        with (
-            in_eval_mode(network),
-            _calls(network, nn.Linear, nn.Identity, nn.Module) as calls,
-        ):
-            output = network(image)
-    except Exception as error:  # a forward pass of somebody else's raises what it likes
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"{type(network).__name__} does not take an image of 3 x {height} x {width} pixels "
-            f"({reason}); give a network of images, and their size"
-        ) from error
+    with in_eval_mode(network), _calls(network, nn.Linear, nn.Identity, nn.Module) as calls:
+        output = _passed(network, image)
     made = (call for of_kind in calls.values() for call in of_kind if call.made(output))
     return next(((call.name, call.module) for call in made), ("", None))
+
+
+def _passed(network: nn.Module, images: torch.Tensor) -> Any:
+    """Return what a network makes of images (B, 3, H, W), or say that it does not take them."""
+    try:
+        return network(images)
+    except (MemoryError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:  # a forward pass of somebody else's raises what it likes
+        _, _, height, width = images.shape
+        raise ValueError(
+            f"{type(network).__name__} does not take an image of 3 x {height} x {width} pixels "
+            f"({first_line(error)}); give a network of images, and their size: "
+            "Backbone(network, name, size=..., one_size=True)"
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says, for a message that names more."""
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 @contextlib.contextmanager

@@ -17,13 +17,23 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from xmix_data.backbones import output_layer, put_in_place
+from xmix_data.backbones import (
+    first_line,
+    in_eval_mode,
+    main_output,
+    output_layer,
+    put_in_place,
+)
 
 __all__ = ["Outputs", "TransferNetwork", "imagenet_wnids", "source_head", "split_classifier"]
 
 _log = logging.getLogger("xmix_data")
 
 _WNID = re.compile(r"n\d{8}(?!\d)")
+_WAY_OUT = (
+    "let a torch.nn.Linear make it; where it is the features (B, D) already, end the network in an "
+    "identity: torch.nn.Sequential(network, torch.nn.Identity())"
+)
 _AUXILIARY = ("AuxLogits", "aux1", "aux2")
 """Names of the second classifiers of Inception v3 and GoogLeNet, used in training mode only."""
 
@@ -45,7 +55,8 @@ class TransferNetwork(nn.Module):
     The class of an image is the arg max of its target logits, whatever the heads.
 
     Args:
-        backbone: Module from images to features (B, D).
+        backbone: Module from images to features (B, D); of several outputs it is the one that
+            `xmix_data.backbones.main_output` takes.
         target_head: Linear layer D -> n, or ``None``.
         source_head: Linear layer D -> m, or ``None``; see the function `source_head`.
         joint: Put both heads' rows, the target's first, into one linear layer D -> n + m. Its
@@ -136,12 +147,13 @@ class TransferNetwork(nn.Module):
         return Outputs(*(None if x is None else x.float() for x in outputs))  # type: ignore[arg-type]
 
     def _forward(self, images: torch.Tensor) -> Outputs:
-        features = self.backbone(images)
-        shape = tuple(features.shape) if isinstance(features, torch.Tensor) else None
-        if shape is None or len(shape) != 2 or shape[1] != self.features:
-            made = f"a {type(features).__name__}" if shape is None else f"features of shape {shape}"
+        made = self.backbone(images)
+        features = main_output(made)  # of those of transformers, and of training mode alone
+        if features is None or features.ndim != 2 or features.shape[1] != self.features:
+            kind, shape = type(made).__name__, None if features is None else tuple(features.shape)
+            found = f"a {kind}" if shape is None else f"features of shape {shape}"
             raise ValueError(
-                f"the backbone makes {made}, and the heads take (B, {self.features}); "
+                f"the backbone makes {found}, and the heads take (B, {self.features}); "
                 "pool and flatten features in the backbone, or change the heads"
             )
         if self.joint_head is not None:
@@ -191,7 +203,8 @@ def split_classifier(model: nn.Module, size: int = 224) -> tuple[nn.Module, nn.L
             model ends in an ``nn.Identity`` already, and so has no classifier.
 
     Raises:
-        ValueError: The output is not made by a linear layer, or the model takes no such image.
+        ValueError: The output is not made by a linear layer, the model takes no such image, or it
+            needs the layer for more than its output.
 
     Examples:
         >>> pool = torch.nn.AdaptiveAvgPool2d(2)
@@ -200,7 +213,7 @@ def split_classifier(model: nn.Module, size: int = 224) -> tuple[nn.Module, nn.L
         >>> backbone(torch.zeros(8, 3, 32, 32)).shape, classifier
         (torch.Size([8, 12]), Linear(in_features=12, out_features=10, bias=True))
     """
-    backbone = deepcopy(model)
+    backbone = _copied(model)
     if getattr(backbone, "aux_logits", False):  # of torchvision's, whose forward pass asks for it
         setattr(backbone, "aux_logits", False)  # noqa: B010, no attribute of every module
         for name in _AUXILIARY:
@@ -212,11 +225,58 @@ def split_classifier(model: nn.Module, size: int = 224) -> tuple[nn.Module, nn.L
     if not name or not isinstance(last, nn.Linear):
         raise ValueError(
             f"the output of {type(model).__name__} must come from one linear layer inside it, and "
-            f"{maker(name, last)} makes it; let it give features (B, D), and give TransferNetwork "
-            "heads of your own"
+            f"{maker(name, last)} makes it; {_WAY_OUT}"
         )
-    put_in_place(backbone, last, nn.Identity())
+    _cut(backbone, name, last, size)
     return backbone, last
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return deepcopy(model)
+    except RuntimeError as error:  # a weight that is computed before each pass, as weight_norm does
+        raise ValueError(
+            f"{type(model).__name__} cannot be copied ({first_line(error)}); take parametrizations "
+            "of torch.nn.utils.parametrizations, or remove them (torch.nn.utils.remove_weight_norm)"
+        ) from error
+
+
+@torch.no_grad()
+def _cut(model: nn.Module, name: str, last: nn.Linear, size: int) -> None:
+    """Cut the last layer off, and look whether the rest makes what that layer takes.
+
+    It does not where the layer is used twice, and fails where the layer's size is asked for.
+    """
+    random = torch.Generator("cpu").manual_seed(0)  # the global one goes on as it would have
+    image = torch.rand(1, 3, size, size, generator=random, device="cpu").to(
+        next(model.parameters())
+    )
+    with in_eval_mode(model):
+        before, again = (main_output(model(image)) for _ in range(2))
+        put_in_place(model, last, nn.Identity())
+        try:
+            features = main_output(model(image))
+            after = None if features is None else last(features)
+        except Exception as error:  # a forward pass of somebody else's raises what it likes
+            raise ValueError(
+                f"{type(model).__name__} fails without {maker(name, last)}, its classifier "
+                f"({first_line(error)}); let its forward pass only call that layer, and once"
+            ) from error
+    # What gives twice another output, by dropout that is always on, say, cannot be compared.
+    if _alike(before, again) and not _alike(before, after):
+        raise ValueError(
+            f"{type(model).__name__} gives other features without {maker(name, last)}, its "
+            "classifier, which it uses more than once; give it a layer of its own for its output"
+        )
+
+
+def _alike(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    if one is None or other is None or one.shape != other.shape:
+        return False
+    if one.is_meta:
+        return True
+    one, other = one.float(), other.float()
+    return torch.allclose(one, other, 1e-3, 1e-3 * float(one.abs().max()), equal_nan=True)
 
 
 def maker(name: str, layer: nn.Module | None) -> str:
@@ -235,8 +295,9 @@ def source_head(
     Rows are found by WordNet id: the classifier has the 1,000 outputs of ImageNet, and a class
     name begins with an id of those, as in ``n01440764`` or ``n01440764 tench``. Equal numbers of
     classes alone prove nothing; for a backbone pre-trained on the source itself give
-    ``rows=range(m)``. Classes without a row start as `nn.Linear` starts. One log line tells how
-    many rows were taken.
+    ``rows=range(m)``. Classes without a row, and all where the classifier computes something else
+    of its rows than `nn.Linear`, start as `nn.Linear` starts. One log line tells how many rows were
+    taken.
 
     Args:
         classifier: Layer that `split_classifier` cut off; ``None``: nothing to start from.
@@ -263,6 +324,11 @@ def source_head(
             raise ValueError("rows are given, and there is no classifier to take them from")
         head, found = nn.Linear(features, len(class_names), device="cpu"), dict[int, int]()
     else:
+        if rows is not None and not _is_linear(classifier):
+            raise ValueError(
+                f"the classifier is a {type(classifier).__name__}, which computes something else "
+                "of its rows than torch.nn.Linear; leave rows (--same-rows) out"
+            )
         if classifier.in_features != features:
             raise ValueError(
                 f"the classifier takes {classifier.in_features} features, and the backbone makes "
@@ -275,7 +341,9 @@ def source_head(
             device=classifier.weight.device,
             dtype=classifier.weight.dtype,
         )
-        found = _rows(classifier.out_features, class_names, rows)
+        found = {}
+        if _is_linear(classifier):
+            found = _rows(classifier.out_features, class_names, rows)
         own, taken = list(found), list(found.values())
         with torch.no_grad():
             head.weight[own] = classifier.weight[taken]
@@ -290,6 +358,18 @@ def source_head(
         else "; where it was trained on these very classes, give source_rows (--same-rows)",
     )
     return head
+
+
+@torch.no_grad()
+def _is_linear(layer: nn.Linear) -> bool:
+    """Return whether the logits are those of its rows, as a cosine classifier's are not.
+
+    What it computes decides, not its class: a `JointHead` is linear, in evaluation by some rows.
+    """
+    x = torch.linspace(-1, 1, layer.in_features, device="cpu").to(layer.weight)[None]
+    made = layer(x)
+    expected = nn.functional.linear(x, layer.weight, layer.bias)
+    return _alike(expected[:, : made.shape[1]], made)
 
 
 def _rows(outputs: int, class_names: Sequence[str], rows: Sequence[int] | None) -> dict[int, int]:

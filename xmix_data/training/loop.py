@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import update_bn
 
-from xmix_data.backbones import Backbone, as_backbone
+from xmix_data.backbones import Backbone, as_backbone, main_output
 from xmix_data.beton import DomainLike, open_domain
 from xmix_data.errors import PreemptedError
 from xmix_data.files import whole_file
@@ -440,7 +440,9 @@ class _Run:
         with torch.no_grad():  # the model ended in its features; one image tells how many
             size = self._size()
             body = self.body.to(self.device).eval()
-            return int(body(torch.zeros(1, 3, size, size, device=self.device)).shape[1])
+            made = main_output(body(torch.zeros(1, 3, size, size, device=self.device)))
+        assert made is not None  # it made the output when the classifier was looked for
+        return made.shape[1]
 
     def _size(self) -> int:
         """Return the side in pixels of images that the backbone takes."""
