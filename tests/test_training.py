@@ -494,11 +494,16 @@ def test_few_epochs_of_mixing_are_warned_of(
     for unmixed, epochs, warned in ((0.0, 74, True), (0.0, 75, False), (0.3, 24, True)):
         assert (advice_on_mixing(Recipe(unmixed=unmixed), epochs) is not None) == warned
     assert advice_on_mixing(Recipe(unmixed=0.3), 25) is None
+    assert advice_on_mixing(Recipe(unmixed=0.001), 30) is not None  # no end that was measured
+    assert advice_on_mixing(Recipe(unmixed=1), 1) is None  # nothing is mixed
+    short = advice_on_mixing(Recipe(), 0.4)
+    assert short is not None and "unmixed" not in short  # an end begins where an epoch ends
     for method, warned in ((XMixup(), True), (Mixup(), True), (FineTune(), False)):
         caplog.clear()
         fit(method, network(), recipe=recipe(epochs=2), **data(betons, method))
-        assert ("2 epochs of the target" in caplog.text) == warned
-        assert ("try unmixed=1/3 with clean_statistics=True" in caplog.text) == warned
+        # 2 passes of 3 batches of 8 of 27 images
+        assert ("has 1.78 epochs of the target" in caplog.text) == warned
+        assert ("try unmixed=0.33 with clean_statistics=True (--unmixed" in caplog.text) == warned
 
 
 def test_a_finished_training_is_only_tested_again(

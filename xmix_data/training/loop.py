@@ -251,7 +251,7 @@ class _Run:
         if self.path is not None and self.path.exists():
             self.saved = load_checkpoint(self.path, self.identity)
         self.lengths, self.unmixed_from = self._lengths()
-        advice = advice_on_mixing(recipe, self.lengths[0] / len(self.loaders[0][0]))
+        advice = advice_on_mixing(recipe, self._passes())
         if method.mixes and advice and get_rank() == 0:
             _log.warning("%s", advice)
         self.log = MetricsLog(output, tensorboard)
@@ -378,6 +378,12 @@ class _Run:
         if own is not None or epochs is None:
             return own or self.recipe.iterations
         return max(1, round(epochs * len(self.loaders[number][0])))
+
+    def _passes(self) -> float:
+        """Return how often the first phase sees each of its images, on average."""
+        loader = self.loaders[0][0]
+        seen = self.lengths[0] * loader.batch_size * loader.world_size
+        return float(seen) / len(loader.dataset)
 
     def _unmixed_from(self, number: int) -> int | None:
         """Return the step from which nothing is mixed: the end of an epoch, or ``None``."""

@@ -18,6 +18,8 @@ MIXED_EPOCHS = 75
 was not after 76 (docs/methods.md, "What it gives, in small")."""
 UNMIXED_END_EPOCHS = 25
 """With an unmixed end the shortest training that was measured, 27 epochs, was not behind."""
+UNMIXED_END = 0.25
+"""Shortest end that this counts for, as a share; the ends that were measured were a third."""
 
 _COUNTS = ("iterations", "batch_size", "crop", "log_every", "save_every", "test_every")
 _SWITCHES = ("flip", "amp", "compile", "nesterov", "clean_statistics")
@@ -33,7 +35,8 @@ class Recipe:
 
     Args:
         iterations: Number of steps of SGD, in each phase that does not set its own.
-        epochs: Passes over a phase's images, in place of ``iterations``.
+        epochs: Passes over a phase's images, without the last images of a pass that fill no batch;
+            in place of ``iterations``.
         batch_size: Number of images of a step, in each process.
         learning_rate: Learning rate of the first steps; the paper takes 0.001 for Stanford Dogs.
         drop_at: Share of the iterations after which the learning rate is divided by 10.
@@ -163,15 +166,18 @@ def advice_on_mixing(recipe: Recipe, epochs: float) -> str | None:
 
     Args:
         recipe: How it trains.
-        epochs: Passes over the target's training images.
+        epochs: Passes over the target's training images, each image counted that is seen.
 
     Returns:
         One line for people; ``None`` where the training is long enough.
     """
-    least = UNMIXED_END_EPOCHS if recipe.unmixed else MIXED_EPOCHS
-    if epochs >= least:
+    has_end = recipe.unmixed >= UNMIXED_END
+    least = UNMIXED_END_EPOCHS if has_end else MIXED_EPOCHS
+    if epochs >= least or recipe.unmixed == 1:
         return None
-    end = "" if recipe.unmixed else "unmixed=1/3 with clean_statistics=True, "
+    end = "unmixed=0.33 with clean_statistics=True (--unmixed 0.33 --clean-statistics), "
+    if has_end or epochs <= 1:  # it begins where an epoch ends
+        end = ""
     return (
         f"the training has {epochs:.3g} epochs of the target, and mixing has not been seen to gain "
         f"accuracy in fewer than about {least}; compare with plain fine-tuning, or try {end}more "
