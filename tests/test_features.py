@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -676,6 +677,35 @@ def test_a_backbone_of_ones_own(betons: Betons, tmp_path: Path) -> None:
     ):
         with pytest.raises(error, match=words):
             load_backbone(name, weights)
+
+
+def test_a_file_of_ones_own_imports_its_neighbours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under ``python FILE.py``: while it is read, and while its function runs."""
+    (tmp_path / "parts_of_mine.py").write_text("from test_features import Small\n")
+    (tmp_path / "more_of_mine.py").write_text("classes = 5\n")
+    (tmp_path / "net_of_mine.py").write_text(
+        "from parts_of_mine import Small\n"
+        "def make():\n"
+        "    from more_of_mine import classes\n"
+        "    return Small(classes)\n"
+        "def lacks():\n"
+        "    import no_such_module_of_mine\n"
+    )
+    before = list(sys.path)
+    loaded = load_backbone(f"{tmp_path}/net_of_mine.py:make", "default").network
+    assert loaded.get_submodule("fc").out_features == 5
+    with pytest.raises(ValueError, match=r"of_mine\.py:lacks: imports what cannot .*no_such_mod"):
+        load_backbone(f"{tmp_path}/net_of_mine.py:lacks", "default")
+    monkeypatch.chdir(tmp_path)
+    for name in ("net_of_mine", "parts_of_mine", "more_of_mine"):
+        monkeypatch.delitem(sys.modules, name)
+    assert load_backbone("net_of_mine:make", "default").name == "net_of_mine:make"
+    (tmp_path / "wrong_of_mine.py").write_text("import no_such_module_of_mine\n")
+    with pytest.raises(ValueError, match=r"wrong_of_mine\.py: imports what cannot be imported"):
+        load_backbone("wrong_of_mine.py:make", "default")
+    assert sys.path == before
 
 
 def test_efficientnet_lite_is_a_backbone(betons: Betons, tmp_path: Path) -> None:

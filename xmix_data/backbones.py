@@ -389,8 +389,20 @@ def _seen_by_timm(network: Any, name: str) -> Backbone:
 
 
 def _load_own(name: str) -> Backbone:
-    """Call the function of ``FILE.py:FUNCTION`` or ``MODULE:FUNCTION``."""
+    """Call the function of ``FILE.py:FUNCTION`` or ``MODULE:FUNCTION``.
+
+    It imports what lies beside the file, or in the current folder, as under ``python FILE.py``.
+    """
     place, _, function = name.rpartition(":")
+    folder = Path(place).parent if place.endswith(".py") else Path()
+    sys.path.insert(0, str(folder.resolve()))
+    try:
+        return _made_by(name, place, function)
+    finally:
+        sys.path.remove(str(folder.resolve()))
+
+
+def _made_by(name: str, place: str, function: str) -> Backbone:
     if place.endswith(".py"):
         if not Path(place).is_file():
             raise FileNotFoundError(f"{place}: no such file; give FILE.py:FUNCTION")
@@ -398,7 +410,10 @@ def _load_own(name: str) -> Backbone:
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules.setdefault(spec.name, module)  # dataclasses and pickle look there
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except ImportError as error:
+            raise _not_imported(place, error) from error
     else:
         try:
             module = importlib.import_module(place)
@@ -410,7 +425,10 @@ def _load_own(name: str) -> Backbone:
     make = getattr(module, function, None)
     if not callable(make):
         raise ValueError(f"{place} has no function {function!r}; give FILE.py:FUNCTION")
-    made = make()
+    try:
+        made = make()
+    except ImportError as error:
+        raise _not_imported(name, error) from error
     if isinstance(made, Backbone):
         return made
     if not isinstance(made, nn.Module):
@@ -418,6 +436,12 @@ def _load_own(name: str) -> Backbone:
             f"{name} makes a {type(made).__name__}; it must make a torch.nn.Module or a Backbone"
         )
     return Backbone(made, f"{Path(place).name}:{function}")
+
+
+def _not_imported(place: str, error: ImportError) -> ValueError:
+    return ValueError(
+        f"{place}: imports what cannot be imported ({error}); install it, or put it beside the file"
+    )
 
 
 def _load_weights(network: nn.Module, path: Path, size: int) -> None:
