@@ -820,7 +820,11 @@ def test_what_does_not_fit_is_said_before_the_first_step(betons: Betons, tmp_pat
     cases: list[tuple[Method, dict[str, Any], str]] = [
         (FineTune(), {"target": small}, "30x30, smaller than the crop 36x36"),
         (FineTune(), {"test": small}, "30x30, smaller than the crop 36x36"),
-        (SeqTrain(), {"target": small, "recipe": recipe(crop=30, batch_size=13)}, "13 x 1 proc"),
+        (
+            SeqTrain(),
+            {"target": small, "recipe": recipe(crop=30, batch_size=13)},
+            r"13 x 1 processes is larger than the 12 images of an epoch of small\.beton",
+        ),
         (SeqTrain(), {"source": None}, "seqtrain trains on source images too; give a source"),
         (XMixup(source_labels=False), {"pairing": None}, "give a source and a pairing"),
         (XMixup(), {"unlabelled": small}, "xmixup has no use for unlabelled images"),
@@ -845,6 +849,23 @@ def test_what_does_not_fit_is_said_before_the_first_step(betons: Betons, tmp_pat
         # Heads are made last; all the rest is looked at before anything is written.
         assert "source_rows" in changes or not (tmp_path / "run").exists(), message
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
+
+
+def test_a_network_of_the_crops_size_alone(
+    betons: Betons, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights and rows are looked for with an image as the training has them."""
+    path, weights = tmp_path / "own.py", tmp_path / "weights.pt"
+    path.write_text(
+        "from torch import nn\n"
+        "make = lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 6))\n"
+    )
+    torch.save(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 6)).state_dict(), weights)
+    betons.pairing.save(tmp_path / "pairing.json")
+    two = ["--source", str(betons.source_raw.path), "--pairing", str(tmp_path / "pairing.json")]
+    own = ["--model", f"{path}:make", "--weights", str(weights), "--same-rows"]
+    command = train_command(betons, tmp_path / "run", "cotrain", *two, *own)
+    assert main(command) == 0, capsys.readouterr().err
 
 
 def test_what_is_missing_is_said_before_the_model_is_made(

@@ -71,6 +71,10 @@ class Backbone:
         """SHA-256 of the network's parameters and buffers as they are now."""
         return state_hash(self.network)
 
+    def side(self, crop: int) -> int:
+        """Return the side in pixels of an image that it takes: a crop's, or the only one."""
+        return self.size if self.one_size else crop
+
 
 def as_backbone(model: str | nn.Module | Backbone) -> Backbone:
     """Make a `Backbone` of what a user may give.
@@ -287,7 +291,7 @@ def put_in_place(network: nn.Module, old: nn.Module, new: nn.Module) -> None:
         setattr(network.get_submodule(parent), child, new)
 
 
-def load_backbone(name: str, weights: str | os.PathLike[str]) -> Backbone:
+def load_backbone(name: str, weights: str | os.PathLike[str], size: int | None = None) -> Backbone:
     """Load a classifier of torchvision, of timm or of your own by name, in eval mode.
 
     Args:
@@ -299,6 +303,8 @@ def load_backbone(name: str, weights: str | os.PathLike[str]) -> Backbone:
             ``"none"`` (random, the same in every run; of your own: an error), or a file with a
             state dict, read with ``weights_only=True``. Where the file has no classifier, the
             network gives features.
+        size: Side in pixels of the images that it is going to see, where it takes several sizes;
+            default the model's own. Weights of a file are tried on such an image.
 
     Raises:
         ValueError: No such model, or the weights do not fit it.
@@ -320,7 +326,7 @@ def load_backbone(name: str, weights: str | os.PathLike[str]) -> Backbone:
         torch.manual_seed(0)
         backbone = _load_own(name) if own else _load_named(name, weights == "default")
     if weights not in ("default", "none"):
-        _load_weights(backbone.network, Path(weights), backbone.size)
+        _load_weights(backbone.network, Path(weights), backbone.side(size or backbone.size))
     backbone.network.eval()
     return backbone
 

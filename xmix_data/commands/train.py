@@ -102,7 +102,8 @@ def run(options: argparse.Namespace) -> Answer | None:
     require_data(method, options.source, options.pairing, options.unlabelled)
     with job() as (rank, local_rank):
         device = usable_device(options.device or default_device(local_rank))
-        backbone = load_backbone(options.model, options.weights)
+        backbone = load_backbone(options.model, options.weights, recipe.crop)
+        same_rows = options.same_rows
         result = fit(
             method,
             backbone,
@@ -111,7 +112,7 @@ def run(options: argparse.Namespace) -> Answer | None:
             pairing=options.pairing,
             test=options.test,
             unlabelled=options.unlabelled,
-            source_rows=_same_rows(backbone, options.source) if options.same_rows else None,
+            source_rows=_same_rows(backbone, options.source, recipe.crop) if same_rows else None,
             recipe=recipe,
             device=device,
             num_workers=options.workers,
@@ -131,14 +132,14 @@ def run(options: argparse.Namespace) -> Answer | None:
     return Answer(document, [f"trained by {method.name}: {came_out}; the network is in {place}"])
 
 
-def _same_rows(backbone: Any, source: Sequence[Path | str] | None) -> range:
+def _same_rows(backbone: Any, source: Sequence[Path | str] | None, crop: int) -> range:
     from xmix_data.beton import open_domain
     from xmix_data.methods import split_classifier
 
     if not source:
         raise ValueError("--same-rows is about the source's classes; give --source")
     classes = len(open_domain(source).class_names)
-    _, classifier = split_classifier(backbone.network, backbone.size)
+    _, classifier = split_classifier(backbone.network, backbone.side(crop))
     outputs = 0 if classifier is None else classifier.out_features
     if outputs != classes:
         raise ValueError(

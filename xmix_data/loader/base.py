@@ -183,10 +183,12 @@ class Loader(Generic[B]):
 
     def _require_a_batch(self, share: Share) -> None:
         if not len(share):
+            first, *others = (beton.path.name for beton in self._target.betons)
+            more = f" and {len(others)} more" if others else ""
             raise ValueError(
                 f"batch_size {share.batch_size} x {share.world_size} processes is larger than the "
-                f"{share.samples} images of an epoch, which would have no batch; "
-                "lower batch_size or set drop_last=False"
+                f"{share.samples} images of an epoch of {first}{more}, which would have no batch; "
+                "lower batch_size, or give a loader of your own drop_last=False"
             )
 
     @property

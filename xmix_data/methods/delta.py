@@ -49,7 +49,8 @@ class DELTA(Method):
     those of Transfer-Learning-Library, which adds up the images of a batch of 48.)
 
     The layers are the last module's of each of the last four resolutions (ours; that library takes
-    convolutions by name). Networks of tokens and those with channels last (ViT, Swin) have none.
+    convolutions by name), maps of a single pixel left out, as the last stage's of a small crop are.
+    Networks of tokens and those with channels last (ViT, Swin) have none.
     Each step needs a forward pass of the pre-trained network as well. The attention costs a forward
     pass for each channel, once.
 

@@ -242,7 +242,7 @@ class _Run:
             crop = CenterCrop(recipe.crop)
             self.tests = ImageLoader(self.test, crop=crop, classes_from=self.target, **common)
             stack.enter_context(self.tests)
-        self.body, self.classifier = split_classifier(backbone.network, self._size())
+        self.body, self.classifier = split_classifier(backbone.network, backbone.side(recipe.crop))
         self.features = self._features()
         model = f"{backbone.name} {backbone.weights_hash}"
         self.identity = identity_of(method, model, recipe, backbone.mean, backbone.std)
@@ -444,15 +444,11 @@ class _Run:
         if self.classifier is not None:
             return self.classifier.in_features
         with torch.no_grad():  # the model ended in its features; one image tells how many
-            size = self._size()
+            size = self.backbone.side(self.recipe.crop)
             body = self.body.to(self.device).eval()
             made = main_output(body(torch.zeros(1, 3, size, size, device=self.device)))
         assert made is not None  # it made the output when the classifier was looked for
         return made.shape[1]
-
-    def _size(self) -> int:
-        """Return the side in pixels of images that the backbone takes."""
-        return self.backbone.size if self.backbone.one_size else self.recipe.crop
 
     def _wrapped(self, network: TransferNetwork) -> nn.Module:
         wrapped: nn.Module = network
