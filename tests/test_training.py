@@ -1459,7 +1459,7 @@ def test_alpha_and_beta_are_for_methods_that_mix_two_domains(
     betons: Betons, method: Method
 ) -> None:
     own = isinstance(method, (L2SP, DELTA, Mixup))
-    words = rf"{method.name} mixes none; leave it at 1"
+    words = rf"mix target and source, and {method.name} does not; leave it at 1"
     words += rf"; {method.name} has an alpha of its own: --set alpha=0\.2$" if own else "$"
     with pytest.raises(ValueError, match=words):
         fit(method, network(), recipe=recipe(alpha=0.2), **data(betons, method))

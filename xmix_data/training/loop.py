@@ -551,8 +551,8 @@ def _require_no_lam(method: Method, recipe: Recipe) -> None:
         if value != getattr(Recipe, name):
             own = f"; {method.name} has an {name} of its own: --set {name}={value:g}"
             raise ValueError(
-                f"{name} is of methods that mix two domains, and {method.name} mixes none; leave "
-                f"it at {getattr(Recipe, name):g}{own if hasattr(method, name) else ''}"
+                f"{name} is of methods that mix target and source, and {method.name} does not; "
+                f"leave it at {getattr(Recipe, name):g}{own if hasattr(method, name) else ''}"
             )
 
 
