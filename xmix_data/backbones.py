@@ -21,13 +21,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from xmix_data.errors import MissingDependencyError
+from xmix_data.errors import MissingDependencyError, first_line
 from xmix_data.normalise import IMAGENET_MEAN, IMAGENET_STD
 
 __all__ = [
     "Backbone",
     "as_backbone",
-    "first_line",
     "in_eval_mode",
     "load_backbone",
     "main_output",
@@ -264,11 +263,6 @@ def _passed(network: nn.Module, images: torch.Tensor) -> Any:
             f"({first_line(error)}); give a network of images, and their size: "
             "Backbone(network, name, size=..., one_size=True)"
         ) from error
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of what an error says, for a message that names more."""
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ __all__ = [
     "MissingDependencyError",
     "PreemptedError",
     "XMixError",
+    "first_line",
 ]
 
 
@@ -35,3 +36,8 @@ class PreemptedError(XMixError):
 
 class MissingDependencyError(XMixError, ImportError):
     """Error about a missing package or system library; names it and what installs it."""
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says, for a message that names more."""
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -17,13 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from xmix_data.backbones import (
-    first_line,
-    in_eval_mode,
-    main_output,
-    output_layer,
-    put_in_place,
-)
+from xmix_data.backbones import in_eval_mode, main_output, output_layer, put_in_place
+from xmix_data.errors import first_line
 
 __all__ = ["Outputs", "TransferNetwork", "imagenet_wnids", "source_head", "split_classifier"]
 
