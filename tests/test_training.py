@@ -386,9 +386,9 @@ def test_a_compiled_network_learns_the_same(
     """A network as small as one can be: inductor takes seconds for it."""
     compiled_by = []
 
-    def compile_with(network: nn.Module, *, mode: str) -> Any:
+    def compile_with(network: nn.Module, *, mode: str, dynamic: bool) -> Any:
         compiled_by.append(compiler)
-        return torch_compile(network, backend=compiler, mode=mode)
+        return torch_compile(network, backend=compiler, mode=mode, dynamic=dynamic)
 
     torch_compile = torch.compile
     monkeypatch.setattr(torch, "compile", compile_with)

@@ -458,7 +458,9 @@ class _Run:
             wrapped.broadcast_buffers = False  # they are shared whether a method uses DDP or not
         if self.recipe.compile:
             mode = self.recipe.compile_mode
-            wrapped = torch.compile(wrapped, mode=mode)  # type: ignore[assignment]
+            # All batches of a training are of one size. Left to itself, a compiler that has seen
+            # another training's makes code for any size from then on, which is slower.
+            wrapped = torch.compile(wrapped, mode=mode, dynamic=False)  # type: ignore[assignment]
         return wrapped
 
     def _bar(self, number: int, first: int, iterations: int) -> Progress:
