@@ -52,21 +52,26 @@ def refuse_inputs(output: Path | str, inputs: Iterable[DomainLike | None]) -> No
         ValueError: ``output`` is one of them, under whatever name.
     """
     for given in inputs:
-        if given is not None and any(_same(output, file) for file in _files_of(given)):
+        if given is not None and any(_same(output, file) for file in _files_of(given, output)):
             raise ValueError(f"{output}: would be overwritten, and is read here; give another name")
 
 
-def _files_of(given: DomainLike) -> Iterator[Path | str]:
-    """List what a domain is read from; another file than a beton has no manifest and no shards."""
+def _files_of(given: DomainLike, output: Path | str) -> Iterator[Path | str]:
+    """List what a domain is read from; another file than a beton has no manifest and no shards.
+
+    A store is not asked for what can be no file of this machine.
+    """
     from xmix_data.beton import Beton, Domain, manifest_path, shards_of
 
     if isinstance(given, Domain):
         given = given.betons
     if not isinstance(given, (str, os.PathLike, Beton)):
         for one in given:
-            yield from _files_of(one)
+            yield from _files_of(one, output)
         return
     place = path_or_url(given.origin if isinstance(given, Beton) else given)
+    if isinstance(place, str) != isinstance(output, str):
+        return
     shards = [shard for found in shards_of(place).values() for shard in found.values()]
     for file in (place, *shards):
         yield file
