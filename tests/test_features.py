@@ -160,6 +160,11 @@ def test_a_network_of_one_size_says_so(betons: Betons) -> None:
     assert class_centroids(betons.target_raw, given).values.shape == (4, 3072)
 
 
+def test_weights_are_no_url() -> None:
+    with pytest.raises(ValueError, match=r"s3://bucket/w\.pt: weights are read from files; fetch"):
+        load_backbone("resnet18", "s3://bucket/w.pt")
+
+
 def test_weights_come_from_a_file(tmp_path: Path) -> None:
     trained = load_backbone("resnet18", "none").network
     nn.init.normal_(trained.conv1.weight)

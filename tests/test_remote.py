@@ -550,6 +550,18 @@ def test_the_longest_unused_makes_room(
         Beton(urls[0])
 
 
+def test_a_cache_is_a_folder(
+    betons: Betons, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XMIX_CACHE", "s3://bucket/cache")
+    target, source = betons.target_raw.path, betons.source_raw.path
+    pair = f"pair --target {target} --source {source} --model resnet18 --weights none -o p.json"
+    for command in ("cache", pair):
+        assert main(command.split()) == 2
+        assert "XMIX_CACHE is 's3://bucket/cache'; give a folder" in capsys.readouterr().err
+    assert not Path("s3:").exists()
+
+
 def test_what_is_cleared_is_read_on(bucket: Any, betons: Betons) -> None:
     beton = Beton(put(bucket, betons.target_raw, "t.beton"))
     assert main(["cache", "--clear", "all"]) == 0

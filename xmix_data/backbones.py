@@ -23,6 +23,7 @@ from torch import nn
 
 from xmix_data.errors import MissingDependencyError, first_line
 from xmix_data.normalise import IMAGENET_MEAN, IMAGENET_STD
+from xmix_data.remote import path_or_url
 
 __all__ = [
     "Backbone",
@@ -301,7 +302,7 @@ def load_backbone(name: str, weights: str | os.PathLike[str], size: int | None =
             default the model's own. Weights of a file are tried on such an image.
 
     Raises:
-        ValueError: No such model, or the weights do not fit it.
+        ValueError: No such model, or the weights do not fit it, or are a URL.
         FileNotFoundError: The weights file, or your own, does not exist.
         MissingDependencyError: timm is not installed.
         OSError: The weights could not be downloaded.
@@ -320,7 +321,10 @@ def load_backbone(name: str, weights: str | os.PathLike[str], size: int | None =
         torch.manual_seed(0)
         backbone = _load_own(name) if own else _load_named(name, weights == "default")
     if weights not in ("default", "none"):
-        _load_weights(backbone.network, Path(weights), backbone.side(size or backbone.size))
+        place = path_or_url(weights)
+        if isinstance(place, str):
+            raise ValueError(f"{place}: weights are read from files; fetch it, and give its path")
+        _load_weights(backbone.network, place, backbone.side(size or backbone.size))
     backbone.network.eval()
     return backbone
 

@@ -444,10 +444,17 @@ def remove(url: str) -> None:
 
 
 def cache_folder() -> Path:
-    """Return the folder for what can be made again: XMIX_CACHE, or the XDG specification's."""
+    """Return the folder for what can be made again: XMIX_CACHE, or the XDG specification's.
+
+    Raises:
+        ValueError: XMIX_CACHE is a URL.
+    """
     own = os.environ.get("XMIX_CACHE")
     if own:
-        return Path(own)
+        place = path_or_url(own)
+        if isinstance(place, str):
+            raise ValueError(f"XMIX_CACHE is {own!r}; give a folder of this machine")
+        return place
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "xmix_data"
 
 

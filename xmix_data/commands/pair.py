@@ -75,16 +75,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache",
         metavar="DIR",
-        default=cache_folder(),
-        help="keep features here, for the next pairing (default: %(default)s)",
+        default=argparse.SUPPRESS,  # found when it is needed: XMIX_CACHE may be wrong
+        help="keep features here for the next pairing (default: XMIX_CACHE, ~/.cache/xmix_data)",
     )
-    parser.add_argument("--no-cache", dest="cache", action="store_const", const=None)
+    parser.add_argument(
+        "--no-cache", dest="cache", action="store_const", const=None, default=argparse.SUPPRESS
+    )
     add_overwrite(parser)
 
 
 def run(options: argparse.Namespace) -> Answer | None:
     """Compute both domains' centroids, pair them, and write the pairing."""
-    cache = None if options.cache is None else local_path(options.cache)
+    wanted = options.cache if "cache" in options else cache_folder()
+    cache = None if wanted is None else local_path(wanted)
     refuse_inputs(options.output, [*options.target, *options.source, options.weights])
     check_output(options)
     from xmix_data.backbones import load_backbone
