@@ -44,7 +44,7 @@ PARTS = {
     "feeding": 150,
     "pairing": 50,
     "kernel": 45,
-    "smoke": 80,
+    "smoke": 180,
     "doctor": 30,
 }
 """In order of value, with the seconds that each may take at most."""

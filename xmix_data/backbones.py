@@ -134,6 +134,9 @@ def main_output(result: Any) -> torch.Tensor | None:
     """Return the tensor that a network's result is about; ``None`` where it has none.
 
     Of several tensors it is the logits, as models of transformers name them, or the first.
+
+    Args:
+        result: What a forward pass returned: a tensor, or a tuple, list or mapping of such.
     """
     while not isinstance(result, torch.Tensor):
         if isinstance(result, Mapping) and result:

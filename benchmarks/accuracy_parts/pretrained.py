@@ -309,9 +309,9 @@ def budget(regime: Regime) -> dict[str, Any]:
     """What is to be trained, in trainings of plain fine-tuning, by row."""
     split: dict[str, float] = {}
     for row in (row for rows in groups_of(regime) for row in rows):
+        cost = STEPS_TAKEN.get(row.method, 1)
         tuning = len(row.alternatives) * regime.tuning_iterations / regime.iterations
-        shares = seeds_of(row, regime) * row.times + tuning
-        split[row.name] = round(STEPS_TAKEN.get(row.method, 1) * shares, 2)
+        split[row.name] = round(cost * (seeds_of(row, regime) * row.times + tuning), 2)
     return {
         "unit": f"plain fine-tuning, {regime.iterations} iterations",
         "total": round(sum(split.values()), 2),
@@ -457,8 +457,8 @@ def work_of(one: Mapping[str, Any]) -> float:
 def train(one: Mapping[str, Any], regime: Regime, model: str, work: Path) -> dict[str, Any]:
     """Do one training; accuracy, seconds, and for some rows what it did to the network."""
     torch.set_num_threads(1 if regime.device == "cpu" else GPU_THREADS)
-    # A process trains many networks; past its limit Dynamo would compile none without an error.
-    torch._dynamo.config.recompile_limit = 64
+    if regime.compile:  # a process trains many networks; past its limit Dynamo only warns
+        torch._dynamo.config.recompile_limit = 64
     started = time.perf_counter()
     options = dict(one["options"])
     # L2-SP and others have an alpha of their own.

@@ -30,7 +30,7 @@ def probed(
     test: Features,
     target: Features,
     groups: Mapping[str, Sequence[int]],
-    device: str = "cpu",
+    device: str,
 ) -> dict[str, Any]:
     """Accuracy of the probe among the source classes of each group, and the singular values."""
     features, _ = target

@@ -12,6 +12,7 @@ import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from functools import partial
 from typing import Any
 
 __all__ = ["Runs", "Task", "Wanted", "task_key"]
@@ -50,8 +51,8 @@ class Runs:
         self._done = {task_key(line["task"]): line for line in done}
         self._keep, self._train, self._given, self._jobs = keep, train, given, jobs
         self._work = work
-        self._pace = math.inf
-        """Seconds for a unit of work, of the fastest training so far."""
+        self._paces: list[float] = []
+        """Seconds for a unit of work, of each training so far."""
 
     def line(self, one: Task) -> Mapping[str, Any] | None:
         """What is known of a training; ``None``: it is not done."""
@@ -59,7 +60,7 @@ class Runs:
 
     def of(self, tasks: Sequence[Task]) -> dict[str, Mapping[str, Any]]:
         """Lines by key; trains what is missing."""
-        problems = self.do([lambda one=one: one for one in tasks])  # type: ignore[misc]
+        problems = self.do([partial(dict, one) for one in tasks])
         if problems:
             raise SystemExit("\n".join(problems))
         return {task_key(one): self._done[task_key(one)] for one in tasks}
@@ -80,8 +81,7 @@ class Runs:
         until = time.monotonic() + seconds
         waiting, problems = list(wanted), list[str]()
         running: dict[Future[Mapping[str, Any]], tuple[Task, float]] = {}
-        pool = ProcessPoolExecutor(self._jobs, multiprocessing.get_context("spawn"))
-        with pool:
+        with ProcessPoolExecutor(self._jobs, multiprocessing.get_context("spawn")) as pool:
             while True:
                 while len(running) < self._jobs and (one := self._next(waiting, until)):
                     future = pool.submit(self._train, one, *self._given)
@@ -94,8 +94,7 @@ class Runs:
                         problems.append(f"{_described(one)}: {type(error).__name__}: {error}")
                         print(problems[-1], flush=True)
                         continue
-                    pace = (time.monotonic() - began) / self._work(one)
-                    self._pace = min(pace, self._pace)
+                    self._paces.append((time.monotonic() - began) / self._work(one))
                     self._note(one, future.result())
         if waiting:
             problems.append(f"{len(waiting)} trainings are not begun; run it again for them")
@@ -110,8 +109,7 @@ class Runs:
             if self.line(one) is not None:
                 waiting.remove(entry)
                 continue
-            needed = 0 if math.isinf(self._pace) else self._pace * self._work(one)
-            if time.monotonic() + needed < until:
+            if time.monotonic() + min(self._paces, default=0) * self._work(one) < until:
                 waiting.remove(entry)
                 return one
         return None

@@ -7,7 +7,7 @@ $OUT/accuracy.json. What would not end within $LIMIT seconds is not begun; run i
 on with what is missing.
 
 The iterations are those of the CPU's table. With 9,000 of them in every row, as
-`transfer_accuracy.py --scale pretrained-gpu` has, the table is 800,000 steps: hours on one GPU.
+`transfer_accuracy.py --scale pretrained-gpu` has, the table is 800,000 steps.
 """
 
 from __future__ import annotations
