@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,6 @@ from PIL import Image
 from xmix_data import Beton, MissingDependencyError, Pairing
 from xmix_data.demo import CHARACTERS, Glyphs, HandwrittenDigits, run
 from xmix_data.demo.steps import _run, _Settings
-from xmix_data.training import Recipe
 
 
 def test_glyphs_are_pictures_of_every_character() -> None:
@@ -55,9 +55,13 @@ def test_digits_are_split_without_overlap() -> None:
 
 
 def test_the_whole_way_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    short = Recipe(iterations=4, batch_size=15, crop=28, flip=False)
+    given = _Settings()
     settings = _Settings(
-        variations=1, per_class=3, pretraining=short, fine_tuning=short, measured_pairs=60
+        variations=1,
+        per_class=3,
+        pretraining=replace(given.pretraining, iterations=4, batch_size=15),
+        fine_tuning=replace(given.fine_tuning, iterations=4, batch_size=15),
+        measured_pairs=60,
     )
     made = _run(tmp_path / "demo", 2, settings)
     assert set(made) == {"own_glyphs", "accuracy_percent", "per_second", "seconds"}

@@ -1456,13 +1456,29 @@ def test_unmixed_is_for_methods_that_mix(betons: Betons) -> None:
     ids=lambda method: method.name,
 )
 def test_alpha_and_beta_are_for_methods_that_mix_two_domains(
-    betons: Betons, method: Method
+    betons: Betons, method: Method, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = isinstance(method, (L2SP, DELTA, Mixup))
-    words = rf"mix target and source, and {method.name} does not; leave it at 1"
-    words += rf"; {method.name} has an alpha of its own: --set alpha=0\.2$" if own else "$"
-    with pytest.raises(ValueError, match=words):
-        fit(method, network(), recipe=recipe(alpha=0.2), **data(betons, method))
+    words = f"mix target and source, and {method.name} does not; leave it out"
+    words += f"; {method.name} has an alpha of its own: --set alpha=0.2\n" if own else "\n"
+    command = f"train --method {method.name} --target {betons.target_raw.path} --model resnet18"
+    command += " --weights none --alpha 0.2 --output out"
+    assert main(command.split()) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", [FineTune(), Mixup()], ids=lambda method: method.name)
+def test_methods_may_share_a_recipe(
+    betons: Betons, method: Method, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is of XMixup changes no other method; one with such an option of its own says so."""
+    one, other = (
+        fit(method, network(), recipe=recipe(iterations=2, alpha=alpha), **data(betons, method))
+        for alpha in (1.0, 0.2)
+    )
+    assert state_hash(one.network) == state_hash(other.network)
+    said = "the recipe's alpha 0.2 is for methods that mix target and source; mixup has its own, 1"
+    assert caplog.messages.count(said) == isinstance(method, Mixup)
 
 
 @pytest.mark.parametrize("method", [XMixup(), XMixup(lam="batch")], ids=repr)

@@ -499,5 +499,5 @@ def what_it_does_to_the_model(
     result = {}
     for name, network in networks.items():
         train, test, target = (features_of(network, part, **options) for part in parts)
-        result[name] = probed(train, test, target, groups)
+        result[name] = probed(train, test, target, groups, scale.device)
     return result

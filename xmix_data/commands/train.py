@@ -7,7 +7,7 @@ import ast
 import contextlib
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -98,6 +98,8 @@ def run(options: argparse.Namespace) -> Answer | None:
             f"--iterations {given['iterations']} and --epochs {given['epochs']:g} both say how "
             "long the training is; give one of them"
         )
+    if not method.mixes_domains:
+        _refuse_lam(method, given)
     recipe = dataclasses.replace(PRESETS.get(options.preset, Recipe()), **given)
     require_data(method, options.source, options.pairing, options.unlabelled)
     with job() as (rank, local_rank):
@@ -130,6 +132,17 @@ def run(options: argparse.Namespace) -> Answer | None:
     document = json.loads((folder / "result.json").read_text())
     place = folder / "model.pt"
     return Answer(document, [f"trained by {method.name}: {came_out}; the network is in {place}"])
+
+
+def _refuse_lam(method: Any, given: Mapping[str, Any]) -> None:
+    """Refuse λ ~ Beta(alpha, beta) for a method that draws none by them, and may have its own."""
+    for name in ("alpha", "beta"):
+        if name in given:
+            own = f"; {method.name} has an {name} of its own: --set {name}={given[name]:g}"
+            raise ValueError(
+                f"--{name} is of methods that mix target and source, and {method.name} does not; "
+                f"leave it out{own if hasattr(method, name) else ''}"
+            )
 
 
 def _same_rows(backbone: Any, source: Sequence[Path | str] | None, crop: int) -> range:

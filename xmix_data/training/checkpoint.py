@@ -63,7 +63,7 @@ def identity_of(
         mean, std: What the images are normalised with.
     """
     numbers = dataclasses.asdict(recipe)
-    if not method.mixes_domains:  # earlier runs could be given these, and nothing came of them
+    if not method.mixes_domains:  # nothing comes of these, which a shared recipe may have
         del numbers["alpha"], numbers["beta"]
     return {
         "method": described(method),

@@ -214,7 +214,7 @@ class _Run:
                 "at 0"
             )
         if not method.mixes_domains:
-            _require_no_lam(method, recipe)
+            _warn_of_lam(method, recipe)
         common: dict[str, Any] = {
             "batch_size": recipe.batch_size,
             "device": device,
@@ -546,15 +546,17 @@ class _Run:
         return int(saved["step"])
 
 
-def _require_no_lam(method: Method, recipe: Recipe) -> None:
-    """Check that nobody asks for λ ~ Beta(alpha, beta) where the method draws none by them."""
+def _warn_of_lam(method: Method, recipe: Recipe) -> None:
+    """Warn where a shared recipe has what this method has an option of its own for."""
     for name in ("alpha", "beta"):
         value = getattr(recipe, name)
-        if value != getattr(Recipe, name):
-            own = f"; {method.name} has an {name} of its own: --set {name}={value:g}"
-            raise ValueError(
-                f"{name} is of methods that mix target and source, and {method.name} does not; "
-                f"leave it at {getattr(Recipe, name):g}{own if hasattr(method, name) else ''}"
+        if hasattr(method, name) and value != getattr(Recipe, name) and get_rank() == 0:
+            _log.warning(
+                "the recipe's %s %g is for methods that mix target and source; %s has its own, %g",
+                name,
+                value,
+                method.name,
+                getattr(method, name),
             )
 
 
