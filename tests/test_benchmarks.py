@@ -71,5 +71,5 @@ def test_epochs_are_counted_alike_in_every_document(monkeypatch: pytest.MonkeyPa
     rows = [line.split(" | ") for line in pretrained.pretrained_iterations().splitlines()[2:]]
     epochs = {row[0].removeprefix("| "): row[1] for row in rows if len(row) > 1}
     assert epochs["3,000"] == "163"  # of 880 images
-    prose = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())  # lines break anywhere
+    prose = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())  # without line ends
     assert "trainings of 27 to 163 epochs" in prose
