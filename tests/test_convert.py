@@ -554,11 +554,10 @@ def test_an_interrupted_conversion_is_one_line_and_leaves_nothing(
         time.sleep(0.05)
     os.killpg(running.pid, signal.SIGINT)  # as Ctrl-C does: to all processes of the terminal
     _, printed = running.communicate(timeout=TIMEOUT_S)
-    assert (running.returncode, printed) == (
-        130,
-        "xmix: interrupted; nothing was left half-written\n",
-    )
-    assert files_in(tmp_path) == ["images"]
+    # Where the machine is busy and the first image took ten seconds, progress comes first.
+    said = [line for line in printed.splitlines() if not line.startswith("convert out.beton: ")]
+    assert said == ["xmix: interrupted; nothing was left half-written"]
+    assert running.returncode == 130 and files_in(tmp_path) == ["images"]
 
 
 # xmix inspect
