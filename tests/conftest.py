@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -123,13 +124,24 @@ def fast_backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture
-def real_images() -> Iterator[Path]:
-    """Photographs kept outside the project; without them a test is skipped."""
-    folder = Path(__file__).parents[2] / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip("needs the photographs in ../shared/data, which are not part of the project")
-    yield folder
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A class folder of photographs: the one that XMIX_PHOTOGRAPHS names, or what packages ship."""
+    if given := os.environ.get("XMIX_PHOTOGRAPHS"):
+        return Path(given)
+    import matplotlib
+    import sklearn.datasets
+
+    folder = tmp_path_factory.mktemp("photographs")
+    shipped = [
+        Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg",
+        *sorted((Path(sklearn.datasets.__file__).parent / "images").glob("*.jpg")),
+    ]
+    for path in shipped:
+        (folder / path.stem).mkdir()
+        shutil.copy(path, folder / path.stem)
+    assert len(list(folder.iterdir())) == 3
+    return folder
 
 
 @pytest.hookimpl(wrapper=True)

@@ -490,12 +490,11 @@ def test_fractions_of_smooth_pictures_are_the_resized_pictures(tmp_path: Path) -
 
 
 def test_fractions_of_photographs_are_close_to_the_resized_photographs(
-    real_images: Path, tmp_path: Path
+    photographs: Path, tmp_path: Path
 ) -> None:
     """The raw beton holds what the whole JPEGs decode to: only the fractions differ."""
-    folder = real_images / "imagenet-sample-full"
     raw, jpg = (
-        write_beton(folder, tmp_path / f"{way}.beton", encoding=way, **UNTOUCHED)
+        write_beton(photographs, tmp_path / f"{way}.beton", encoding=way, **UNTOUCHED)
         for way in ("raw", "keep")
     )
     for seed in range(2):

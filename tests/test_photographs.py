@@ -1,4 +1,4 @@
-"""Real photographs through the whole way; skipped where there are none."""
+"""Real photographs through the whole way."""
 
 from __future__ import annotations
 
@@ -13,23 +13,21 @@ from xmix_data import RandomCrop, RandomResizedCrop, XMixLoader, write_beton
 
 @pytest.mark.parametrize("encoding", ["jpg", "keep"])
 def test_photographs_decode_alike_in_every_backend(
-    real_images: Path, tmp_path: Path, encoding: str
+    photographs: Path, tmp_path: Path, encoding: str
 ) -> None:
     """Original sizes and sampling factors, converted, verified, and compared with Pillow."""
     whole = write_beton(
-        real_images / "imagenet-sample-full",
+        photographs,
         tmp_path / "whole.beton",
         encoding=encoding,
         image_size=None,
         crop="none",
         progress=False,
     )
-    square = write_beton(
-        real_images / "imagenet-sample-full", tmp_path / "square.beton", progress=False
-    )
+    square = write_beton(photographs, tmp_path / "square.beton", progress=False)
     whole.verify()
     square.verify()
-    assert square.class_counts == whole.class_counts == [12] * 6
+    assert len(square) == len(whole) == len(list(photographs.glob("*/*")))
     assert (square.image_size, whole.image_size) == (256, None)
     for source, crop in ((square, RandomCrop(224)), (whole, RandomResizedCrop(224))):
         pairing = reversed_pairing(source, source)
@@ -38,7 +36,7 @@ def test_photographs_decode_alike_in_every_backend(
                 source,
                 source,
                 pairing,
-                batch_size=24,
+                batch_size=min(24, len(source)),
                 crop=crop,
                 mix=False,
                 dtype=torch.uint8,
