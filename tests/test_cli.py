@@ -268,6 +268,11 @@ def test_what_cannot_be_parsed_is_one_line_too() -> None:
     done = run("train", "--method", "no\x1b[2J")
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
     assert "see `xmix train --help`" in done.stderr and "\x1b" not in done.stderr
+    done = run("report", "p.json", "--target", "t", "--source", "s", "-o", "r.html", "--page", "1")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == (
+        "xmix report: unrecognized arguments: --page 1; see `xmix report --help`\n"
+    )
 
 
 @pytest.mark.parametrize(

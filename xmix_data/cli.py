@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(_BEGIN)
         return _flushed(0)
     try:
-        options = _parser().parse_args(arguments)
+        options = _parsed(arguments)
     except SystemExit as stop:  # of --help, --version and what cannot be parsed
         stop.code = _flushed(_ERROR if stop.code else 0)
         raise
@@ -232,6 +232,13 @@ class _Parser(argparse.ArgumentParser):
         return super()._get_value(action, arg_string)
 
 
+def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    options, unknown = _parser().parse_known_args(arguments)
+    if unknown:  # the command's parser says so, and where the command's help is
+        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return options
+
+
 def _parser() -> argparse.ArgumentParser:
     common = _Parser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -253,7 +260,7 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.add_arguments(made)
-        made.set_defaults(run=command.run)
+        made.set_defaults(run=command.run, parser=made)
     return parser
 
 
