@@ -16,7 +16,12 @@ import torch
 from conftest import Betons
 from pictures import Images, written
 from torch import nn
-from torchvision.models import EfficientNet_V2_L_Weights, efficientnet_v2_l
+from torchvision.models import (
+    EfficientNet_V2_L_Weights,
+    MobileNet_V3_Large_Weights,
+    efficientnet_v2_l,
+    mobilenet_v3_large,
+)
 
 from xmix_data import (
     CenterCrop,
@@ -606,6 +611,27 @@ def test_weights_of_torchvision_come_with_their_own_transform(
     assert backbone.size == 480 and not backbone.one_size
     assert backbone.mean == backbone.std == (0.5, 0.5, 0.5)
     assert not any(value.any() for value in backbone.network.state_dict().values())
+
+
+def test_weights_of_torchvision_by_their_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first ones are those of the papers, the newest ones the default."""
+    state = mobilenet_v3_large().state_dict()
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    names = {"IMAGENET1K_V1": 1, "IMAGENET1K_V2": 2, "DEFAULT": 2, "default": 2}
+    for name, value in names.items():
+        weights = MobileNet_V3_Large_Weights[name.upper()]
+        path = folder / weights.url.rpartition("/")[2]
+        torch.save({key: torch.full_like(v, value) for key, v in state.items()}, path)
+        network = load_backbone("mobilenet_v3_large", name).network
+        assert all((held == value).all() for held in network.state_dict().values())
+    with pytest.raises(FileNotFoundError, match="IMAGENET1K_V3: no such weights file"):
+        load_backbone("resnet18", "IMAGENET1K_V3")
+    with pytest.raises(ValueError, match="no classifier 'resnet1'"):
+        load_backbone("resnet1", "IMAGENET1K_V1")
 
 
 def test_models_of_timm_come_with_their_own_transform(tmp_path: Path) -> None:

@@ -42,6 +42,8 @@ _log = logging.getLogger("xmix_data")
 _WITHOUT_LINEAR = "squeezenet"
 """Prefix of models that classify by a convolution: what comes before it is no feature vector."""
 _TIMM = "timm:"
+_DEFAULT = "DEFAULT"
+"""Torchvision's name for the newest weights of a model."""
 _SIZE = 224
 """Side in pixels of the images that most classifiers were trained on."""
 _SIZES = {"inception_v3": 299}
@@ -298,9 +300,10 @@ def load_backbone(name: str, weights: str | os.PathLike[str], size: int | None =
             ``"MODULE:FUNCTION"``: a function without arguments that makes a module, or a `Backbone`
             where mean, standard deviation or size are its own.
         weights: ``"default"`` (downloaded once; of your own: as the function makes them),
-            ``"none"`` (random, the same in every run; of your own: an error), or a file with a
-            state dict, read with ``weights_only=True``. Where the file has no classifier, the
-            network gives features.
+            ``"none"`` (random, the same in every run; of your own: an error), a name of
+            torchvision's weights for the model, e.g. ``"IMAGENET1K_V1"``, or a file with a state
+            dict, read with ``weights_only=True``. Where the file has no classifier, the network
+            gives features.
         size: Side in pixels of the images that it is going to see, where it takes several sizes;
             default the model's own. Weights of a file are tried on such an image.
 
@@ -320,10 +323,11 @@ def load_backbone(name: str, weights: str | os.PathLike[str], size: int | None =
     own = ":" in name and not name.startswith(_TIMM)
     if own and weights == "none":
         raise ValueError(f"{name} makes its own weights; leave --weights none out")
+    released = None if own or weights == "none" else _released(name, weights)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(0)
-        backbone = _load_own(name) if own else _load_named(name, weights == "default")
-    if weights not in ("default", "none"):
+        backbone = _load_own(name) if own else _load_named(name, released)
+    if released is None and weights not in ("default", "none"):
         place = path_or_url(weights)
         if isinstance(place, str):
             raise ValueError(f"{place}: weights are read from files; fetch it, and give its path")
@@ -332,10 +336,23 @@ def load_backbone(name: str, weights: str | os.PathLike[str], size: int | None =
     return backbone
 
 
-def _load_named(name: str, trained: bool) -> Backbone:
+def _released(name: str, weights: str | os.PathLike[str]) -> str | None:
+    """Return which of a model's published weights are meant; ``None``: those of a file.
+
+    Those of timm are a part of the model's name.
+    """
+    if weights == "default":
+        return _DEFAULT
+    from torchvision import models
+
+    known = models.get_model_weights(name).__members__ if name in models.list_models() else {}
+    return str(weights) if str(weights) in known else None
+
+
+def _load_named(name: str, released: str | None) -> Backbone:
     load = _load_timm if name.startswith(_TIMM) else _load_torchvision
     try:
-        return load(name, trained)
+        return load(name, released)
     except (urllib.error.URLError, OSError) as error:
         raise OSError(
             f"the weights of {name} cannot be downloaded ({error}); check the network, or "
@@ -343,7 +360,7 @@ def _load_named(name: str, trained: bool) -> Backbone:
         ) from error
 
 
-def _load_torchvision(name: str, trained: bool) -> Backbone:
+def _load_torchvision(name: str, released: str | None) -> Backbone:
     from torchvision import models
 
     known = [n for n in models.list_models(models) if not n.startswith(_WITHOUT_LINEAR)]
@@ -353,16 +370,16 @@ def _load_torchvision(name: str, trained: bool) -> Backbone:
             f"torchvision has no classifier {name!r}; there are {', '.join(close)} "
             f"(those of timm: {_TIMM}NAME)"
         )
-    network = models.get_model(name, weights="DEFAULT" if trained else None)
+    network = models.get_model(name, weights=released)
     size = int(getattr(network, "image_size", _SIZES.get(name, _SIZE)))
     one_size = hasattr(network, "image_size") or name.startswith(_OF_ONE_SIZE)
-    if not trained:
+    if released is None:
         return Backbone(network, name, size, one_size)
-    seen = models.get_model_weights(name).DEFAULT.transforms()
+    seen = models.get_model_weights(name)[released].transforms()
     return Backbone(network, name, seen.crop_size[0], one_size, tuple(seen.mean), tuple(seen.std))
 
 
-def _load_timm(name: str, trained: bool) -> Backbone:
+def _load_timm(name: str, released: str | None) -> Backbone:
     try:
         import timm
     except ImportError as error:
@@ -374,9 +391,9 @@ def _load_timm(name: str, trained: bool) -> Backbone:
         close = timm.list_models(f"*{short.split('.')[0]}*")[:8] or ["resnet50", "convnext_tiny"]
         raise ValueError(f"timm has no model {short!r}; there are {', '.join(close)}")
     try:
-        network = timm.create_model(short, pretrained=trained)
+        network = timm.create_model(short, pretrained=released is not None)
     except RuntimeError as error:
-        if not trained:
+        if released is None:
             raise
         raise OSError(str(error)) from error  # what timm says of weights that do not exist
     return _seen_by_timm(network, name)
@@ -457,7 +474,10 @@ def _load_weights(network: nn.Module, path: Path, size: int) -> None:
     The classifier takes the file's size; where the file has none, the network loses its own.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such weights file; give a state dict, default or none")
+        raise FileNotFoundError(
+            f"{path}: no such weights file; give a state dict, default, none, or a name of "
+            "torchvision's weights for this model, e.g. IMAGENET1K_V1"
+        )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises what the damage happens to lead to

@@ -53,8 +53,9 @@ def add_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None
     parser.add_argument(
         "--weights",
         default="default",
-        metavar="default|none|FILE",
-        help="downloaded, random, or a state dict (default: default)",
+        metavar="default|none|NAME|FILE",
+        help="torchvision's newest or timm's, downloaded; random; torchvision's of that name, e.g. "
+        "IMAGENET1K_V1; or a state dict (default: default)",
     )
 
 
