@@ -39,6 +39,7 @@ from xmix_data.backbones import (
     state_hash,
 )
 from xmix_data.cli import main
+from xmix_data.errors import MissingDependencyError
 from xmix_data.methods import CoTuning, FineTune, Method, XMixup, split_classifier
 from xmix_data.pairing import CentroidSum
 from xmix_data.training import Recipe, fit
@@ -308,9 +309,24 @@ def test_wrong_weights_are_refused(tmp_path: Path) -> None:
     torch.save(Small().state_dict(), tmp_path / "weights.pt")
     with pytest.raises(ValueError, match=r"lacks 'conv1\.weight'"):
         load_backbone("resnet18", tmp_path / "weights.pt")
-    (tmp_path / "weights.pt").write_bytes(b"no")
-    with pytest.raises(ValueError, match="no state dict"):
-        load_backbone("resnet18", tmp_path / "weights.pt")
+    for name, reader in (("weights.pt", "torch.load"), ("weights.safetensors", "safetensors")):
+        (tmp_path / name).write_bytes(b"no")
+        with pytest.raises(ValueError, match=f"{name}: no state dict that {reader}"):
+            load_backbone("resnet18", tmp_path / name)
+
+
+def test_weights_of_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The format of timm's and Hugging Face's files, if it can be read here."""
+    form = pytest.importorskip("safetensors.torch", reason="needs safetensors: pip install timm")
+    own = load_backbone("resnet18", "none").network.state_dict()
+    form.save_file(
+        {key: torch.full_like(value, 3) for key, value in own.items()}, tmp_path / "w.safetensors"
+    )
+    loaded = load_backbone("resnet18", tmp_path / "w.safetensors").network
+    assert all((value == 3).all() for value in loaded.state_dict().values())
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(MissingDependencyError, match=r"w\.safetensors needs .*pip install safet"):
+        load_backbone("resnet18", tmp_path / "w.safetensors")
 
 
 class Stops(nn.Module):

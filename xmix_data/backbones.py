@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import logging
@@ -302,15 +303,15 @@ def load_backbone(name: str, weights: str | os.PathLike[str], size: int | None =
         weights: ``"default"`` (downloaded once; of your own: as the function makes them),
             ``"none"`` (random, the same in every run; of your own: an error), a name of
             torchvision's weights for the model, e.g. ``"IMAGENET1K_V1"``, or a file with a state
-            dict, read with ``weights_only=True``. Where the file has no classifier, the network
-            gives features.
+            dict, read with ``weights_only=True``, or by safetensors if its name ends so. Where the
+            file has no classifier, the network gives features.
         size: Side in pixels of the images that it is going to see, where it takes several sizes;
             default the model's own. Weights of a file are tried on such an image.
 
     Raises:
         ValueError: No such model, or the weights do not fit it, or are a URL.
         FileNotFoundError: The weights file, or your own, does not exist.
-        MissingDependencyError: timm is not installed.
+        MissingDependencyError: timm or safetensors is not installed.
         OSError: The weights could not be downloaded.
 
     Examples:
@@ -478,12 +479,7 @@ def _load_weights(network: nn.Module, path: Path, size: int) -> None:
             f"{path}: no such weights file; give a state dict, default, none, or a name of "
             "torchvision's weights for this model, e.g. IMAGENET1K_V1"
         )
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises what the damage happens to lead to
-        raise ValueError(
-            f"{path}: no state dict that torch.load(weights_only=True) reads ({error})"
-        ) from error
+    state = _read_state(path)
     name, layer = output_layer(network, size)
     head = name if isinstance(layer, nn.Linear) else None
     left_out = ("source_head.", "joint_head.") + (("target_head.",) if head is None else ())
@@ -515,6 +511,25 @@ def _load_weights(network: nn.Module, path: Path, size: int) -> None:
                 f"{path}: {kind} {keys[0]!r}; the weights are not those of {type(network).__name__}"
             )
     network.load_state_dict(state)
+
+
+def _read_state(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        try:
+            from safetensors.torch import load_file
+        except ImportError as error:
+            raise MissingDependencyError(
+                f"{path} needs safetensors, which cannot be imported ({error}): pip install "
+                "safetensors"
+            ) from error
+        read, reader = load_file, "safetensors"
+    else:
+        read = functools.partial(torch.load, map_location="cpu", weights_only=True)
+        reader = "torch.load(weights_only=True)"
+    try:
+        return read(path)
+    except Exception as error:  # they raise what the damage happens to lead to
+        raise ValueError(f"{path}: no state dict that {reader} reads ({error})") from error
 
 
 def _own_key(key: Any, own: Mapping[str, Any], head: str | None) -> str:
