@@ -30,6 +30,7 @@ from xmix_data import (
     pair_classes,
     xmixup_loss,
 )
+from xmix_data.beton import open_domain
 from xmix_data.methods import FineTune, TransferNetwork, XMixup
 from xmix_data.training import Recipe, evaluate, fit
 
@@ -109,6 +110,30 @@ def test_a_dataset_is_no_beton(betons: Betons) -> None:
     for given in (images, DataLoader(images), [images, betons.target_raw], None):
         with pytest.raises(ValueError, match=r"a \w+ is no beton; give the path .*write_beton"):
             XMixLoader(given, betons.source_raw, betons.pairing, batch_size=8)  # type: ignore[arg-type]
+
+
+def test_pairs_in_a_dict_are_no_pairing(betons: Betons) -> None:
+    files = betons.target_raw, betons.source_raw
+    for given in ({"t0": "s0"}, 5, None):
+        with pytest.raises(ValueError, match=r"a \w+ is no pairing; give a Pairing, or the path"):
+            XMixLoader(*files, given, batch_size=8)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="a dict is no pairing"):
+        ImageLoader(betons.source_raw, batch_size=8, crop=CenterCrop(32), pairing={})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="a Domain is no pairing"):
+        fit(
+            XMixup(),
+            Body(nn.Linear(12, 10)),
+            betons.target_raw,
+            source=betons.source_raw,
+            pairing=open_domain(betons.source_raw),  # type: ignore[arg-type]
+        )
+
+
+@pytest.mark.parametrize("backend", ["hosts", ["host"], None])
+def test_a_backend_is_one_of_the_known_names(betons: Betons, backend: Any) -> None:
+    files = betons.target_raw, betons.source_raw, betons.pairing
+    with pytest.raises(ValueError, match=r"backend is .*; it must be one of host, dali, reference"):
+        XMixLoader(*files, batch_size=8, crop=RandomCrop(32), backend=backend)
 
 
 class Body(nn.Module):

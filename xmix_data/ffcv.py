@@ -46,7 +46,7 @@ from xmix_data.backends.work import Side
 from xmix_data.beton import Beton, DomainLike, open_domain
 from xmix_data.compiled import kernel
 from xmix_data.errors import BetonError, MissingDependencyError
-from xmix_data.pairing import Pairing, log_provenance
+from xmix_data.pairing import Pairing, log_provenance, open_pairing
 from xmix_data.plan import (
     SOURCE,
     Crop,
@@ -125,7 +125,7 @@ class _Mixing(Operation):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self._target, self._source = open_domain(target), open_domain(source)
-        pairing = pairing if isinstance(pairing, Pairing) else Pairing.load(pairing)
+        pairing = open_pairing(pairing)
         # This crop's windows are the same for every output size, which FFCV may change by epoch.
         plan = paired_plan(
             self._target,

@@ -97,11 +97,9 @@ def make_backend(name: str, spec: Spec) -> Backend:
         ValueError: There is no such backend.
         MissingDependencyError: What it needs is not installed; says how to install it.
     """
-    name = EARLIER_NAMES.get(name, name)
-    if name == AUTO:
-        name = _chosen(spec)
-    if name not in BACKENDS:
+    if name not in (*BACKENDS, *EARLIER_NAMES, AUTO):
         raise ValueError(f"backend is {name!r}; it must be one of {', '.join(BACKENDS)}, {AUTO}")
+    name = _chosen(spec) if name == AUTO else EARLIER_NAMES.get(name, name)
     module = importlib.import_module(f"xmix_data.backends.{name}")
     backend: Backend = getattr(module, BACKENDS[name])(spec)
     return backend

@@ -21,7 +21,7 @@ from xmix_data.loader.base import Loader, Option
 from xmix_data.loader.options import class_names, field_names, one_of
 from xmix_data.normalise import IMAGENET_MEAN, IMAGENET_STD
 from xmix_data.options import real_number, truth
-from xmix_data.pairing import Pairing, log_provenance
+from xmix_data.pairing import Pairing, log_provenance, open_pairing
 from xmix_data.plan import CenterCrop, Crop, PlanRows, RandomCrop, image_plan, paired_plan, with_mix
 
 __all__ = ["ImageLoader", "XMixLoader"]
@@ -144,7 +144,7 @@ class XMixLoader(Loader[Any]):
         if dtype == torch.uint8 and mix:
             raise ValueError("mixed images are no uint8; choose a float dtype, or set mix=False")
         targets, sources = open_domain(target), open_domain(source)
-        pairing = pairing if isinstance(pairing, Pairing) else Pairing.load(pairing)
+        pairing = open_pairing(pairing)
         plan = paired_plan(
             targets, sources, pairing, crop=crop, flip=flip, alpha=alpha, beta=beta, seed=seed
         )
@@ -332,8 +332,7 @@ class ImageLoader(Loader[Any]):
         flip, shuffle = truth("flip", flip), truth("shuffle", shuffle)
         classes = class_names(classes)
         domain = open_domain(beton)
-        if pairing is not None and not isinstance(pairing, Pairing):
-            pairing = Pairing.load(pairing)
+        pairing = None if pairing is None else open_pairing(pairing)
         plan = image_plan(
             domain,
             crop=crop,

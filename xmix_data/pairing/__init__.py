@@ -8,7 +8,7 @@ from xmix_data.pairing.centroids import Centroids, CentroidSum
 from xmix_data.pairing.ids import Draw
 from xmix_data.pairing.pair import check_options, needs_features, pair_classes, pairs_table
 from xmix_data.pairing.paired import PairedClass, Similarity, shown_classes
-from xmix_data.pairing.pairing import Pairing, log_provenance
+from xmix_data.pairing.pairing import Pairing, log_provenance, open_pairing
 
 __all__ = [
     "CentroidSum",
@@ -20,6 +20,7 @@ __all__ = [
     "check_options",
     "log_provenance",
     "needs_features",
+    "open_pairing",
     "pair_classes",
     "pairs_table",
     "shown_classes",

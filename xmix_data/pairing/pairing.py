@@ -165,6 +165,23 @@ class Pairing:
         )
 
 
+def open_pairing(pairing: Pairing | str | os.PathLike[str]) -> Pairing:
+    """Read a pairing from its path or URL; a `Pairing` is one already.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: It is neither, or the file is damaged or of another kind.
+    """
+    if isinstance(pairing, Pairing):
+        return pairing
+    if not isinstance(pairing, (str, os.PathLike)):
+        raise ValueError(
+            f"a {type(pairing).__name__} is no pairing; give a Pairing, or the path of one that "
+            "`xmix pair` or Pairing.save wrote"
+        )
+    return Pairing.load(pairing)
+
+
 def log_provenance(pairing: Pairing, target: Domain, source: Domain) -> None:
     """Log that betons are not those of the pairing, or that one is target and source at once."""
     for kind, provenance, domain in (

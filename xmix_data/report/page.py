@@ -18,7 +18,7 @@ from pathlib import Path
 from xmix_data.beton import BetonLike, Domain, open_domain
 from xmix_data.files import whole_file
 from xmix_data.outputs import local_path, refuse_inputs
-from xmix_data.pairing import Pairing
+from xmix_data.pairing import Pairing, open_pairing
 from xmix_data.plan import check_beta
 from xmix_data.remote import require_writable
 from xmix_data.report.matrix import COLOURS, matrix_of
@@ -71,7 +71,7 @@ def write_report(
     check_beta(alpha, beta)
     refuse_inputs(path, [target, source, None if isinstance(pairing, Pairing) else pairing])
     require_writable(path, overwrite=overwrite)
-    pairing = pairing if isinstance(pairing, Pairing) else Pairing.load(pairing)
+    pairing = open_pairing(pairing)
     _require_cosines(pairing)
     page = _page(pairing, open_domain(target), open_domain(source), alpha, beta)
     with whole_file(path) as stream:

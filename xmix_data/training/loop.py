@@ -30,7 +30,7 @@ from xmix_data.files import whole_file
 from xmix_data.loader import ImageLoader
 from xmix_data.methods import Method, Phase, TransferNetwork, source_head, split_classifier
 from xmix_data.outputs import local_path
-from xmix_data.pairing import Pairing
+from xmix_data.pairing import Pairing, open_pairing
 from xmix_data.plan import CenterCrop, RandomCrop
 from xmix_data.progress import Progress
 from xmix_data.ranks import (
@@ -202,7 +202,7 @@ class _Run:
         self.source_rows, self.progress = source_rows, progress
         paired = None
         if needs_source(method) and pairing is not None:
-            paired = pairing if isinstance(pairing, Pairing) else Pairing.load(pairing)
+            paired = open_pairing(pairing)
         if backbone.one_size and recipe.crop != backbone.size:
             raise ValueError(
                 f"{backbone.name} takes images of {backbone.size} pixels and no others, and crop "
