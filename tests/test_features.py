@@ -237,6 +237,24 @@ def test_weights_of_a_compiled_network_and_of_a_joint_head(
     assert torch.allclose(body(images), made.eval()(images).features, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "prefix", ["module.", "model.", "module.net._orig_mod.", "model.backbone.", "encoder_q."]
+)
+def test_weights_of_a_wrapped_network(tmp_path: Path, prefix: str) -> None:
+    """Of DDP, of a module of Lightning, of several wrappers at once."""
+    path = tmp_path / "own.py"
+    path.write_text("from test_features import Small as make\n")
+    trained = Small().state_dict()
+    torch.save({"state_dict": {prefix + k: v for k, v in trained.items()}}, tmp_path / "w.pt")
+    loaded = load_backbone(f"{path}:make", tmp_path / "w.pt").network.state_dict()
+    assert loaded.keys() == trained.keys()
+    assert all(torch.equal(loaded[key], value) for key, value in trained.items())
+    two = {f"{name}.{k}": v for name in ("encoder_q", "encoder_k") for k, v in trained.items()}
+    torch.save(two, tmp_path / "two.pt")  # which of them is meant, nobody knows
+    with pytest.raises(ValueError, match="has unknown 'encoder_"):
+        load_backbone(f"{path}:make", tmp_path / "two.pt")
+
+
 OWN_WITH_A_BACKBONE = """
 from torch import nn
 
@@ -306,9 +324,12 @@ def test_wrong_weights_are_refused(tmp_path: Path) -> None:
         load_backbone("resnet1", "none")
     with pytest.raises(FileNotFoundError, match="no such weights file"):
         load_backbone("resnet18", tmp_path / "weights.pt")
-    torch.save(Small().state_dict(), tmp_path / "weights.pt")
-    with pytest.raises(ValueError, match=r"lacks 'conv1\.weight'"):
-        load_backbone("resnet18", tmp_path / "weights.pt")
+    most = load_backbone("resnet18", "none").network.state_dict()
+    del most["conv1.weight"]  # other layers have one as well
+    for state in (Small().state_dict(), most):
+        torch.save(state, tmp_path / "weights.pt")
+        with pytest.raises(ValueError, match=r"lacks 'conv1\.weight'"):
+            load_backbone("resnet18", tmp_path / "weights.pt")
     for name, reader in (("weights.pt", "torch.load"), ("weights.safetensors", "safetensors")):
         (tmp_path / name).write_bytes(b"no")
         with pytest.raises(ValueError, match=f"{name}: no state dict that {reader}"):

@@ -482,25 +482,19 @@ def _load_weights(network: nn.Module, path: Path, size: int) -> None:
     state = _read_state(path)
     name, layer = output_layer(network, size)
     head = name if isinstance(layer, nn.Linear) else None
-    left_out = ("source_head.", "joint_head.") + (("target_head.",) if head is None else ())
     for key in ("state_dict", "model", "network"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict):
         raise ValueError(f"{path}: holds a {type(state).__name__}, expected a state dict")
-    own = network.state_dict()
-    state = {
-        _own_key(key, own, head): value
-        for key, value in state.items()
-        if key in own or not str(key).startswith(left_out)  # heads that `xmix train` puts on top
-    }
+    state = _unwrapped(state, network.state_dict(), head)
     if head is not None and layer is not None:
         if any(key.startswith(f"{head}.") for key in state):
             _resize_classifier(network, head, state)
         else:  # its own is random, and nobody may take it for a pre-trained one
             put_in_place(network, layer, nn.Identity())
             _log.info("%s: has no classifier; %s gives features", path, type(network).__name__)
-        own = network.state_dict()
+    own = network.state_dict()
     missing = [key for key in own if key not in state]
     unexpected = [key for key in state if key not in own]
     shape_of = [{k: getattr(v, "shape", None) for k, v in held.items()} for held in (state, own)]
@@ -532,17 +526,32 @@ def _read_state(path: Path) -> Any:
         raise ValueError(f"{path}: no state dict that {reader} reads ({error})") from error
 
 
-def _own_key(key: Any, own: Mapping[str, Any], head: str | None) -> str:
-    """Translate a key of a wrapped network, or of one of `xmix train`, into the network's own."""
-    text = str(key)
-    if text not in own:
-        text = text.replace("_orig_mod.", "")  # torch.compile puts it before every name
-    for prefix in ("module.", "backbone."):
-        if text not in own:
-            text = text.removeprefix(prefix)
-    if head is not None and text not in own and text.startswith("target_head."):
-        text = text.replace("target_head", head, 1)
-    return text
+def _unwrapped(
+    state: Mapping[Any, Any], own: Mapping[str, Any], head: str | None
+) -> dict[str, Any]:
+    """Give the weights of a wrapped network its own names: of DDP, Lightning or `xmix train`, say.
+
+    A wrapper puts one prefix before all names, but for torch.compile's, which may stand anywhere.
+    The heads that `xmix train` puts on top go; the target's is the classifier, where there is one.
+    """
+    named = {str(key): value for key, value in state.items()}
+    named = {k if k in own else k.replace("_orig_mod.", ""): v for k, v in named.items()}
+    first = next(iter(own), "")
+    found = {"", *(k.removesuffix(first) for k in named if k.endswith(f".{first}"))}
+    prefix = max(sorted(found), key=lambda p: sum(p + key in named for key in own))
+    unwrapped = {}
+    for key, value in named.items():
+        name = key.removeprefix(prefix)
+        if name not in own:
+            on_top = key.removeprefix(prefix.removesuffix("backbone."))
+            if on_top.startswith(("source_head.", "joint_head.")):
+                continue
+            if on_top.startswith("target_head."):
+                if head is None:
+                    continue
+                name = on_top.replace("target_head", head, 1)
+        unwrapped[name] = value
+    return unwrapped
 
 
 def _resize_classifier(network: nn.Module, head: str, state: dict[str, Any]) -> None:
