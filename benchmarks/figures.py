@@ -7,7 +7,7 @@ and for dark ones.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,9 @@ from typing import Any
 
 from results import OURS, PEERS, accuracy_line, digest, machine_line, measured_rounds, result
 from table_parts.gpu import COTRAIN, FED, NETWORKS, PLAIN, XMIXUP
+from table_parts.pretrained import NAME as PRETRAINED
+from table_parts.pretrained import accuracies, by_alpha, by_length
+from table_parts.pretrained import line as training_line
 
 PAGE, INK, GRID, BLUE, GREY, AMBER = (
     "#ffffff",
@@ -208,6 +211,41 @@ def accuracy(path: Path) -> None:
         axes.set_xlabel("top-1, %: mean and standard deviation over seeds")
 
 
+def pretrained(path: Path) -> None:
+    """With pre-trained weights: accuracy by the number of iterations, and by α."""
+    document = result(PRETRAINED)
+    lengths, alphas = by_length(document), by_alpha(document)
+    half = accuracies(document, "L2, 0.5 x the iterations")
+    panels = 2 if len(alphas) > 1 else 1
+    line = training_line(document)
+    with drawing(path, (4 * panels, 3.2), PRETRAINED, line, panels, sharey=True) as (figure, axes):
+        for number, (label, colour) in enumerate((("L2", GREY), ("XMixup", BLUE))):
+            _curve(axes[0], {i: both[number] for i, both in lengths.items()}, colour, label)
+        axes[0].set_xlabel("iterations")
+        axes[0].set_ylabel("top-1, %")
+        if panels > 1:
+            _curve(axes[1], alphas, BLUE)
+            axes[1].axhline(100 * statistics.mean(half.values()), color=GREY)
+            axes[1].set_xlabel("α, half the iterations")
+        figure.legend(loc="outside lower center", frameon=False, ncols=2)
+
+
+def _curve(
+    axes: Any, values: Mapping[Any, Mapping[int, float]], colour: str, label: str | None = None
+) -> None:
+    """Mean accuracies, with the deviation over seeds where there are several, on a log scale."""
+    means = [100 * statistics.mean(of.values()) for of in values.values()]
+    around = [
+        100 * statistics.stdev(v) if len(v := list(of.values())) > 1 else 0
+        for of in values.values()
+    ]
+    axes.errorbar(list(values), means, yerr=around, fmt="o-", color=colour, capsize=3, label=label)
+    axes.set_xscale("log")
+    axes.set_xticks(list(values), [f"{place:,g}" for place in values])
+    axes.minorticks_off()
+    axes.grid(visible=True, axis="y")
+
+
 GROWTH = {
     "threads": ("decoding threads", "pairs/s"),
     "batch size": ("pairs of a batch", "pairs/s"),
@@ -331,6 +369,7 @@ PLOTS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "throughput.svg": ("loader_throughput", throughput),
     "steps.svg": ("gpu_steps", steps),
     "accuracy.svg": ("transfer_accuracy_cpu", accuracy),
+    "pretrained.svg": (PRETRAINED, pretrained),
     "waiting.svg": ("waiting", waiting),
     "scale.svg": ("scale", scale),
     **{

@@ -45,6 +45,9 @@ def main() -> None:
     pre.add_argument("--second-source", type=Path, help="a source beside the first")
     pre.add_argument("--model", help="as xmix train takes it, with weights of its own")
     pre.add_argument("--only", default="", help="train the rows whose names fit this expression")
+    pre.add_argument(
+        "--every-seed", action="store_true", help="all seeds of these rows, beyond the plan"
+    )
     for name in ("iterations", "tuning-iterations", "crop", "seeds"):
         pre.add_argument(f"--{name}", type=int)
     options = parser.parse_args()
@@ -64,7 +67,15 @@ def main() -> None:
     regime = replace(REGIMES[options.scale], **given)
     sources = [options.source, *filter(None, [options.second_source])]
     pretrained.run(
-        regime, sources, options.target, options.model, work, options.jobs, [path], options.only
+        regime,
+        sources,
+        options.target,
+        options.model,
+        work,
+        options.jobs,
+        [path],
+        options.only,
+        every_seed=options.every_seed,
     )
 
 

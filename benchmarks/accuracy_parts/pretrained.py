@@ -172,6 +172,7 @@ def run(
     paths: Sequence[Path],
     only: str = "",
     seconds: float = math.inf,
+    every_seed: bool = False,
 ) -> None:
     """Train everything that the JSON does not hold yet.
 
@@ -185,6 +186,7 @@ def run(
         paths: Where the JSON goes; it is read from the first of them that exists.
         only: A regular expression for the names of the rows to train now; the others wait.
         seconds: How long there is; a training that would not end in time waits as well.
+        every_seed: Whether these rows get all seeds, also where the plan has one.
 
     Raises:
         SystemExit: A training failed or was not begun; the others are kept.
@@ -206,9 +208,10 @@ def run(
         write(paths, document)
 
     runs = Runs(document["runs"], keep, train, (regime, model, work), jobs, work_of)
-    problems = runs.do(wanted(rows, regime, runs), until - time.monotonic())
-    for row in rows:
-        finals = (final_task(row, seed, regime, runs) for seed in range(seeds_of(row, regime)))
+    counted = [(row, regime.seeds if every_seed else seeds_of(row, regime)) for row in rows]
+    problems = runs.do(wanted(counted, regime, runs), until - time.monotonic())
+    for row, count in counted:
+        finals = (final_task(row, seed, regime, runs) for seed in range(count))
         lines = [runs.line(one) for one in finals if one is not None]
         values = [line["accuracy"] for line in lines if line is not None]
         if values:
@@ -222,13 +225,13 @@ def run(
         raise SystemExit("\n".join(problems))
 
 
-def wanted(rows: Sequence[Row], regime: Regime, runs: Runs) -> list[Wanted]:
-    """The trainings of some rows in order of value, each with those that choose its settings.
+def wanted(rows: Sequence[tuple[Row, int]], regime: Regime, runs: Runs) -> list[Wanted]:
+    """The trainings of rows, as many of each, in order of value, with those that choose settings.
 
     First come the rows that matter, with all their seeds; then a first seed of the others, what
     takes as long as several trainings last; then the others' further seeds.
     """
-    final = [(row, seed) for row in rows for seed in range(seeds_of(row, regime))]
+    final = [(row, seed) for row, count in rows for seed in range(count)]
     groups = groups_of(regime)
 
     def place(entry: tuple[Row, int]) -> tuple[bool, bool, int, int]:

@@ -11,12 +11,15 @@ from table_parts.cells import table
 from table_parts.training import difference
 
 NAME = "transfer_accuracy_pretrained"
+L2, XMIXUP_END = "L2", "XMixup, unmixed end"
+HALF = f"{XMIXUP_END}, 0.5 x the iterations"
+"""What the sweeps change one thing of."""
 
 
 def pretrained() -> str:
     """Every method with as many iterations."""
     document = result(NAME)
-    base, rows = accuracies(document, "L2"), []
+    base, rows = accuracies(document, L2), []
     for row in document["configuration"]["rows"]:
         values = accuracies(document, row["name"])
         if not values or row["times"] != 1:
@@ -26,7 +29,7 @@ def pretrained() -> str:
         text = ", ".join(
             f"{name.removeprefix('mix_')} {shown(value)}" for name, value in options.items()
         )
-        apart = "" if row["name"] == "L2" else paired(values, base)
+        apart = "" if row["name"] == L2 else paired(values, base)
         rows.append([row["name"], mean(values), str(len(values)), apart, text])
     head = ["method", "top-1, %", "n", "minus L2, points (95 % interval)", "options"]
     return table(head, rows, line(document))
@@ -34,36 +37,52 @@ def pretrained() -> str:
 
 def pretrained_iterations() -> str:
     """L2 and XMixup by the number of iterations."""
-    document = result(NAME)
-    setup, rows = document["configuration"], []
-    names = ("L2", "XMixup, unmixed end")
-    for times in sorted({row["times"] for row in setup["rows"]}):
-        found = []
-        for name in names:
-            end = "" if times == 1 else f", {times:.3g} x the iterations"
-            found.append(accuracies(document, name + end))
-        if all(found):
-            iterations = round(times * setup["iterations"])
-            epochs = iterations * setup["batch_size"] // setup["images"]["target-train"]
-            cells = [mean(values) for values in found]
-            rows.append([f"{iterations:,}", str(epochs), *cells, paired(found[1], found[0])])
-    head = ["iterations", "epochs", *(f"{name}, %" for name in names), "difference, points"]
+    document, rows = result(NAME), []
+    setup = document["configuration"]
+    for iterations, (plain, mixed) in by_length(document).items():
+        epochs = iterations * setup["batch_size"] // setup["images"]["target-train"]
+        rows.append(
+            [f"{iterations:,}", str(epochs), mean(plain), mean(mixed), paired(mixed, plain)]
+        )
+    head = ["iterations", "epochs", f"{L2}, %", f"{XMIXUP_END}, %", "difference, points"]
     return table(head, rows, line(document))
+
+
+def by_length(document: dict[str, Any]) -> dict[int, list[dict[int, float]]]:
+    """Accuracies of L2 and of XMixup, by iterations, where there are both."""
+    setup, found = document["configuration"], {}
+    for times in sorted({row["times"] for row in setup["rows"]}):
+        end = "" if times == 1 else f", {times:.3g} x the iterations"
+        both = [accuracies(document, name + end) for name in (L2, XMIXUP_END)]
+        if all(both):
+            found[round(times * setup["iterations"])] = both
+    return found
+
+
+def by_alpha(document: dict[str, Any]) -> dict[float, dict[int, float]]:
+    """Accuracies of XMixup with half the iterations, by α, where there is a training."""
+    found = {}
+    for row in document["configuration"]["rows"]:
+        alpha = row["fixed"].get("mix_alpha")
+        if row["name"] == HALF:
+            alpha = document["chosen"].get("XMixup", {}).get("mix_alpha")
+        if row["name"].startswith(HALF) and alpha and accuracies(document, row["name"]):
+            found[alpha] = accuracies(document, row["name"])
+    return dict(sorted(found.items()))
 
 
 def pretrained_changes() -> str:
     """One thing changed at a time in XMixup, with half the iterations."""
     document = result(NAME)
-    start = "XMixup, unmixed end, 0.5 x the iterations"
-    base, rows = accuracies(document, start), []
+    base, rows = accuracies(document, HALF), []
     for row in document["configuration"]["rows"]:
         values = accuracies(document, row["name"])
-        if values and base and row["name"].startswith(start):
-            label = row["name"].removeprefix(start).removeprefix(", ")
+        if values and base and row["name"].startswith(HALF):
+            label = row["name"].removeprefix(HALF).removeprefix(", ")
             images = document["configuration"]["selected"].get(row["pairing"])
             apart = paired(values, base) if label else ""
             rows.append([label or "as in the first table", f"{images:,}", mean(values), apart])
-    head = ["XMixup, unmixed end", "source images", "top-1, %", "difference, points"]
+    head = [XMIXUP_END, "source images", "top-1, %", "difference, points"]
     return table(head, rows, line(document))
 
 
