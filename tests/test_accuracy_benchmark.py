@@ -109,6 +109,37 @@ def test_a_training_that_would_not_end_in_time_is_not_begun(log: Path) -> None:
     assert problems == ["1 trainings are not begun; run it again for them"]
 
 
+def test_rows_are_added_to_a_plan_and_none_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was decided on late stays known as such, and the budget is that of the beginning."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from accuracy_parts import pretrained
+
+    main, others, sweeps = pretrained.GROUPS
+    path = tmp_path / "result.json"
+
+    def plan(groups: Any, **changes: Any) -> dict[str, Any]:
+        monkeypatch.setattr(pretrained, "GROUPS", groups)
+        regime = pretrained.Regime(**changes)
+        document = pretrained.planned(regime, tmp_path, "model.py:backbone", {}, [path])
+        pretrained.write([path], document)
+        return document
+
+    begun = plan((main, others))
+    assert "added" not in begun
+    grown = plan((main, sweeps, others))
+    names = [row["name"] for row in grown["configuration"]["rows"]]
+    assert names == [row.name for rows in (main, others, sweeps) for row in rows]
+    assert grown["added"] == [row.name for row in sweeps]
+    assert grown["configuration"]["budget"] == begun["configuration"]["budget"]
+    assert plan((main, sweeps, others)) == grown
+    for groups, changes in (((main, others), {}), ((main, others, sweeps), {"crop": 64})):
+        with pytest.raises(SystemExit, match="another plan or other images"):
+            plan(groups, **changes)
+    assert json.loads(path.read_text()) == grown
+
+
 @pytest.mark.slow
 def test_every_row_is_trained_once_and_a_lost_one_again(
     forked: Server, images: Path, monkeypatch: pytest.MonkeyPatch
@@ -157,7 +188,7 @@ def test_every_row_is_trained_once_and_a_lost_one_again(
     ] == methods
     for table, count in (
         (pretrained.pretrained_iterations, 4),
-        (pretrained.pretrained_changes, 9),
+        (pretrained.pretrained_changes, 10),
         (pretrained.pretrained_networks, 4),  # and one as it was loaded
     ):
         assert len(table().splitlines()) == 2 + count + 2, table()
@@ -168,6 +199,10 @@ def test_every_row_is_trained_once_and_a_lost_one_again(
     assert said.count(", seed ") == 1
     fresh = again["runs"][-1]
     assert (fresh["task"], fresh["accuracy"]) == (lost["task"], lost["accuracy"])
+    more, _ = trained("--only", "^Mixup$", "--every-seed")
+    beyond = [run["task"] for run in more["runs"][len(again["runs"]) :]]
+    assert [(task["row"], task["seed"]) for task in beyond] == [("Mixup", 1)]
+    assert "beyond it, of seeds of Mixup;" in pretrained.pretrained()
 
 
 @pytest.mark.slow

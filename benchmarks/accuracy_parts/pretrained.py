@@ -151,6 +151,7 @@ SWEEPS = (
     Row("Co-Train, 0.5 x the iterations", "cotrain", like="Co-Train", times=0.5),
     *(_half(f"α = {a:g}", {"mix_alpha": a}) for a in (1.0, 16.0, 64.0)),
     _half("w/o Label", {"source_labels": False}),
+    _half("joint head", {"heads": "joint"}),
     *(_half(pairing, pairing=pairing) for pairing in (RANDOM, FIRST, SHORT, MORE)),
 )
 """The number of iterations, as much compute as XMixup, α, labels, the auxiliary set."""
@@ -271,7 +272,7 @@ def seeds_of(row: Row, regime: Regime) -> int:
 def planned(
     regime: Regime, work: Path, model: str, held: Mapping[str, Any], paths: Sequence[Path]
 ) -> dict[str, Any]:
-    """The document: as it is, or one with the plan and no training."""
+    """The document: as it is, with rows that the script has now; or one with no training yet."""
     pairings = {
         p.stem.removeprefix("pairing "): Pairing.load(p)
         for p in sorted(work.glob("*.json"))
@@ -290,12 +291,18 @@ def planned(
     }
     for path in filter(Path.exists, paths):
         document: dict[str, Any] = json.loads(path.read_text())
-        before, now = (json.dumps(c) for c in (document["configuration"], configuration))
-        if before != now:
+        before, now = document["configuration"], json.loads(json.dumps(configuration))
+        apart = {key for key in {*before, *now} if before.get(key) != now.get(key)}
+        gone = [row for row in before["rows"] if row not in now["rows"]]
+        if gone or apart - {"rows", "budget"}:
             raise SystemExit(
                 f"{path}: holds trainings of another plan or other images; choose another --json, "
                 "or delete it to begin anew"
             )
+        later = [row for row in now["rows"] if row not in before["rows"]]
+        if later:  # the budget stays that of the plan before the first training
+            before["rows"] += later
+            document["added"] = [*document.get("added", []), *(row["name"] for row in later)]
         return document
     document = {
         "benchmark": "transfer_accuracy_pretrained",

@@ -145,6 +145,18 @@ def line(document: dict[str, Any]) -> str:
         f"{setup['batch_size']}, {setup['iterations']:,} iterations, last iterate; two settings a "
         f"method, chosen on {held} held-out training images after {setup['tuning_iterations']} "
         f"iterations; {len(document['runs'])} trainings so far of a plan of {budget['total']:.0f} "
-        f"times {budget['unit']}; done on {', '.join(cpus)}"
+        f"times {budget['unit']}{_beyond_the_plan(document)}; done on {', '.join(cpus)}"
     )
     return machine_line(document, measured)
+
+
+def _beyond_the_plan(document: dict[str, Any]) -> str:
+    """What was decided on when other trainings had ended."""
+    setup = document["configuration"]
+    more = [
+        f"seeds of {row['name']}"
+        for row in setup["rows"]
+        if not (row["matters"] or setup["every_row"]) and len(accuracies(document, row["name"])) > 1
+    ]
+    added = [name for name in document.get("added", []) if accuracies(document, name)]
+    return f" and, beyond it, of {', '.join([*more, *added])}" if more or added else ""
