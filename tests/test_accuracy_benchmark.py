@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,16 @@ def test_rows_are_added_to_a_plan_and_none_is_taken(
         with pytest.raises(SystemExit, match="another plan or other images"):
             plan(groups, **changes)
     assert json.loads(path.read_text()) == grown
+
+    # A row without a training may change, and none with one.
+    other = (replace(main[0], fixed={"nesterov": True}), *main[1:])
+    changed = plan((other, sweeps, others))
+    assert changed["added"] == [*grown["added"], main[0].name]
+    assert sorted(row["name"] for row in changed["configuration"]["rows"]) == sorted(names)
+    changed["runs"] = [{"task": {"row": main[0].name}}]
+    pretrained.write([path], changed)
+    with pytest.raises(SystemExit, match="another plan or other images"):
+        plan((main, sweeps, others))
 
 
 @pytest.mark.slow

@@ -114,7 +114,7 @@ OTHER_ROWS = (
     Row("Mixup", "mixup", ({"alpha": 0.2}, {"alpha": 1.0})),
     Row("L2-SP", "l2sp", ({"alpha": 0.01}, {"alpha": 0.001})),
     Row("BSS", "bss", ({"eta": 0.001}, {"eta": 0.01})),
-    Row("DELTA", "delta", ({"alpha": 0.01}, {"alpha": 0.001})),
+    Row("DELTA", "delta", ({"alpha": 1e-4}, {"alpha": 1e-5})),  # 0.01 ends in a loss of nan here
     Row("Co-Tuning", "cotuning", ({"weight": 2.3}, {"weight": 0.5})),
     Row("Co-Train", "cotrain", ({"source_weight": 1.0}, {"source_weight": 0.3})),
     Row("Seq-Train", "seqtrain", ({"learning_rate": 0.01}, {"learning_rate": 0.003})),
@@ -294,14 +294,18 @@ def planned(
         before, now = document["configuration"], json.loads(json.dumps(configuration))
         apart = {key for key in {*before, *now} if before.get(key) != now.get(key)}
         gone = [row for row in before["rows"] if row not in now["rows"]]
-        if gone or apart - {"rows", "budget"}:
+        # What has no training yet may get other settings: those of the plan did not train at all.
+        changed = {row["name"] for row in now["rows"]} - {
+            r["task"]["row"] for r in document["runs"]
+        }
+        if apart - {"rows", "budget"} or not changed.issuperset(row["name"] for row in gone):
             raise SystemExit(
                 f"{path}: holds trainings of another plan or other images; choose another --json, "
                 "or delete it to begin anew"
             )
         later = [row for row in now["rows"] if row not in before["rows"]]
         if later:  # the budget stays that of the plan before the first training
-            before["rows"] += later
+            before["rows"] = [row for row in before["rows"] if row not in gone] + later
             document["added"] = [*document.get("added", []), *(row["name"] for row in later)]
         return document
     document = {
