@@ -14,6 +14,7 @@ import processes
 import pytest
 import torch
 from pictures import Images, Numbered, written
+from PIL import Image
 
 from xmix_data import Beton, PairedClass, Pairing
 
@@ -137,10 +138,16 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg",
         *sorted((Path(sklearn.datasets.__file__).parent / "images").glob("*.jpg")),
     ]
+    assert len(shipped) == 3
     for path in shipped:
-        (folder / path.stem).mkdir()
-        shutil.copy(path, folder / path.stem)
-    assert len(list(folder.iterdir())) == 3
+        own = folder / path.stem
+        own.mkdir()
+        shutil.copy(path, own)
+        with Image.open(path) as image:
+            for number in range(12):  # sizes, qualities and sampling factors as photographs have
+                smaller = image.resize([side * (20 - number) // 20 for side in image.size])
+                options = {"subsampling": number % 3, "progressive": number % 4 == 3}
+                smaller.save(own / f"{number}.jpg", quality=60 + 3 * number, **options)
     return folder
 
 

@@ -253,6 +253,10 @@ def test_weights_of_a_wrapped_network(tmp_path: Path, prefix: str) -> None:
     torch.save(two, tmp_path / "two.pt")  # which of them is meant, nobody knows
     with pytest.raises(ValueError, match="has unknown 'encoder_"):
         load_backbone(f"{path}:make", tmp_path / "two.pt")
+    both = {**{f"net.{k}": v for k, v in trained.items()}, "fc.weight": trained["fc.weight"] + 1}
+    torch.save(both, tmp_path / "both.pt")
+    with pytest.raises(ValueError, match=r"two weights for 'fc\.weight', 'fc\.weight' is one"):
+        load_backbone(f"{path}:make", tmp_path / "both.pt")
 
 
 OWN_WITH_A_BACKBONE = """

@@ -27,7 +27,8 @@ def test_photographs_decode_alike_in_every_backend(
     square = write_beton(photographs, tmp_path / "square.beton", progress=False)
     whole.verify()
     square.verify()
-    assert len(square) == len(whole) == len(list(photographs.glob("*/*")))
+    counts = [len(list(folder.iterdir())) for folder in sorted(photographs.iterdir())]
+    assert square.class_counts == whole.class_counts == counts
     assert (square.image_size, whole.image_size) == (256, None)
     for source, crop in ((square, RandomCrop(224)), (whole, RandomResizedCrop(224))):
         pairing = reversed_pairing(source, source)
@@ -36,7 +37,7 @@ def test_photographs_decode_alike_in_every_backend(
                 source,
                 source,
                 pairing,
-                batch_size=min(24, len(source)),
+                batch_size=24,
                 crop=crop,
                 mix=False,
                 dtype=torch.uint8,

@@ -32,6 +32,7 @@ from xmix_data import (
 )
 from xmix_data.beton import open_domain
 from xmix_data.methods import FineTune, TransferNetwork, XMixup
+from xmix_data.report import write_report
 from xmix_data.training import Recipe, evaluate, fit
 
 B, N, M = 4, 3, 5
@@ -117,6 +118,8 @@ def test_pairs_in_a_dict_are_no_pairing(betons: Betons) -> None:
     for given in ({"t0": "s0"}, 5, None):
         with pytest.raises(ValueError, match=r"a \w+ is no pairing; give a Pairing, or the path"):
             XMixLoader(*files, given, batch_size=8)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="a int is no pairing"):
+        write_report(5, *files, "report.html")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="a dict is no pairing"):
         ImageLoader(betons.source_raw, batch_size=8, crop=CenterCrop(32), pairing={})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="a Domain is no pairing"):

@@ -487,7 +487,7 @@ def _load_weights(network: nn.Module, path: Path, size: int) -> None:
             state = state[key]
     if not isinstance(state, dict):
         raise ValueError(f"{path}: holds a {type(state).__name__}, expected a state dict")
-    state = _unwrapped(state, network.state_dict(), head)
+    state = _unwrapped(state, network.state_dict(), head, path)
     if head is not None and layer is not None:
         if any(key.startswith(f"{head}.") for key in state):
             _resize_classifier(network, head, state)
@@ -527,7 +527,7 @@ def _read_state(path: Path) -> Any:
 
 
 def _unwrapped(
-    state: Mapping[Any, Any], own: Mapping[str, Any], head: str | None
+    state: Mapping[Any, Any], own: Mapping[str, Any], head: str | None, path: Path
 ) -> dict[str, Any]:
     """Give the weights of a wrapped network its own names: of DDP, Lightning or `xmix train`, say.
 
@@ -550,6 +550,10 @@ def _unwrapped(
                 if head is None:
                     continue
                 name = on_top.replace("target_head", head, 1)
+        if name in unwrapped:
+            raise ValueError(
+                f"{path}: has two weights for {name!r}, {key!r} is one; save those of one network"
+            )
         unwrapped[name] = value
     return unwrapped
 

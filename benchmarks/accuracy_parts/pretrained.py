@@ -154,7 +154,7 @@ SWEEPS = (
     _half("joint head", {"heads": "joint"}),
     *(_half(pairing, pairing=pairing) for pairing in (RANDOM, FIRST, SHORT, MORE)),
 )
-"""The number of iterations, as much compute as XMixup, α, labels, the auxiliary set."""
+"""The number of iterations, as much compute as XMixup, α, labels, heads, the auxiliary set."""
 GROUPS = (MAIN_ROWS, OTHER_ROWS, SWEEPS)
 """In order of value."""
 LONG = 3
@@ -293,12 +293,12 @@ def planned(
         document: dict[str, Any] = json.loads(path.read_text())
         before, now = document["configuration"], json.loads(json.dumps(configuration))
         apart = {key for key in {*before, *now} if before.get(key) != now.get(key)}
+        trained = {run["task"]["row"] for run in document["runs"]}
+        names = {row["name"] for row in now["rows"]}
         gone = [row for row in before["rows"] if row not in now["rows"]]
-        # What has no training yet may get other settings: those of the plan did not train at all.
-        changed = {row["name"] for row in now["rows"]} - {
-            r["task"]["row"] for r in document["runs"]
-        }
-        if apart - {"rows", "budget"} or not changed.issuperset(row["name"] for row in gone):
+        # A row without a training may get other settings, and may not get lost.
+        lost = [row for row in gone if row["name"] in trained or row["name"] not in names]
+        if lost or apart - {"rows", "budget"}:
             raise SystemExit(
                 f"{path}: holds trainings of another plan or other images; choose another --json, "
                 "or delete it to begin anew"

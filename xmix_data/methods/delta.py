@@ -55,8 +55,8 @@ class DELTA(Method):
     pass for each channel, once.
 
     Args:
-        alpha: Weight of the distances; 0.01 in that library. It depends on how large the maps are:
-            with those of an EfficientNet-Lite0 0.01 ends in a loss of nan.
+        alpha: Weight of the distances; 0.01 in that library. What suits depends on how large the
+            maps are: lower it where the loss is not finite.
         beta: Weight of the squared weights of the head; 0.01 in that library.
         attention: ``False`` takes all channels as equally important, and needs no `survey`.
         attention_images: How many target images the attention is measured on.

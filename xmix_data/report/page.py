@@ -69,9 +69,9 @@ def write_report(
     """
     path = local_path(path)
     check_beta(alpha, beta)
-    refuse_inputs(path, [target, source, None if isinstance(pairing, Pairing) else pairing])
+    given, pairing = pairing, open_pairing(pairing)
+    refuse_inputs(path, [target, source, None if isinstance(given, Pairing) else given])
     require_writable(path, overwrite=overwrite)
-    pairing = open_pairing(pairing)
     _require_cosines(pairing)
     page = _page(pairing, open_domain(target), open_domain(source), alpha, beta)
     with whole_file(path) as stream:
