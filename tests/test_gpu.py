@@ -72,6 +72,15 @@ def test_consumers_stream_waits_for_the_copy(betons: Betons) -> None:
     assert [s.item() for s in sums] == pytest.approx(expected, rel=1e-4)
 
 
+def test_a_batch_peeked_at_on_another_stream_is_waited_for(betons: Betons) -> None:
+    expected = loader(betons, backend="reference").peek().images
+    ours = loader(betons, device="cuda")
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda._sleep(200_000_000)
+        ours.peek()
+    assert torch.allclose(next(iter(ours)).images.cpu(), expected, atol=1e-6)
+
+
 def test_slow_copies_are_waited_for(betons: Betons) -> None:
     """The copy stream falls behind the consumer, who asks for the next batch at once."""
     ours = loader(betons, mix=False, dtype=torch.uint8, device="cuda", prefetch=3)

@@ -62,6 +62,8 @@ class Feed:
         self._earlier = dict.fromkeys(STREAM_STATS, 0.0)
         """Stats of the streams before it."""
         self._peeked: Made | None = None
+        self._made_on: torch.cuda.Stream | None = None
+        """The CUDA stream that its images were made on."""
 
     def _opened(self) -> ImageStream:
         """Begin to make the batches from the next one on."""
@@ -100,6 +102,9 @@ class Feed:
                 self._failed = True
                 self._end_stream()
                 raise
+            self._made_on = _current_stream(self._peeked)
+        elif self._made_on is not None:
+            _follow(self._peeked, self._made_on)
         return self._peeked
 
     def take(self) -> tuple[Span, PlanRows, tuple[torch.Tensor, ...]]:
@@ -124,6 +129,21 @@ class Feed:
         """`STREAM_STATS` so far."""
         now = self._stream.stats()
         return {key: value + now[key] for key, value in self._earlier.items()}
+
+
+def _current_stream(made: Made) -> torch.cuda.Stream | None:
+    image = made[1][0]
+    return torch.cuda.current_stream(image.device) if image.is_cuda else None
+
+
+def _follow(made: Made, made_on: torch.cuda.Stream) -> None:
+    """Let the caller's stream wait for the one that peeked, which may be another."""
+    now = _current_stream(made)
+    if now is None or now == made_on:
+        return
+    now.wait_stream(made_on)
+    for image in made[1]:
+        image.record_stream(now)
 
 
 def _spans(share: Share, epoch: int, position: int, last: int | None) -> Iterator[Span]:
