@@ -1,7 +1,7 @@
 """Plots of the results: loaders side by side, steps, accuracy, how cost grows, who waits.
 
-`make tables` draws them; each names the hash of its result file, and has colours for light pages
-and for dark ones.
+`make tables` draws them; each names the hash of its result file and of this one, and has colours
+for light pages and for dark ones.
 """
 
 from __future__ import annotations

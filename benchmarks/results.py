@@ -44,8 +44,9 @@ def result(name: str) -> dict[str, Any]:
 
 
 def digest(name: str) -> str:
-    """The hash of a result file, which its plots name."""
-    return hashlib.sha256((RESULTS / f"{name}.json").read_bytes()).hexdigest()
+    """The hash of a result file and of what draws it, which its plots name."""
+    parts = RESULTS / f"{name}.json", Path(__file__).with_name("figures.py")
+    return hashlib.sha256(b"".join(part.read_bytes() for part in parts)).hexdigest()
 
 
 def machine_line(document: dict[str, Any], measured: str) -> str:

@@ -4,8 +4,8 @@
 
 A table stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``; with
 ``<!-- table: NAME, brief -->`` it has no line that names machine and versions. A plot is an SVG in
-docs/figures that names the hash of its result file. ``--check`` says what differs and redraws
-nothing.
+docs/figures that names the hash of its result file and of what draws it. ``--check`` says what
+differs and redraws nothing.
 """
 
 from __future__ import annotations
