@@ -182,8 +182,8 @@ def require_finite(
     more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
     raise XMixError(
         f"{method}: {found} in step {step}, from {'; '.join(names[:_MAX_NAMED])}{more}; lower "
-        "the learning rate, or look at these images. The checkpoint, if there is one, holds what "
-        "was before"
+        "the learning rate or the weight of a penalty, or look at these images. The checkpoint, if "
+        "there is one, holds what was before"
     )
 
 
