@@ -340,6 +340,18 @@ def test_wrong_weights_are_refused(tmp_path: Path) -> None:
             load_backbone("resnet18", tmp_path / name)
 
 
+def test_weights_of_before_batch_norms_counted(tmp_path: Path) -> None:
+    """As those of torchvision's first ResNets, which modules of today still read."""
+    trained = load_backbone("resnet18", "none").network
+    nn.init.normal_(trained.conv1.weight)
+    state = {k: v for k, v in trained.state_dict().items() if not k.endswith("num_batches_tracked")}
+    torch.save({f"module.{key}": value for key, value in state.items()}, tmp_path / "weights.pt")
+    loaded = load_backbone("resnet18", tmp_path / "weights.pt").network
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(loaded(images), trained.eval()(images))
+
+
 def test_weights_of_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The format of timm's and Hugging Face's files, if it can be read here."""
     form = pytest.importorskip("safetensors.torch", reason="needs safetensors: pip install timm")

@@ -495,16 +495,17 @@ def _load_weights(network: nn.Module, path: Path, size: int) -> None:
             put_in_place(network, layer, nn.Identity())
             _log.info("%s: has no classifier; %s gives features", path, type(network).__name__)
     own = network.state_dict()
-    missing = [key for key in own if key not in state]
-    unexpected = [key for key in state if key not in own]
     shape_of = [{k: getattr(v, "shape", None) for k, v in held.items()} for held in (state, own)]
     wrong = [key for key in state if key in own and len({held[key] for held in shape_of}) > 1]
-    for kind, keys in (("lacks", missing), ("has unknown", unexpected), ("misshapes", wrong)):
+    # A module knows the names of its earlier versions: batch norms did not count batches once.
+    fitting = {key: value for key, value in state.items() if key not in wrong}
+    missing, unexpected = network.load_state_dict(fitting, strict=False)
+    lacking = [key for key in missing if key not in wrong]
+    for kind, keys in (("lacks", lacking), ("has unknown", unexpected), ("misshapes", wrong)):
         if keys:
             raise ValueError(
                 f"{path}: {kind} {keys[0]!r}; the weights are not those of {type(network).__name__}"
             )
-    network.load_state_dict(state)
 
 
 def _read_state(path: Path) -> Any:
