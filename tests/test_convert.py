@@ -259,15 +259,15 @@ def test_unreadable_images_are_skipped_counted_and_listed_when_asked(
 
 
 def test_files_that_are_no_images_are_counted(capsys: Capture, folder: Path, out: Path) -> None:
-    for name in ("dog/1.heic", "dog/2.HEIC", "cat/notes.txt", "README", "3.jpg"):
+    for name in ("dog/1.heic", "dog/2.HEIC", "cat/notes.txt", "cat/._1.jpg", "README", "3.jpg"):
         (folder / name).write_bytes(b"")
     assert main(["convert", str(folder), str(out), "--workers", "0"]) == 0
     printed = capsys.readouterr()
-    phrase = "left out 5 files by suffix (2 .heic, 1 no suffix, 1 .jpg, 1 .txt)"
+    phrase = "left out 6 files (2 .heic, 1 no suffix, 1 .jpg, 1 .txt, 1 hidden)"
     assert f"xmix: {out}: {phrase}, see out.beton.json\n" in printed.err
     assert printed.out.endswith(f" MB; {phrase}\n")
     facts = json.loads(xmix(capsys, "inspect", out, "--json"))
-    assert facts["left_out"] == {"": 1, ".heic": 2, ".jpg": 1, ".txt": 1}
+    assert facts["left_out"] == {"": 1, ".heic": 2, ".jpg": 1, ".txt": 1, "hidden": 1}
 
 
 def test_keep_says_how_many_kept_their_bytes(capsys: Capture, folder: Path, out: Path) -> None:

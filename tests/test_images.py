@@ -89,9 +89,40 @@ def test_a_class_folder_counts_what_is_no_image_by_suffix(folder: Path) -> None:
     for name in ("a/1.heic", "a/x/2.HEIC", "b/.hidden", "b/3.eps", "4.png"):
         (folder / name).write_bytes(b"")
     source = ClassFolder(folder)
-    expected = {".heic": 2, ".txt": 1, ".csv": 1, "": 1, ".eps": 1, ".png": 1}
+    expected = {".heic": 2, ".txt": 1, ".csv": 1, "hidden": 1, ".eps": 1, ".png": 1}
     assert source.left_out == expected
     assert select(source, per_class=1).left_out == expected  # type: ignore[attr-defined]
+
+
+HIDDEN = ("a/._x.bmp", "a/.thumbs/x.bmp", "a/x/.DS_Store", "b/.jpg", ".notebooks/1.txt", ".4.png")
+"""Of a Mac, a network drive, a notebook: what programs put beside images."""
+
+
+def test_what_is_hidden_is_no_image(folder: Path) -> None:
+    visible = ClassFolder(folder)
+    for name in HIDDEN:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"no image")
+    source = ClassFolder(folder)
+    assert source.class_names == visible.class_names
+    assert [source.where(i) for i in range(len(source))] == [
+        visible.where(i) for i in range(len(visible))
+    ]
+    assert source.left_out == {".csv": 1, ".txt": 2, "hidden": 5}
+
+
+def test_a_hidden_folder_with_images_is_no_class_in_silence(folder: Path) -> None:
+    """For `ImageFolder` it is one, and all ids behind it are others."""
+    image_file(folder / ".Trash-1000" / "files" / "1.png")
+    with pytest.raises(ValueError, match=r"\.Trash-1000: a hidden folder with 1 images among"):
+        ClassFolder(folder)
+
+
+def test_a_folder_of_hidden_folders_has_no_classes(tmp_path: Path) -> None:
+    (tmp_path / ".git").mkdir()
+    image_file(tmp_path / "1.png")
+    with pytest.raises(ValueError, match="no class folders in it, but 1 images; put"):
+        ClassFolder(tmp_path)
 
 
 @pytest.mark.parametrize(

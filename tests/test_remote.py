@@ -47,6 +47,7 @@ from xmix_data.beton import class_list, manifest_path, open_domain
 from xmix_data.beton.manifest import shards_of
 from xmix_data.cache import clear, entries, fetched, keep, key_of
 from xmix_data.cli import main
+from xmix_data.images import ClassFolder, DistantFolder
 from xmix_data.remote import Megabytes, joined, name_of, path_or_url, state_of, with_name
 
 fsspec = pytest.importorskip("fsspec")
@@ -885,6 +886,20 @@ def test_the_pages_of_several_servers(
     assert there.class_names == here.class_names and there.class_counts == [2, 2, 2]
     assert there.path.read_bytes() == here.path.read_bytes()
     assert there.manifest is not None and there.manifest["left_out"] == {}
+
+
+def test_hidden_files_of_a_server_are_no_images(tmp_path: Path) -> None:
+    folder = class_folder(tmp_path / "images")
+    names = [path.name for path in sorted(folder.iterdir())]
+    for name in (f"{names[0]}/._1.png", f"{names[1]}/.thumbs/1.png", ".git/config", ".1.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"no image")
+    with Server(folder) as server:
+        there = DistantFolder(server.url)
+        assert there.class_names == names and there.left_out == ClassFolder(folder).left_out
+        (folder / ".git" / "1.png").write_bytes(b"no image")
+        with pytest.raises(ValueError, match=r"\.git: a hidden folder with 1 images among"):
+            DistantFolder(server.url)
 
 
 @pytest.mark.parametrize("names", ["{}", "./{}", "in/{}"])

@@ -141,7 +141,7 @@ def what_is_missing(facts: Mapping[str, Any]) -> list[str]:
         phrases.append(f"skipped {len(facts['skipped'])} unreadable images ({_counted(reasons)})")
     if facts.get("left_out"):
         suffixes = Counter({suffix or "no suffix": n for suffix, n in facts["left_out"].items()})
-        phrases.append(f"left out {suffixes.total()} files by suffix ({_counted(suffixes)})")
+        phrases.append(f"left out {suffixes.total()} files ({_counted(suffixes)})")
     if facts.get("kept") is not None:
         anew = facts["num_samples"] - facts["kept"]
         phrases.append(f"{facts['kept']} images kept their bytes, {anew} were encoded anew")

@@ -7,7 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
-from xmix_data.images.files import ImageFiles, image_suffixes, suffix_of
+from xmix_data.images.files import (
+    ImageFiles,
+    image_suffixes,
+    is_class,
+    left_out_as,
+    left_out_beside,
+)
 from xmix_data.names import first_repeated, same_form
 from xmix_data.remote import bytes_of_range, find, joined, read_bytes
 
@@ -27,7 +33,8 @@ class DistantFolder(ImageFiles):
 
     Raises:
         OSError: The folder cannot be listed.
-        ValueError: No class folders, a class without images, or two folders of the same class.
+        ValueError: No class folders, a class without images, a hidden one with images, or two
+            folders of the same class.
     """
 
     distant = True
@@ -37,36 +44,32 @@ class DistantFolder(ImageFiles):
         is_http = url.lower().startswith("http")
         found = []
         left_out: Counter[str] = Counter()
-        taken = image_suffixes()
         classes: dict[str, int] = {}
         for raw, size in find(url):
-            relative = unquote(raw) if is_http else raw
-            above, _, name = relative.removeprefix("./").rpartition("/")
+            relative = (unquote(raw) if is_http else raw).removeprefix("./")
+            above, _, name = relative.rpartition("/")
             if not name:
                 continue  # some tools mark a folder by an empty object
-            folder = above.partition("/")[0]
-            if above:
-                classes.setdefault(folder, 0)
-            if above and name.lower().endswith(taken):
+            if not above:
+                left_out[left_out_beside(name)] += 1
+                continue
+            folder, _, below = relative.partition("/")
+            classes.setdefault(folder, 0)
+            kind = left_out_as(below)
+            if kind is None:
                 found.append((folder, above, name, joined(url, raw), -1 if size is None else size))
                 classes[folder] += 1
             else:
-                left_out[suffix_of(name)] += 1
-        names = sorted(classes)
-        ids = {name: label for label, name in enumerate(names)}
+                left_out[kind] += 1
+        names = [n for n in sorted(classes) if is_class(n, classes[n], joined(url, n))]
         if not names:
-            loose = sum(left_out[suffix] for suffix in taken)
+            loose = sum(left_out[suffix] for suffix in image_suffixes())
             raise ValueError(
                 f"{url}: no class folders in it"
                 + (f", but {loose} images" if loose else "")
                 + "; give the URL of a folder that has a folder with images for each class"
             )
-        for name in names:
-            if not classes[name]:
-                raise ValueError(
-                    f"{joined(url, name)}: no images in this class folder (looked for "
-                    f"{', '.join(taken)}); add images or remove the folder"
-                )
+        ids = {name: label for label, name in enumerate(names)}
         twice = first_repeated([same_form(name).strip() for name in names])
         if twice is not None:
             raise ValueError(

@@ -14,7 +14,14 @@ import numpy.typing as npt
 
 from xmix_data.names import same_form, same_forms
 
-__all__ = ["ClassFolder", "ImageFiles", "image_suffixes", "suffix_of"]
+__all__ = [
+    "ClassFolder",
+    "ImageFiles",
+    "image_suffixes",
+    "is_class",
+    "left_out_as",
+    "left_out_beside",
+]
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Suffixes of `torchvision.datasets.ImageFolder`."""
@@ -22,6 +29,7 @@ _FURTHER_SUFFIXES = (".gif", ".jfif", ".jpe", ".mpo")
 """Suffixes of what every Pillow reads, and `ImageFolder` leaves out."""
 _BY_CODEC = {"avif": ".avif", "jpg_2000": ".jp2"}
 """Suffixes of what a Pillow with a codec reads."""
+_HIDDEN = "hidden"
 
 
 @cache
@@ -106,53 +114,102 @@ class ClassFolder(ImageFiles):
 
     Attributes:
         left_out: Number of all other files in and below ``root``, by suffix in lower case, ``""``
-            where a name has none. Files beside the class folders are among them, images too.
+            where a name has none. Files beside the class folders are among them, images too, and
+            under ``"hidden"`` those that begin with a dot, or lie in such a folder.
 
     Raises:
         FileNotFoundError: ``root`` does not exist.
         OSError: A folder cannot be listed.
-        ValueError: No class folders, a class without images, two folders of the same class, or a
-            link to a folder that contains it.
+        ValueError: No class folders, a class without images, a hidden one with images, two folders
+            of the same class, or a link to a folder that contains it.
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         root = Path(root)
         if not root.is_dir():
             raise FileNotFoundError(f"{root}: no such folder; give a folder of class folders")
-        folders = sorted((e for e in os.scandir(root) if e.is_dir()), key=lambda e: e.name)
-        if not folders:
-            loose = sum(e.name.lower().endswith(image_suffixes()) for e in os.scandir(root))
+        entries = sorted(os.scandir(root), key=lambda e: e.name)
+        folders = [e for e in entries if e.is_dir()]
+        _reject_same_folder(folders)
+        paths: list[str] = []
+        labels: list[int] = []
+        names: list[str] = []
+        left_out = Counter(left_out_beside(e.name) for e in entries if not e.is_dir())
+        for folder in folders:
+            before = len(paths)
+            for where, files in sorted(_folders(folder.path)):
+                below = where[len(folder.path) + 1 :]
+                for name in sorted(files):
+                    kind = left_out_as(os.path.join(below, name))
+                    if kind is None:
+                        paths.append(os.path.join(where, name))
+                    else:
+                        left_out[kind] += 1
+            count = len(paths) - before
+            if is_class(folder.name, count, folder.path):
+                labels += [len(names)] * count
+                names.append(folder.name)
+        if not names:
+            loose = sum(left_out[suffix] for suffix in image_suffixes())
             raise ValueError(
                 f"{root}: no class folders in it"
                 + (f", but {loose} images" if loose else "")
                 + "; put the images of each class into a folder of its own"
             )
-        _reject_same_folder(folders)
-        paths: list[str] = []
-        labels: list[int] = []
-        left_out = Counter(suffix_of(e.name) for e in os.scandir(root) if not e.is_dir())
-        taken = image_suffixes()
-        for label, folder in enumerate(folders):
-            before = len(paths)
-            for where, files in sorted(_folders(folder.path)):
-                for name in sorted(files):
-                    if name.lower().endswith(taken):
-                        paths.append(os.path.join(where, name))
-                    else:
-                        left_out[suffix_of(name)] += 1
-            if len(paths) == before:
-                raise ValueError(
-                    f"{folder.path}: no images in this class folder "
-                    f"(looked for {', '.join(taken)}); add images or remove the folder"
-                )
-            labels += [label] * (len(paths) - before)
         self.left_out = dict(sorted(left_out.items()))
-        super().__init__(root, paths, labels, [folder.name for folder in folders])
+        super().__init__(root, paths, labels, names)
 
 
-def suffix_of(name: str) -> str:
-    """Return a file's suffix in lower case, with its dot; empty where it has none."""
+def left_out_as(path: str) -> str | None:
+    """Return what a file that is no image counts as; ``None`` for an image.
+
+    What is hidden is a program's: thumbnails of a network drive, a Mac's second half of a file.
+
+    Args:
+        path: Of the file, below its class's folder.
+
+    Returns:
+        ``"hidden"``, or its suffix in lower case, with its dot, empty where it has none.
+    """
+    if any(part.startswith(".") for part in path.split("/")):
+        return _HIDDEN
+    return None if path.lower().endswith(image_suffixes()) else _suffix_of(path)
+
+
+def left_out_beside(name: str) -> str:
+    """Return what a file beside the class folders counts as, images too; see `left_out_as`."""
+    return left_out_as(name) or _suffix_of(name)
+
+
+def _suffix_of(name: str) -> str:
     return os.path.splitext(name)[1].lower()
+
+
+def is_class(name: str, count: int, place: str) -> bool:
+    """Return whether a folder beside classes is one; a hidden one without images is none.
+
+    Args:
+        name: Of the folder.
+        count: Of its images.
+        place: Of the folder, for the message.
+
+    Raises:
+        ValueError: It is a class without images, or has images and is hidden: for `ImageFolder` it
+            would be a class, so that all ids behind it would differ.
+    """
+    if name.startswith("."):
+        if count:
+            raise ValueError(
+                f"{place}: a hidden folder with {count} images among the class folders; remove "
+                "it, or give it another name if it is a class"
+            )
+        return False
+    if not count:
+        raise ValueError(
+            f"{place}: no images in this class folder (looked for {', '.join(image_suffixes())}); "
+            "add images or remove the folder"
+        )
+    return True
 
 
 def _folders(top: str) -> Iterator[tuple[str, list[str]]]:
