@@ -94,21 +94,25 @@ def test_a_class_folder_counts_what_is_no_image_by_suffix(folder: Path) -> None:
     assert select(source, per_class=1).left_out == expected  # type: ignore[attr-defined]
 
 
-HIDDEN = ("a/._x.bmp", "a/.thumbs/x.bmp", "a/x/.DS_Store", "b/.jpg", ".notebooks/1.txt", ".4.png")
-"""Of a Mac, a network drive, a notebook: what programs put beside images."""
+HIDDEN = (
+    *("a/._x.bmp", "a/x/.DS_Store", "__MACOSX/a/._x.bmp"),  # of a Mac
+    *("a/.thumbs/x.bmp", "a/@eaDir/x.bmp/THUMB.jpg"),  # of network drives
+    *("b/.jpg", ".notebooks/1.txt", ".4.png"),
+)
+"""What programs put beside images."""
 
 
 def test_what_is_hidden_is_no_image(folder: Path) -> None:
     visible = ClassFolder(folder)
     for name in HIDDEN:
-        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
         (folder / name).write_bytes(b"no image")
     source = ClassFolder(folder)
     assert source.class_names == visible.class_names
     assert [source.where(i) for i in range(len(source))] == [
         visible.where(i) for i in range(len(visible))
     ]
-    assert source.left_out == {".csv": 1, ".txt": 2, "hidden": 5}
+    assert source.left_out == {".csv": 1, ".txt": 2, "hidden": 7}
 
 
 def test_a_hidden_folder_with_images_is_no_class_in_silence(folder: Path) -> None:

@@ -30,6 +30,9 @@ _FURTHER_SUFFIXES = (".gif", ".jfif", ".jpe", ".mpo")
 _BY_CODEC = {"avif": ".avif", "jpg_2000": ".jp2"}
 """Suffixes of what a Pillow with a codec reads."""
 _HIDDEN = "hidden"
+_OF_PROGRAMS = ("__MACOSX", "@eaDir")
+"""Folders that a Mac puts into ZIP archives, and a Synology drive beside photographs, thumbnails
+in it; neither is hidden by its name."""
 
 
 @cache
@@ -115,7 +118,8 @@ class ClassFolder(ImageFiles):
     Attributes:
         left_out: Number of all other files in and below ``root``, by suffix in lower case, ``""``
             where a name has none. Files beside the class folders are among them, images too, and
-            under ``"hidden"`` those that begin with a dot, or lie in such a folder.
+            under ``"hidden"`` those that begin with a dot, or lie in such a folder or in
+            ``__MACOSX`` or ``@eaDir``.
 
     Raises:
         FileNotFoundError: ``root`` does not exist.
@@ -171,9 +175,13 @@ def left_out_as(path: str) -> str | None:
     Returns:
         ``"hidden"``, or its suffix in lower case, with its dot, empty where it has none.
     """
-    if any(part.startswith(".") for part in path.split("/")):
+    if any(map(_is_hidden, path.split("/"))):
         return _HIDDEN
     return None if path.lower().endswith(image_suffixes()) else _suffix_of(path)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in _OF_PROGRAMS
 
 
 def left_out_beside(name: str) -> str:
@@ -197,7 +205,7 @@ def is_class(name: str, count: int, place: str) -> bool:
         ValueError: It is a class without images, or has images and is hidden: for `ImageFolder` it
             would be a class, so that all ids behind it would differ.
     """
-    if name.startswith("."):
+    if _is_hidden(name):
         if count:
             raise ValueError(
                 f"{place}: a hidden folder with {count} images among the class folders; remove "
