@@ -13,18 +13,18 @@ _HERE = Path(__file__).parent
 VERSION = (_HERE / "xmix_data" / "version.py").read_text().split('"')[-2]
 
 REQUIRES = [
-    "torch>=2.4",  # what torchvision and current drivers ship; older ones do not run with NumPy 2
-    "torchvision>=0.19",  # goes with torch 2.4
+    "torch>=2.6",  # goes with torchvision 0.21
+    "torchvision>=0.21",  # earlier ones bring a libjpeg of 2012 under the name of the system's
     "numpy>=2.0,<3",  # C-API of NumPy 2, which the numba and faiss below are built for
     "numba>=0.61",  # the first with NumPy 2.1 and Python 3.13
-    "scipy>=1.11",  # optimal assignment, quantiles of the Beta distribution
+    "scipy>=1.13",  # the first with NumPy 2; optimal assignment, quantiles of the Beta distribution
     "pillow>=10.2",  # scalable default font, and what conversion and its tests call
     "jinja2>=3.1",  # the pages of `xmix report`; torch brings it anyway
     "tqdm>=4.60",  # progress on a terminal
     "fsspec>=2023.5",  # betons behind URLs; torch brings it anyway
-    # One wheel that runs with a GPU and without (Linux x86-64 only); the CPU wheel elsewhere.
-    "faiss-gpu>=1.12; platform_system == 'Linux' and platform_machine == 'x86_64'",
-    "faiss-cpu>=1.9; platform_system != 'Linux' or platform_machine != 'x86_64'",
+    # Not faiss-gpu, which is taken where it is installed: it asks for CUDA libraries that torch
+    # before 2.7 does not run with, so that pip would replace the torch that is there.
+    "faiss-cpu>=1.9",
 ]
 
 _DALI = "nvidia-dali-cuda130>=2.4; platform_system == 'Linux'"
@@ -37,13 +37,13 @@ EXTRAS = {
     "bench": [
         *_FFCV,
         _DALI,
-        "matplotlib>=3.8",
+        "matplotlib>=3.9",
         "spdl>=0.8",
         "torchcodec>=0.17",
         "turboloader>=2.39",
     ],
     "dali": [_DALI],  # backend="dali"; for CUDA 12: nvidia-dali-cuda120
-    "demo": ["matplotlib>=3.8", "scikit-learn>=1.3"],  # fonts and digits of `xmix demo`
+    "demo": ["matplotlib>=3.9", "scikit-learn>=1.5"],  # fonts and digits of `xmix demo`
     "ffcv": _FFCV,
     "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.30"],
     "test": [
@@ -59,7 +59,7 @@ EXTRAS = {
         "ipykernel>=6.29",  # the notebook of the docs
         "import-linter>=2.1",
         "lightning>=2.2",
-        "matplotlib>=3.8",
+        "matplotlib>=3.9",
         "mkdocs-material>=9.6",
         "mkdocstrings[python]>=0.30",
         "moto[server]>=5",  # an S3 server
@@ -74,8 +74,8 @@ EXTRAS = {
         "ruff>=0.9",
         "s3fs>=2024.2",  # s3:// of fsspec
         "playwright>=1.40",  # drives the system's chromium; brings no browser of its own
-        "scikit-learn>=1.3",
-        "tensorboard>=2.14",
+        "scikit-learn>=1.5",
+        "tensorboard>=2.17",
         "timm>=1.0",
         "transformers>=5",
         "webdataset>=0.2.90",  # a recipe of the docs

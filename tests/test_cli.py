@@ -564,7 +564,7 @@ def test_the_doctor_fails_after_its_list(capsys: Capture, monkeypatch: pytest.Mo
     assert main(["doctor", "--json"]) == 2
     captured = capsys.readouterr()
     (faiss,) = [check for check in json.loads(captured.out) if check["name"] == "faiss"]
-    assert not faiss["ok"] and "pip install faiss-gpu" in faiss["found"]
+    assert not faiss["ok"] and "pip install faiss-cpu" in faiss["found"]
     assert captured.err == "xmix: something that xmix_data needs is missing; see the list\n"
 
 

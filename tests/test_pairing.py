@@ -68,6 +68,8 @@ def test_a_gpu_that_faiss_cannot_use_is_one_line(
 
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1, raising=False)
     monkeypatch.setattr(faiss, "pairwise_distance_gpu", full, raising=False)
+    # A FAISS for CPUs has none.
+    monkeypatch.setattr("xmix_data.pairing.matching._gpu_resources", lambda faiss: None)
     with caplog.at_level(logging.WARNING, "xmix_data"):
         assert np.array_equal(cosine_similarity(target, source), expected)
     (line,) = [record.getMessage() for record in caplog.records]

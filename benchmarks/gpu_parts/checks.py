@@ -31,6 +31,7 @@ PACKAGES = (
     "lightning",
     "transformers",
     "scikit-learn",
+    "faiss-cpu",
     "faiss-gpu",
     "nvidia-dali-cuda130",
 )

@@ -45,9 +45,10 @@ def pairing() -> str:
         "optimal, s",
         "peak memory",
     ]
-    faiss = document["machine"]["versions"]["faiss-gpu"]
+    versions = document["machine"]["versions"]
+    faiss = next(f"{n} {v}" for n, v in versions.items() if n.startswith("faiss") and v)
     rounds = document["configuration"]["rounds"]
-    measured = f"n = {rounds} processes each, interleaved; faiss-gpu {faiss}"
+    measured = f"n = {rounds} processes each, interleaved; {faiss}"
     return table(head, rows, machine_line(document, measured))
 
 

@@ -21,6 +21,7 @@ _PACKAGES = (
     "numba",
     "ffcv",
     "pillow",
+    "faiss-cpu",
     "faiss-gpu",
     "nvidia-dali-cuda130",
     "spdl",

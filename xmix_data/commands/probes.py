@@ -167,7 +167,7 @@ def _faiss() -> Found:
     try:
         import faiss
     except ImportError as error:
-        raise ImportError(f"{error}: pip install faiss-gpu") from error
+        raise ImportError(f"{error}: pip install faiss-cpu") from error
     for_gpus, count = hasattr(faiss, "StandardGpuResources"), getattr(faiss, "get_num_gpus", int)()
     built = f"built for GPUs, and finds {count}" if for_gpus else "built for CPUs only"
     if count:

@@ -71,8 +71,7 @@ def cosine_similarity(
         import faiss
     except ImportError as error:
         raise MissingDependencyError(
-            f"FAISS cannot be imported ({error}): `pip install faiss-gpu` (Linux x86-64, with or "
-            "without a GPU) or `pip install faiss-cpu`"
+            f"FAISS cannot be imported ({error}): `pip install faiss-cpu`, or one built for GPUs"
         ) from error
     t, s = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (target, source))
     cosines = None
