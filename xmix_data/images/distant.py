@@ -9,10 +9,10 @@ from urllib.parse import unquote
 
 from xmix_data.images.files import (
     ImageFiles,
-    image_suffixes,
     is_class,
     left_out_as,
     left_out_beside,
+    require_classes,
 )
 from xmix_data.names import first_repeated, same_form
 from xmix_data.remote import bytes_of_range, find, joined, read_bytes
@@ -62,13 +62,7 @@ class DistantFolder(ImageFiles):
             else:
                 left_out[kind] += 1
         names = [n for n in sorted(classes) if is_class(n, classes[n], joined(url, n))]
-        if not names:
-            loose = sum(left_out[suffix] for suffix in image_suffixes())
-            raise ValueError(
-                f"{url}: no class folders in it"
-                + (f", but {loose} images" if loose else "")
-                + "; give the URL of a folder that has a folder with images for each class"
-            )
+        require_classes(names, left_out, url)
         ids = {name: label for label, name in enumerate(names)}
         twice = first_repeated([same_form(name).strip() for name in names])
         if twice is not None:

@@ -21,6 +21,7 @@ __all__ = [
     "is_class",
     "left_out_as",
     "left_out_beside",
+    "require_classes",
 ]
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -153,13 +154,7 @@ class ClassFolder(ImageFiles):
             if is_class(folder.name, count, folder.path):
                 labels += [len(names)] * count
                 names.append(folder.name)
-        if not names:
-            loose = sum(left_out[suffix] for suffix in image_suffixes())
-            raise ValueError(
-                f"{root}: no class folders in it"
-                + (f", but {loose} images" if loose else "")
-                + "; put the images of each class into a folder of its own"
-            )
+        require_classes(names, left_out, str(root))
         self.left_out = dict(sorted(left_out.items()))
         super().__init__(root, paths, labels, names)
 
@@ -191,6 +186,18 @@ def left_out_beside(name: str) -> str:
 
 def _suffix_of(name: str) -> str:
     return os.path.splitext(name)[1].lower()
+
+
+def require_classes(names: Sequence[str], left_out: Counter[str], place: str) -> None:
+    """Refuse a folder without class folders, which may have its images beside each other."""
+    if names:
+        return
+    loose = sum(left_out[suffix] for suffix in image_suffixes())
+    raise ValueError(
+        f"{place}: no class folders in it"
+        + (f", but {loose} images" if loose else "")
+        + "; put the images of each class into a folder of its own"
+    )
 
 
 def is_class(name: str, count: int, place: str) -> bool:
