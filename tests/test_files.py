@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import errno
 import fcntl
 import os
@@ -17,13 +18,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pictures import Images, written
+from PIL import Image
 
 import xmix_data
 from xmix_data import (
     Beton,
     BetonError,
+    CenterCrop,
     Centroids,
+    ImageLoader,
     PairedClass,
     Pairing,
     class_centroids,
@@ -31,9 +36,11 @@ from xmix_data import (
     pair_classes,
     write_beton,
 )
+from xmix_data.backbones import load_backbone
 from xmix_data.beton import open_domain, shard_name
 from xmix_data.files import whole_file
 from xmix_data.methods import FineTune
+from xmix_data.remote import cache_folder
 from xmix_data.report import write_report
 from xmix_data.training import Recipe, fit
 
@@ -549,3 +556,43 @@ def test_a_read_only_place_is_one_error(tmp_path: Path, monkeypatch: pytest.Monk
         write(SMALL, tmp_path / "y.beton")
     Beton(tmp_path / "x.beton").verify()
     assert files_in(tmp_path) == ["x.beton", "x.beton.json"]
+
+
+# The home folder
+
+
+def test_a_tilde_is_the_home_folder_for_whatever_reads_and_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for torchvision; a shell leaves the one of ``--output=~/run`` to the program."""
+    home, here = tmp_path / "home", tmp_path / "here"
+    for folder in (home, here):
+        folder.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("XMIX_CACHE", "~/cache")
+    monkeypatch.chdir(here)
+    (home / "model.py").write_text(
+        "from torch import nn\n"
+        "def tiny():\n"
+        "    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))\n"
+    )
+    for label, name in enumerate(("a", "b")):
+        (home / "images" / name).mkdir(parents=True)
+        Image.new("RGB", (24, 24), (90 * label, 0, 9)).save(home / "images" / name / "1.png")
+    source = write("~/images", Path("~/source.beton"))
+    target = write("~/images", Path("~/target.beton"))
+    model = load_backbone("~/model.py:tiny", "default")
+    for name, beton in (("source", source), ("target", target)):
+        class_centroids(beton, model, cache="~/features").save(f"~/{name}.npz")
+    pairs = pair_classes(Centroids.load("~/target.npz"), Centroids.load("~/source.npz"))
+    pairs.save("~/pairing.json")
+    assert Pairing.load("~/pairing.json").pairs.keys() == {"a", "b"}
+    with ImageLoader("~/target.beton", batch_size=2, crop=CenterCrop(24)) as loader:
+        assert len(loader.target.betons[0].labels) == 2 and copy.copy(loader).peek()
+    recipe = Recipe(iterations=1, batch_size=2, crop=24)
+    fit(FineTune(), model, "~/target.beton", recipe=recipe, output="~/run", num_workers=1)
+    torch.save(model.network.state_dict(), home / "weights.pt")
+    assert load_backbone("~/model.py:tiny", "~/weights.pt").name == "model.py:tiny"
+    assert cache_folder() == home / "cache"
+    assert files_in(here) == []
+    assert {"features", "run", "pairing.json", "source.beton.json"} <= {*files_in(home)}

@@ -129,6 +129,18 @@ def test_a_folder_of_hidden_folders_has_no_classes(tmp_path: Path) -> None:
         ClassFolder(tmp_path)
 
 
+@pytest.mark.parametrize("names", [("train", "test"), ("Train", "val", "Test"), ("validation",)])
+def test_parts_of_a_data_set_are_no_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
+    """Instead of the folder above the classes somebody gives the one above that."""
+    for name in names:
+        image_file(tmp_path / name / "cat" / "1.png")
+        assert ClassFolder(tmp_path / name).class_names == ["cat"]
+    with pytest.raises(ValueError, match=rf"as the parts .*; give one of them, {tmp_path}/\w+$"):
+        ClassFolder(tmp_path)
+    image_file(tmp_path / "bus" / "1.png")
+    assert "bus" in ClassFolder(tmp_path).class_names  # vehicles, say
+
+
 @pytest.mark.parametrize(
     ("suffix", "kind", "codec"),
     [

@@ -418,7 +418,7 @@ def _load_own(name: str) -> Backbone:
 
     It imports what lies beside the file, or in the current folder, as under ``python FILE.py``.
     """
-    place, _, function = name.rpartition(":")
+    place, _, function = os.path.expanduser(name).rpartition(":")
     folder = Path(place).parent if place.endswith(".py") else Path()
     sys.path.insert(0, str(folder.resolve()))
     try:

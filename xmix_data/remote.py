@@ -80,7 +80,8 @@ def path_or_url(given: str | os.PathLike[str]) -> Path | str:
         given: A path, or a URL.
 
     Returns:
-        The URL as a string, anything else as a `Path`; ``file://`` is a path.
+        The URL as a string, anything else as a `Path`; ``file://`` is a path. A ``~`` in front is
+            the home folder: shells leave it in ``--output=~/run``, and in what Python is given.
 
     Raises:
         ValueError: It is a URL that was made a `Path`, which takes one of its slashes.
@@ -90,7 +91,9 @@ def path_or_url(given: str | os.PathLike[str]) -> Path | str:
         return text
     if _LOST_SLASH.match(text) and not os.path.exists(text):
         raise ValueError(f"{text}: as a Path a URL has lost a slash; give it as a string")
-    return Path(unquote(text.removeprefix("file://")) if text.startswith("file://") else text)
+    if text.startswith("file://"):
+        return Path(unquote(text.removeprefix("file://")))
+    return Path(os.path.expanduser(text))
 
 
 def _parts(url: str) -> tuple[str, str]:

@@ -71,5 +71,6 @@ def named_source(
     if not colon or name not in NAMED or Path(text).exists():
         return None
     module: Any = importlib.import_module(f"xmix_data.images.{NAMED[name]}")
+    place, root = os.path.expanduser(place), os.path.expanduser(root)
     source: ImageSource = module.open_source(place, split=split, root=root)
     return source

@@ -33,8 +33,7 @@ class DistantFolder(ImageFiles):
 
     Raises:
         OSError: The folder cannot be listed.
-        ValueError: No class folders, a class without images, a hidden one with images, or two
-            folders of the same class.
+        ValueError: As of `ClassFolder`.
     """
 
     distant = True

@@ -30,6 +30,8 @@ _FURTHER_SUFFIXES = (".gif", ".jfif", ".jpe", ".mpo")
 """Suffixes of what every Pillow reads, and `ImageFolder` leaves out."""
 _BY_CODEC = {"avif": ".avif", "jpg_2000": ".jp2"}
 """Suffixes of what a Pillow with a codec reads."""
+_PARTS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
+"""Names of folders that hold a part of a data set each, and no class."""
 _HIDDEN = "hidden"
 _OF_PROGRAMS = ("__MACOSX", "@eaDir")
 """Folders that a Mac puts into ZIP archives, and a Synology drive beside photographs, thumbnails
@@ -125,12 +127,13 @@ class ClassFolder(ImageFiles):
     Raises:
         FileNotFoundError: ``root`` does not exist.
         OSError: A folder cannot be listed.
-        ValueError: No class folders, a class without images, a hidden one with images, two folders
-            of the same class, or a link to a folder that contains it.
+        ValueError: No class folders, or folders of the parts of a data set in their place; a class
+            without images, a hidden one with images, two folders of the same class, or a link to a
+            folder that contains it.
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
-        root = Path(root)
+        root = Path(os.path.expanduser(root))
         if not root.is_dir():
             raise FileNotFoundError(f"{root}: no such folder; give a folder of class folders")
         entries = sorted(os.scandir(root), key=lambda e: e.name)
@@ -189,8 +192,17 @@ def _suffix_of(name: str) -> str:
 
 
 def require_classes(names: Sequence[str], left_out: Counter[str], place: str) -> None:
-    """Refuse a folder without class folders, which may have its images beside each other."""
+    """Refuse a folder without class folders.
+
+    It may have its images beside each other, or a folder for each part of the data set.
+    """
     if names:
+        if _PARTS.issuperset(name.lower() for name in names):
+            part = next((name for name in names if "train" in name.lower()), names[0])
+            raise ValueError(
+                f"{place}: its folders are {', '.join(names)}, as the parts of a data set are "
+                f"called, and no classes; give one of them, {place.rstrip('/')}/{part}"
+            )
         return
     loose = sum(left_out[suffix] for suffix in image_suffixes())
     raise ValueError(

@@ -153,7 +153,7 @@ class Centroids:
 @contextlib.contextmanager
 def _arrays(path: str | os.PathLike[str], what: str) -> Iterator[Mapping[str, Any]]:
     """Open the arrays of an ``.npz``; whatever is wrong with them is one `ValueError`."""
-    with open(path, "rb") as stream:
+    with open(local_path(path), "rb") as stream:
         try:
             with np.load(stream, allow_pickle=False) as arrays:
                 held = sum(member.file_size for member in arrays.zip.infolist())
