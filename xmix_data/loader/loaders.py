@@ -43,7 +43,8 @@ class XMixLoader(Loader[Any]):
         crop: Crop of both images, drawn independently.
         flip: Mirror each image with probability 1/2, independently.
         alpha, beta: λ ~ Beta(alpha, beta) per sample; λ weighs the target (Eq. 4). Its mean is
-            alpha / (alpha + beta).
+            alpha / (alpha + beta). Of sources that are not close to the target mix in little, as
+            alpha=8 does: alpha=1 costs accuracy there (docs/methods.md).
         labels: ``"pair"`` yields `MixedBatch`; ``"dict"`` its fields by name, for frameworks that
             look for names; ``"soft"`` yields (images, soft_labels) with soft_labels (B, n + m)
             float32, for any criterion.
