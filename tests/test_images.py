@@ -129,7 +129,18 @@ def test_a_folder_of_hidden_folders_has_no_classes(tmp_path: Path) -> None:
         ClassFolder(tmp_path)
 
 
-@pytest.mark.parametrize("names", [("train", "test"), ("Train", "val", "Test"), ("validation",)])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train", "test"),
+        ("Train", "val", "Test"),
+        ("validation",),
+        ("cars_train", "cars_test"),
+        ("train2017", "val2017"),
+        ("images",),  # TinyImageNet's val
+        ("images", "annotations"),  # Oxford's pets
+    ],
+)
 def test_parts_of_a_data_set_are_no_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
     """Instead of the folder above the classes somebody gives the one above that."""
     for name in names:
@@ -139,6 +150,15 @@ def test_parts_of_a_data_set_are_no_classes(tmp_path: Path, names: tuple[str, ..
         ClassFolder(tmp_path)
     image_file(tmp_path / "bus" / "1.png")
     assert "bus" in ClassFolder(tmp_path).class_names  # vehicles, say
+
+
+@pytest.mark.parametrize(
+    "names", [("mask", "no mask"), ("image1", "image2"), ("blood test", "rapid test"), ("trainer",)]
+)
+def test_classes_may_be_called_after_parts(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        image_file(tmp_path / name / "1.png")
+    assert ClassFolder(tmp_path).class_names == list(names)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -30,8 +31,11 @@ _FURTHER_SUFFIXES = (".gif", ".jfif", ".jpe", ".mpo")
 """Suffixes of what every Pillow reads, and `ImageFolder` leaves out."""
 _BY_CODEC = {"avif": ".avif", "jpg_2000": ".jp2"}
 """Suffixes of what a Pillow with a codec reads."""
-_PARTS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
-"""Names of folders that hold a part of a data set each, and no class."""
+_PART = re.compile(
+    r"(?<![a-z])(train(ing)?|val(id(ation)?)?|test(ing)?"
+    r"|images?|imgs?|jpe?gs?|annotations?|labels?|masks?)(?![a-z])"
+)
+"""What tells the folders of a data set apart that hold its parts, and no class each."""
 _HIDDEN = "hidden"
 _OF_PROGRAMS = ("__MACOSX", "@eaDir")
 """Folders that a Mac puts into ZIP archives, and a Synology drive beside photographs, thumbnails
@@ -197,8 +201,9 @@ def require_classes(names: Sequence[str], left_out: Counter[str], place: str) ->
     It may have its images beside each other, or a folder for each part of the data set.
     """
     if names:
-        if _PARTS.issuperset(name.lower() for name in names):
-            part = next((name for name in names if "train" in name.lower()), names[0])
+        lower = [name.lower() for name in names]
+        if all(map(_PART.search, lower)) and len({_PART.sub("", name) for name in lower}) == 1:
+            part = next((name for name in names if re.search("train|im", name.lower())), names[0])
             raise ValueError(
                 f"{place}: its folders are {', '.join(names)}, as the parts of a data set are "
                 f"called, and no classes; give one of them, {place.rstrip('/')}/{part}"
