@@ -59,7 +59,9 @@ def library() -> ctypes.CDLL:
     except OSError as error:
         raise MissingDependencyError(
             f"xmix_data's JPEG decoder cannot be loaded ({error}): "
-            "`sudo apt-get install libjpeg-dev`, then install xmix_data again"
+            "`sudo apt-get install libjpeg-dev`, then install xmix_data again. Of an undefined "
+            "symbol the cause is another package's libjpeg (torchvision before 0.21 has one): "
+            "update that package"
         ) from error
     integer, status = ctypes.c_int64, ctypes.c_int32
     signatures: dict[str, tuple[Any, int]] = {
