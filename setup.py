@@ -14,7 +14,7 @@ VERSION = (_HERE / "xmix_data" / "version.py").read_text().split('"')[-2]
 
 REQUIRES = [
     "torch>=2.6",  # goes with torchvision 0.21
-    "torchvision>=0.21",  # earlier ones bring a libjpeg of 2012 under the name of the system's
+    "torchvision>=0.21",  # earlier ones bring an older libjpeg under the name of the system's
     "numpy>=2.0,<3",  # C-API of NumPy 2, which the numba and faiss below are built for
     "numba>=0.61",  # the first with NumPy 2.1 and Python 3.13
     "scipy>=1.13",  # the first with NumPy 2; optimal assignment, quantiles of the Beta distribution

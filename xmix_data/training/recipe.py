@@ -46,7 +46,7 @@ class Recipe:
         crop: Side in pixels of random crops in training and centre crops in tests.
         flip: Mirror half of the training images.
         alpha, beta: λ ~ Beta(alpha, beta), for methods that mix two domains; of no use to others.
-            Where the source is not close to the target, 8 and 1 gained most.
+            Where the source is not close to the target, begin with 8 and 1 (docs/methods.md).
         unmixed: Share of the iterations, at the end, in which XMixup and Mixup mix nothing; begins
             at the nearest end of an epoch.
         clean_statistics: Measure batch statistics anew on unmixed target images at the end: mixed
