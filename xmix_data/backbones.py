@@ -325,7 +325,7 @@ def load_backbone(name: str, weights: str | os.PathLike[str], size: int | None =
     if own and weights == "none":
         raise ValueError(f"{name} makes its own weights; leave --weights none out")
     released = None if own or weights == "none" else _released(name, weights)
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+    with torch.random.fork_rng(devices=[]), _torch_as_it_comes():
         torch.manual_seed(0)
         backbone = _load_own(name) if own else _load_named(name, released)
     if released is None and weights not in ("default", "none"):
@@ -335,6 +335,18 @@ def load_backbone(name: str, weights: str | os.PathLike[str], size: int | None =
         _load_weights(backbone.network, place, backbone.side(size or backbone.size))
     backbone.network.eval()
     return backbone
+
+
+@contextlib.contextmanager
+def _torch_as_it_comes() -> Iterator[None]:
+    """Make tensors on the CPU, in float32, with gradients, whatever the caller has set."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"), torch.inference_mode(False):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 def _released(name: str, weights: str | os.PathLike[str]) -> str | None:

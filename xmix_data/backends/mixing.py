@@ -45,9 +45,9 @@ def device_stage(device: torch.device) -> tuple[Any, str | None]:
 def _try(module: ModuleType, device: torch.device) -> None:
     """Compile and run both functions once, and compare them with the plain ones."""
     crops = torch.arange(192, device=device).reshape(2, 2, 16, 3).to(torch.uint8)
-    flips = torch.tensor([0.0, 1.0], device=device)
-    lam = torch.tensor([0.25, 0.75], device=device)
-    scale, shift = torch.ones(3, device=device), torch.zeros(3, device=device)
+    place: dict[str, Any] = {"device": device, "dtype": torch.float32}
+    flips, lam = torch.tensor([0.0, 1.0], **place), torch.tensor([0.25, 0.75], **place)
+    scale, shift = torch.ones(3, **place), torch.zeros(3, **place)
     both = (crops, crops.flip(0), flips, 1 - flips, lam, scale, shift, torch.float32)
     alone = (crops, flips, scale, shift, torch.float32)
     # Triton launches on the current device.

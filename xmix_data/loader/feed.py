@@ -97,7 +97,8 @@ class Feed:
                 self._earlier, self._stream = self.stats(), self._opened()
                 self._failed = False
             try:
-                self._peeked = next(self._stream)
+                with torch.inference_mode(False):  # a training may have the images after a look
+                    self._peeked = next(self._stream)
             except BaseException:
                 self._failed = True
                 self._end_stream()

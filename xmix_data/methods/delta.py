@@ -276,8 +276,8 @@ def _layers(module: nn.Module, network: nn.Module, image: torch.Tensor) -> list[
 
 def _fitted_head(features: torch.Tensor, labels: torch.Tensor) -> nn.Linear:
     """Fit a linear classifier to features (N, D)."""
-    head = nn.Linear(features.shape[1], int(labels.max()) + 1)
-    head = head.to(features)
+    like: dict[str, Any] = {"device": features.device, "dtype": features.dtype}
+    head = nn.Linear(features.shape[1], int(labels.max()) + 1, **like)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     optimizer = torch.optim.LBFGS(head.parameters(), max_iter=_HEAD_STEPS)

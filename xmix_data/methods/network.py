@@ -317,7 +317,8 @@ def source_head(
     if classifier is None:
         if rows is not None:
             raise ValueError("rows are given, and there is no classifier to take them from")
-        head, found = nn.Linear(features, len(class_names), device="cpu"), dict[int, int]()
+        head = nn.Linear(features, len(class_names), device="cpu", dtype=torch.float32)
+        found = dict[int, int]()
     else:
         if rows is not None and not _is_linear(classifier):
             raise ValueError(

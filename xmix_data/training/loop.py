@@ -147,7 +147,8 @@ def fit(
     folder = None if output is None else local_path(output)
     require_data(method, source, pairing, unlabelled)
     lost = named_loss_of_a_process("is in the checkpoint, if there is one")
-    with ExitStack() as stack, lost:
+    # A caller may have gradients off, in a notebook's cell for all of its code, say.
+    with ExitStack() as stack, lost, torch.inference_mode(False):
         run = _Run(
             method,
             as_backbone(backbone),
@@ -423,7 +424,8 @@ class _Run:
         torch.manual_seed(_seed(self.recipe.seed, number, 0, 0))
         target = source = None
         if "target" in phase.heads or "joint" in phase.heads:
-            target = nn.Linear(self.features, len(self.target.class_names), device="cpu")
+            classes = len(self.target.class_names)
+            target = nn.Linear(self.features, classes, device="cpu", dtype=torch.float32)
         if self.method.keeps_classifier:
             if self.classifier is None:
                 raise ValueError(
@@ -446,7 +448,8 @@ class _Run:
         with torch.no_grad():  # the model ended in its features; one image tells how many
             size = self.backbone.side(self.recipe.crop)
             body = self.body.to(self.device).eval()
-            made = main_output(body(torch.zeros(1, 3, size, size, device=self.device)))
+            image = torch.zeros(1, 3, size, size, dtype=torch.float32, device=self.device)
+            made = main_output(body(image))
         assert made is not None  # it made the output when the classifier was looked for
         return made.shape[1]
 

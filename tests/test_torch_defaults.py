@@ -1,4 +1,7 @@
-"""Nothing of ours is made on torch's default device: "meta", which holds no numbers, shows it."""
+"""Nothing of ours follows what the caller has set in torch: device, dtype, gradients.
+
+The device "meta", which holds no numbers, shows what is made on the default one.
+"""
 
 from __future__ import annotations
 
@@ -17,21 +20,24 @@ from xmix_data.training import Recipe, fit
 
 
 @pytest.fixture
-def meta() -> Iterator[None]:
+def other_defaults() -> Iterator[None]:
     torch.set_default_device("meta")
-    yield
+    torch.set_default_dtype(torch.float64)
+    with torch.inference_mode():
+        yield
+    torch.set_default_dtype(torch.float32)
     torch.set_default_device(None)
 
 
 def network() -> torch.nn.Module:
-    """On the CPU, as a user's is where the default device was set later."""
+    """As a user's is where the defaults were set later."""
     torch.manual_seed(0)
-    with torch.device("cpu"):
+    with torch.device("cpu"), torch.inference_mode(False):
         return torch.nn.Sequential(
-            torch.nn.Conv2d(3, 8, 3),
+            torch.nn.Conv2d(3, 8, 3, dtype=torch.float32),
             torch.nn.AdaptiveAvgPool2d(2),
             torch.nn.Flatten(),
-            torch.nn.Linear(32, 5),
+            torch.nn.Linear(32, 5, dtype=torch.float32),
         )
 
 
@@ -43,7 +49,7 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.usefixtures("meta")
+@pytest.mark.usefixtures("other_defaults")
 @pytest.mark.parametrize("options", OPTIONS)
 def test_batches_are_where_the_loader_says(
     betons: Betons, backend: str, options: dict[str, Any]
@@ -58,27 +64,43 @@ def test_batches_are_where_the_loader_says(
         batches += list(images)
     assert len(batches) == 1 + 3 + 3
     assert {x.device.type for batch in batches for x in batch if x is not None} == {"cpu"}
+    dtype = options.get("dtype", torch.float32)
+    assert {batch[0].dtype for batch in batches[:4]} == {dtype}
 
 
-@pytest.mark.usefixtures("meta")
+def test_what_was_looked_at_in_inference_mode_trains(betons: Betons, backend: str) -> None:
+    domains = betons.target_jpg, betons.source_raw, betons.pairing
+    options: dict[str, Any] = {"batch_size": 9, "backend": backend, "labels": "soft"}
+    with XMixLoader(*domains, crop=RandomCrop(32), **options) as loader:
+        with torch.inference_mode():
+            looked_at = loader.peek()[0]
+        images, labels = next(iter(loader))[:2]
+    assert torch.equal(images, looked_at)
+    logits = torch.nn.Conv2d(3, labels.shape[1], 32)(images).flatten(1)
+    torch.nn.functional.cross_entropy(logits, labels).backward()
+
+
+@pytest.mark.usefixtures("other_defaults")
 def test_features_pairing_and_report(betons: Betons, tmp_path: Path) -> None:
     for _ in range(2):
         made = class_centroids(betons.target_jpg, network(), cache=tmp_path / "cache")
         assert made.counts.tolist() == betons.target_jpg.class_counts
-    named = class_centroids(
-        betons.target_jpg, load_backbone("resnet18", "none"), crop=CenterCrop(32)
-    )
+    backbone = load_backbone("resnet18", "none")
+    assert {p.dtype for p in backbone.network.parameters()} == {torch.float32}
+    named = class_centroids(betons.target_jpg, backbone, crop=CenterCrop(32))
     assert named.values.shape == (4, 512)
     write_report(betons.pairing, betons.target_jpg, betons.source_jpg, tmp_path / "r.html")
 
 
-@pytest.mark.usefixtures("meta")
+@pytest.mark.usefixtures("other_defaults")
 @pytest.mark.parametrize(
     "method",
     [
         methods.FineTune(),
         methods.L2SP(),
         methods.BSS(),
+        methods.DELTA(),
+        methods.CoTuning(),
         methods.SeqTrain(),
         methods.CoTrain(),
         methods.Mixup(),
@@ -103,4 +125,5 @@ def test_training_and_its_resume(betons: Betons, tmp_path: Path, method: methods
             num_workers=1,
         )
         assert result.accuracy is not None
-        assert {p.device.type for p in result.network.parameters()} == {"cpu"}
+        made = {(p.device.type, p.dtype) for p in result.network.parameters()}
+        assert made == {("cpu", torch.float32)}
