@@ -83,8 +83,10 @@ EXTRAS = {
 }
 
 
-def require_system_libraries():
+def require_system():
     """Say in one line what the build would fail on in a hundred."""
+    if not sys.platform.startswith("linux"):
+        sys.exit("xmix_data: runs on Linux only; on Windows install it within WSL 2")
     compiler = os.environ.get("CC", sysconfig.get_config_var("CC") or "cc").split()
     if shutil.which(compiler[0]) is None:
         sys.exit(f"xmix_data: building needs a C compiler, and {compiler[0]} is not here: {_HOW}")
@@ -96,7 +98,7 @@ def require_system_libraries():
 
 _HOW = "`sudo apt-get install gcc libjpeg-dev`, or install a wheel, which needs neither"
 
-require_system_libraries()
+require_system()
 
 setup(
     name="xmix_data",

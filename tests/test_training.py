@@ -506,6 +506,18 @@ def test_few_epochs_of_mixing_are_warned_of(
         assert ("try unmixed=0.33 with clean_statistics=True (--unmixed" in caplog.text) == warned
 
 
+def test_a_test_set_of_training_images_is_warned_of(
+    betons: Betons, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copied = tmp_path / "test.beton"
+    for file in sorted(betons.target_jpg.path.parent.glob(f"{betons.target_jpg.path.name}*")):
+        shutil.copy(file, tmp_path / file.name.replace(betons.target_jpg.path.name, copied.name))
+    for test, warned in ((betons.target_jpg, 1), (copied, 1), (betons.target_raw, 0)):
+        caplog.clear()
+        fit(FineTune(), network(), betons.target_jpg, test=test, recipe=recipe(iterations=1))
+        assert caplog.text.count("holds training images") == warned
+
+
 def test_a_finished_training_is_only_tested_again(
     betons: Betons, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import update_bn
 
 from xmix_data.backbones import Backbone, as_backbone, main_output
-from xmix_data.beton import DomainLike, open_domain
+from xmix_data.beton import Domain, DomainLike, open_domain
 from xmix_data.errors import PreemptedError
 from xmix_data.files import whole_file
 from xmix_data.loader import ImageLoader
@@ -240,6 +240,7 @@ class _Run:
         self.tests = None
         if self.test is not None:
             require_trained(self.test, self.target)
+            _warn_of_seen_images(self.test, self.target)
             crop = CenterCrop(recipe.crop)
             self.tests = ImageLoader(self.test, crop=crop, classes_from=self.target, **common)
             stack.enter_context(self.tests)
@@ -560,6 +561,18 @@ def _warn_of_lam(method: Method, recipe: Recipe) -> None:
                 value,
                 method.name,
                 getattr(method, name),
+            )
+
+
+def _warn_of_seen_images(test: Domain, target: Domain) -> None:
+    """Warn where a beton of the test set, or a copy of it, was trained on."""
+    trained = {beton.fingerprint for beton in target.betons}
+    for beton in test.betons:
+        if beton.fingerprint in trained and get_rank() == 0:
+            _log.warning(
+                "%s: is of the test set and holds training images; its accuracy tells nothing of "
+                "new images: give a test set of its own",
+                beton.origin,
             )
 
 
