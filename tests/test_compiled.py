@@ -80,6 +80,16 @@ def test_damaged_files_are_written_again(
     assert not caplog.messages
 
 
+def test_kernels_compile_where_numba_is_switched_off(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
+    numba.config.reload_config()
+    assert loaded_from_disk(folder) == 0  # kernels have such numbers, functions of Python have none
+    assert loaded_from_disk(folder) >= 2
+    assert numba.njit(loaded_from_disk) is loaded_from_disk  # other code stays as it was
+
+
 def test_files_that_cannot_be_read_are_one_warning(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

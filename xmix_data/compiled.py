@@ -6,6 +6,8 @@ Comes in: a function of numbers and arrays. Goes out: the same, compiled on its 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numba
@@ -62,9 +64,24 @@ def _say(reason: str) -> None:
         _log.warning("kernels are compiled anew in every process: %s", reason)
 
 
+@contextmanager
+def _compiler_on() -> Iterator[None]:
+    """Let numba compile where NUMBA_DISABLE_JIT is set, as it is to debug or measure other code.
+
+    Kernels call C functions and read addresses, which Python itself cannot run.
+    """
+    disabled = numba.config.DISABLE_JIT
+    numba.config.DISABLE_JIT = 0
+    try:
+        yield
+    finally:
+        numba.config.DISABLE_JIT = disabled
+
+
 def kernel(function: Any) -> Any:
     """Compile a function on its first use, and keep it on disk where that can be written."""
-    compiled: Any = numba.njit(nogil=True)(function)
+    with _compiler_on():
+        compiled: Any = numba.njit(nogil=True)(function)
     try:
         compiled._cache = _Cache(function)  # numba's enable_caching puts its own one there
     except RuntimeError as error:  # there is no folder that can be written
