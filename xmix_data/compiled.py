@@ -70,12 +70,13 @@ def _compiler_on() -> Iterator[None]:
 
     Kernels call C functions and read addresses, which Python itself cannot run.
     """
-    disabled = numba.config.DISABLE_JIT
-    numba.config.DISABLE_JIT = 0
+    settings: Any = numba.config
+    disabled = settings.DISABLE_JIT
+    settings.DISABLE_JIT = 0
     try:
         yield
     finally:
-        numba.config.DISABLE_JIT = disabled
+        settings.DISABLE_JIT = disabled
 
 
 def kernel(function: Any) -> Any:
