@@ -29,8 +29,15 @@ from xmix_data import (
     RandomCrop,
     RandomResizedCrop,
     XMixLoader,
+    class_centroids,
+    pair_classes,
+    write_beton,
 )
+from xmix_data.backbones import load_backbone
 from xmix_data.beton import open_domain
+from xmix_data.methods import XMixup
+from xmix_data.report import write_report
+from xmix_data.training import Recipe, fit
 
 IMAGES = 27
 """Of the target: an epoch."""
@@ -190,22 +197,51 @@ def test_a_job_goes_on_anywhere_with_any_number_of_processes(
     assert together([alone], None) == one_by_one(kind, "jpg", epoch=epoch + 1)
 
 
+def global_generators(seed: int | None) -> list[str]:
+    if seed is not None:
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+    everything = random.getstate(), np.random.get_state(), torch.get_rng_state().tolist()
+    return [str(part) for part in everything]
+
+
 @pytest.mark.parametrize("backend", ["reference", "host"])
 def test_global_generators_neither_matter_nor_move(betons: Betons, backend: str) -> None:
-    def state(seed: int | None) -> list[str]:
-        if seed is not None:
-            random.seed(seed)
-            np.random.seed(seed)
-            torch.manual_seed(seed)
-        everything = random.getstate(), np.random.get_state(), torch.get_rng_state().tolist()
-        return [str(part) for part in everything]
-
     received = []
     for seed in (1, 2):
-        before = state(seed)
+        before = global_generators(seed)
         received.append(samples(make(betons, "mixed float32", "jpg", backend=backend)))
-        assert state(None) == before
+        assert global_generators(None) == before
     assert received[0] == received[1]
+
+
+def test_they_neither_matter_nor_move_around_the_loader(betons: Betons, tmp_path: Path) -> None:
+    received = []
+    for seed in (1, 2):
+        before, folder = global_generators(seed), tmp_path / str(seed)
+        folder.mkdir()
+        backbone = load_backbone("resnet18", "none")
+        domains = betons.target_jpg, betons.source_jpg
+        centroids = [class_centroids(domain, backbone, crop=CROPS[1]) for domain in domains]
+        pairing = pair_classes(*centroids, method="random")
+        write_report(pairing, *domains, folder / "report.html")
+        write_beton(betons.target_jpg, folder / "again.beton", image_size=32, num_workers=1)
+        result = fit(
+            XMixup(),
+            backbone,
+            betons.target_jpg,
+            source=betons.source_jpg,
+            pairing=pairing,
+            test=betons.target_raw,
+            recipe=Recipe(iterations=4, batch_size=8, crop=32, unmixed=0.3, clean_statistics=True),
+        )
+        assert global_generators(None) == before
+        weights = result.network.state_dict()
+        received.append((weights, (folder / "report.html").read_bytes()))
+    (one, report), (other, again) = received
+    assert report == again
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def loaders(folder: str) -> dict[str, Any]:

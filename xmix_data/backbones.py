@@ -326,7 +326,7 @@ def load_backbone(name: str, weights: str | os.PathLike[str], size: int | None =
         raise ValueError(f"{name} makes its own weights; leave --weights none out")
     released = None if own or weights == "none" else _released(name, weights)
     with torch.random.fork_rng(devices=[]), _torch_as_it_comes():
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # not of GPUs, whose state is not kept
         backbone = _load_own(name) if own else _load_named(name, released)
     if released is None and weights not in ("default", "none"):
         place = path_or_url(weights)

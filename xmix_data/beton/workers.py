@@ -219,10 +219,11 @@ def _by_processes(
         collate_fn=_portable,
         prefetch_factor=4,
         worker_init_fn=_begin_worker,
+        generator=torch.Generator("cpu"),  # the caller's random numbers go on as they would have
     )
     others = multiprocessing.active_children()
     try:
-        with _named_limit(), torch.device("cpu"):  # it draws a seed, on the default device
+        with _named_limit(), torch.device("cpu"):  # where it draws a seed
             batches = iter(loader)
     except (AttributeError, TypeError, pickle.PicklingError, EOFError, ConnectionError) as error:
         if multiprocessing.get_start_method() == "fork":

@@ -24,6 +24,7 @@ from torch import nn
 
 from xmix_data import (
     Beton,
+    CenterCrop,
     ImageLoader,
     Pairing,
     RandomCrop,
@@ -38,7 +39,7 @@ from xmix_data.demo.network import SmallResNet
 from xmix_data.methods import FineTune, XMixup
 from xmix_data.outputs import local_path
 from xmix_data.report import write_report
-from xmix_data.training import Recipe, Result, fit
+from xmix_data.training import Recipe, Result, evaluate, fit
 
 __all__ = ["run"]
 
@@ -226,9 +227,12 @@ def _pretrain(source: Beton, recipe: Recipe) -> Backbone:
     torch.manual_seed(0)
     started = time.perf_counter()
     network = SmallResNet(len(source.class_names))
-    result = fit(FineTune(), network, source, test=source, recipe=recipe, progress=True)
+    result = fit(FineTune(), network, source, recipe=recipe, progress=True)
+    options: dict[str, Any] = {"batch_size": recipe.batch_size, "crop": CenterCrop(CROP)}
+    with ImageLoader(source, **options) as pictures:
+        right = 100 * evaluate(result.network, pictures)
     seconds = time.perf_counter() - started
-    print(f"    {_percent(result):.1f} % of their {len(source):,} pictures right; {seconds:.1f} s")
+    print(f"    {right:.1f} % of their {len(source):,} pictures right; {seconds:.1f} s")
     assert result.network.target_head is not None
     trained = nn.Sequential(result.network.backbone, result.network.target_head)
     return Backbone(trained, "a small residual network, trained on the glyphs", CROP)

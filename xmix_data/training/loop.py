@@ -166,6 +166,9 @@ def fit(
             tensorboard,
             stack,
         )
+        # Seeds are for this training: the caller's random numbers go on as they would have.
+        on_gpu = run.device.type == "cuda"
+        stack.enter_context(torch.random.fork_rng([run.device] if on_gpu else []))
         network = None
         for number, phase in enumerate(run.method.phases):
             network = run.train(number, phase, network)
@@ -294,7 +297,7 @@ class _Run:
             for step in range(first, iterations):
                 batch, *more = (next(endless) for endless in batches)
                 # What is random in a network, dropout say, is the same after a resume.
-                torch.manual_seed(_seed(recipe.seed, number, step + 1, get_rank()))
+                _reseed(self.device, recipe.seed, number, step + 1, get_rank())
                 optimizer.zero_grad()
                 method.mixing = unmixed_from is None or step < unmixed_from
                 made = method.backward(
@@ -341,7 +344,7 @@ class _Run:
         """Test the network, and write the result."""
         number = len(self.method.phases) - 1
         if self.recipe.clean_statistics:
-            torch.manual_seed(_seed(self.recipe.seed, number, self.lengths[number] + 1, get_rank()))
+            _reseed(self.device, self.recipe.seed, number, self.lengths[number] + 1, get_rank())
             self._measure_statistics(network)
         accuracy = self._test(number, self.lengths[number], network)
         if self.log.folder is not None and get_rank() == 0:
@@ -422,7 +425,7 @@ class _Run:
         self, number: int, phase: Phase, earlier: TransferNetwork | None
     ) -> TransferNetwork:
         """Put the heads of a phase on the backbone as it is; new heads are always the same."""
-        torch.manual_seed(_seed(self.recipe.seed, number, 0, 0))
+        _reseed(self.device, self.recipe.seed, number, 0, 0)
         target = source = None
         if "target" in phase.heads or "joint" in phase.heads:
             classes = len(self.target.class_names)
@@ -576,6 +579,11 @@ def _warn_of_seen_images(test: Domain, target: Domain) -> None:
             )
 
 
-def _seed(*parts: int) -> int:
+def _reseed(device: torch.device, *parts: int) -> None:
+    """Seed torch's generators of the CPU and of the device that trains, and no others."""
     digest = hashlib.sha256(" ".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "little")
+    seed = int.from_bytes(digest[:8], "little")
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
