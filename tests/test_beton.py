@@ -230,6 +230,20 @@ def test_a_beton_without_its_manifest_has_numbered_classes(tmp_path: Path) -> No
     assert (alone.encoding, alone.image_size, alone.shard) == ("jpg", 4, None)
 
 
+def test_a_link_has_the_manifest_of_the_file_that_it_leads_to(
+    made: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    path = copied(made["jpg"], tmp_path / "data", manifest=True)
+    (tmp_path / "hop.beton").symlink_to(path)
+    (tmp_path / "link.beton").symlink_to("hop.beton")
+    assert Beton(tmp_path / "link.beton").class_names == Beton(path).class_names
+    renamed = json.loads(manifest_of(path).read_text())
+    renamed["class_names"] = [f"my {name}" for name in renamed["class_names"]]
+    manifest_of(tmp_path / "link.beton").write_text(json.dumps(renamed))  # its own comes first
+    assert Beton(tmp_path / "link.beton").class_names == renamed["class_names"]
+
+
 def test_a_class_with_one_image_is_written(tmp_path: Path) -> None:
     for name in ("one/1.png", "two/1.png", "two/2.png"):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)

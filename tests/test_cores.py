@@ -76,6 +76,14 @@ def test_quotas_of_both_versions(
     assert cpu_quota(machine(tmp_path, groups, mount, root, limits)) == cores
 
 
+def test_names_of_mounts_may_be_in_any_encoding(tmp_path: Path) -> None:
+    proc = machine(tmp_path, "0::/\n", SECOND, "/", {"cpu.max": "300000 100000"})
+    with open(proc / "mountinfo", "ab") as stream:
+        stream.write(b"40 1 0:33 / /mnt/Fotos_M\xfcller rw - cifs //server/Fotos_M\xfcller rw\n")
+        stream.write("41 1 0:34 / /mnt/a\x85b\u2028c rw - cifs //server/share rw\n".encode())
+    assert cpu_quota(proc) == 3
+
+
 def test_without_control_groups_there_is_no_limit(tmp_path: Path) -> None:
     assert cpu_quota(tmp_path) == math.inf
 

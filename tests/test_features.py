@@ -80,6 +80,24 @@ def test_centroids_are_the_mean_features_of_each_class(betons: Betons) -> None:
     assert made.provenance["weights_hash"].startswith("sha256:")
 
 
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_network_that_was_compiled_and_used_gives_its_features(
+    betons: Betons, in_place: bool
+) -> None:
+    model = Small().eval()
+    expected = class_centroids(betons.target_jpg, model)
+    compiled: Any = model
+    if in_place:
+        model.compile(backend="eager")
+    else:
+        compiled = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        for count in (2, 3, 9):
+            compiled(torch.zeros(count, 3, 40, 40))
+    made = class_centroids(betons.target_jpg, compiled)
+    assert np.array_equal(made.values, expected.values)
+
+
 def test_batch_size_does_not_matter(betons: Betons) -> None:
     model = Small()
     one, other = (class_centroids(betons.target_raw, model, batch_size=b) for b in (3, 27))

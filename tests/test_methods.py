@@ -1566,7 +1566,10 @@ def test_a_joint_head_goes_on_with_a_classifier_of_the_target(bias: bool) -> Non
     assert network[1] is plain and type(plain) is nn.Linear and not plain.training
     assert torch.equal(network(images), before)
     other = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
-    JointHead.replace_classifier(other, 4, 6, size=2)
+    joint = JointHead.replace_classifier(other, 4, 6, size=2)
+    best = deepcopy(other)  # as an averaged model is one
+    with pytest.raises(ValueError, match="no part of the Sequential; a copy of a network has"):
+        joint.to_linear(best)
     assert not torch.equal(other[1].weight[:4], network[1].weight)
 
 

@@ -187,10 +187,19 @@ def _calls(network: nn.Module, *kinds: type[nn.Module]) -> Iterator[dict[type, l
         if kind is not None
     ]
     try:
-        yield calls
+        with _uncompiled():
+            yield calls
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _uncompiled() -> contextlib.AbstractContextManager[Any]:
+    """Run compiled networks as they are: a graph that was compiled before knows of no hooks."""
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled, and it takes long to import
+        return contextlib.nullcontext()
+    stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 @torch.no_grad()
@@ -208,6 +217,8 @@ def penultimate_features(model: nn.Module, images: torch.Tensor) -> torch.Tensor
     Raises:
         ValueError: The result is no vector per image, or the model does not take the images.
     """
+    if isinstance(model, nn.DataParallel):  # it gathers copies of what its modules make
+        model = model.module
     with _calls(model, nn.Linear) as calls:
         output = _passed(model, images)
     features = next((call.input for call in calls[nn.Linear] if call.made(output)), None)
@@ -284,12 +295,18 @@ def in_eval_mode(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def put_in_place(network: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put a module in the place of another, under all names that a network has for it."""
+def put_in_place(network: nn.Module, old: nn.Module, new: nn.Module) -> bool:
+    """Put a module in the place of another, under all names that a network has for it.
+
+    Returns:
+        Whether the network has it.
+    """
     modules = network.named_modules(remove_duplicate=False)
-    for name in [name for name, module in modules if module is old]:
+    names = [name for name, module in modules if module is old]
+    for name in names:
         parent, _, child = name.rpartition(".")
         setattr(network.get_submodule(parent), child, new)
+    return bool(names)
 
 
 def load_backbone(name: str, weights: str | os.PathLike[str], size: int | None = None) -> Backbone:

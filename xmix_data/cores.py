@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["cpu_quota", "rank_cores", "share_of", "usable_cores"]
+__all__ = ["cpu_quota", "lines_of", "rank_cores", "share_of", "usable_cores"]
 
 
 def usable_cores() -> int:
@@ -63,8 +63,7 @@ def cpu_quota(proc: Path = Path("/proc/self")) -> float:
 def _quotas(proc: Path) -> Iterator[float]:
     """Yield the limits of this process's groups and of all groups above them."""
     try:
-        groups = (proc / "cgroup").read_text().splitlines()
-        mounts = (proc / "mountinfo").read_text().splitlines()
+        groups, mounts = (lines_of(proc / name) for name in ("cgroup", "mountinfo"))
     except OSError:
         return
     for line in mounts:
@@ -84,6 +83,11 @@ def _quotas(proc: Path) -> Iterator[float]:
             for folder in (here, *here.parents):
                 if folder.is_relative_to(top):
                     yield _limit(folder, second)
+
+
+def lines_of(path: Path) -> list[str]:
+    """Read a file of the system's, in which names of other files may be in any encoding."""
+    return path.read_text(encoding="utf-8", errors="surrogateescape").rstrip("\n").split("\n")
 
 
 def _limit(folder: Path, second: bool) -> float:

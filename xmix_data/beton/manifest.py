@@ -59,6 +59,8 @@ def manifest_path(path: str | os.PathLike[str]) -> Path | str:
 def read_manifest(beton: Path, *, byte_length: int, num_samples: int) -> dict[str, Any] | None:
     """Read and check a beton's manifest; return ``None`` where the beton has none.
 
+    That of a link lies beside it, or beside the file that it leads to.
+
     Args:
         beton: Path of the beton.
         byte_length, num_samples: Length and number of samples that the beton has.
@@ -68,6 +70,8 @@ def read_manifest(beton: Path, *, byte_length: int, num_samples: int) -> dict[st
         OSError: The manifest cannot be read.
     """
     path = manifest_path(beton)
+    if not path.exists():
+        path = manifest_path(beton.resolve())
     if not path.exists():
         return None
     try:

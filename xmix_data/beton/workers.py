@@ -50,6 +50,13 @@ _LIMITS = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 """Errors of a process that met a limit, for which no image is to blame."""
 
 
+_MOUNT = (
+    *(errno.ENOTCONN, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH),
+    *(errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.ENETDOWN, errno.ENETUNREACH),
+)
+"""Errors of a mount or a network that is gone: they would be those of all images that follow."""
+
+
 class Failure(NamedTuple):
     """A sample that could not be encoded, as a value: workers must not die of it."""
 
@@ -140,6 +147,12 @@ def _failure(where: str, error: Exception) -> Failure:
             "raise the limits of memory and of open files (ulimit)"
         )
         return Failure(where, reason, limit, False, error)
+    if getattr(error, "errno", None) in _MOUNT:
+        gone = XMixError(
+            f"{where}: {error}; the mount or the network is to blame, and not the image: see that "
+            "it is there, and convert again"
+        )
+        return Failure(where, str(error), gone, False, error)
     known_kind = isinstance(error, (ImageError, OSError))
     reason = str(error) if known_kind else f"{type(error).__name__}: {error}"
     if isinstance(error, DatasetError):

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from xmix_data.cores import cpu_quota, usable_cores
+from xmix_data.cores import cpu_quota, lines_of, usable_cores
 
 __all__ = ["Check", "Found", "examine", "tried"]
 
@@ -105,7 +105,7 @@ def _cores() -> Check:
 
 
 def _memory() -> Found:
-    lines = Path("/proc/meminfo").read_text().splitlines()
+    lines = lines_of(Path("/proc/meminfo"))
     table = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines}
     total, free = table["MemTotal"], table["MemAvailable"]
     return f"{_gb(total)}, {_gb(free)} of it free", {"total_bytes": total, "free_bytes": free}
@@ -155,7 +155,7 @@ def _libjpeg() -> Found:
 
 def _mapped_at(address: int) -> Path:
     """Find the file that is mapped at an address of memory."""
-    for line in Path("/proc/self/maps").read_text().splitlines():
+    for line in lines_of(Path("/proc/self/maps")):
         span, *_, path = line.split(maxsplit=5)
         start, stop = (int(end, 16) for end in span.split("-"))
         if start <= address < stop:

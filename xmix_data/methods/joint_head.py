@@ -195,6 +195,9 @@ class JointHead(nn.Linear):
             A layer D -> n, a copy with the head's dtype, device, and bias or none; in evaluation
             mode its logits are the head's.
 
+        Raises:
+            ValueError: The network has another head, as a copy of a network has.
+
         Examples:
             >>> head = JointHead(512, num_target=4, num_source=6)
             >>> head.to_linear()
@@ -211,8 +214,11 @@ class JointHead(nn.Linear):
             plain.weight.copy_(self.weight[: self.num_target])
             if self.bias is not None:
                 plain.bias.copy_(self.bias[: self.num_target])
-        if network is not None:
-            put_in_place(network, self, plain.train(self.training))
+        if network is not None and not put_in_place(network, self, plain.train(self.training)):
+            raise ValueError(
+                f"this head is no part of the {type(network).__name__}; a copy of a network has a "
+                "head of its own: call to_linear of that one"
+            )
         return plain
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
