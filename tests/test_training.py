@@ -927,6 +927,9 @@ def test_checkpoints_of_another_training(betons: Betons, tmp_path: Path) -> None
     reverse = Pairing({name: pairs[f"t{3 - i}"] for i, name in enumerate(pairs)})
     more = small_beton(Images([9, 7, 5, 7], "t", seed=1), tmp_path / "more.beton")
     wide = small_beton(Images([9, 7, 5, 6, 0], "t", seed=1), tmp_path / "wide.beton")
+    fold = small_beton(Images([9, 7, 5, 6], "t", seed=9), tmp_path / "fold.beton")
+    renamed = small_beton(Images([9, 7, 5, 6], "z", seed=1), tmp_path / "renamed.beton")
+    source = small_beton(Images([8, 3, 6, 9, 5, 7], "s", seed=9), tmp_path / "source.beton")
     cases: list[tuple[Method, dict[str, Any], str]] = [
         (FineTune(), {}, r"with method XMixup\(.*\), and this one has FineTune\(\); choose"),
         (XMixup(heads="joint"), {}, r"with method .*'two'.*'joint'"),
@@ -935,7 +938,11 @@ def test_checkpoints_of_another_training(betons: Betons, tmp_path: Path) -> None
         (XMixup(), {"recipe": recipe(iterations=3, alpha=2.0)}, "with alpha 1.0, and this one"),
         (XMixup(), {"recipe": recipe(iterations=3, seed=1)}, "with seed 0, and this one has 1"),
         (XMixup(), {"pairing": reverse}, "saved with other data or another pairing; .* or choose"),
-        (XMixup(), {"target": more}, "saved with other data or another pairing; .* or choose"),
+        (XMixup(), {"target": more}, "with other target images or class names; .* or choose"),
+        (XMixup(), {"target": fold}, "with other target images or class names; .* or choose"),
+        (XMixup(), {"source": source}, "with other source images or class names; .* or choose"),
+        (XMixup(), {"backbone": network(dropout=0.5)}, "with a network of other layers; .* or"),
+        (XMixup(), {"source_rows": range(6)}, r"with other rows for the source head \(--same-rows"),
     ]
     for method, changes, message in cases:
         Fuse.steps, Fuse.act = 1, forbidden
@@ -945,9 +952,18 @@ def test_checkpoints_of_another_training(betons: Betons, tmp_path: Path) -> None
         assert files == {file.name: file.read_bytes() for file in output.iterdir()}
     Fuse.steps, given = -1, data(betons, FineTune())
     fit(FineTune(), network(), recipe=numbers, output=tmp_path / "plain", **given)
+    given |= {"output": tmp_path / "plain", "test": None}
+    for other_target in (wide, fold, renamed):
+        with pytest.raises(ValueError, match="with other target images or class names; give those"):
+            fit(FineTune(), network(), recipe=numbers, **{**given, "target": other_target})
+    path = tmp_path / "plain" / "checkpoint.pt"
+    earlier = torch.load(path)
+    for key in ("target", "architecture", "source_rows"):
+        del earlier["identity"][key]
+    torch.save(earlier, path)
+    fit(FineTune(), network(), recipe=numbers, **given)  # one of before goes on
     with pytest.raises(ValueError, match="the checkpoint has heads for other classes"):
-        given |= {"target": wide, "output": tmp_path / "plain"}
-        fit(FineTune(), network(), recipe=numbers, **given)
+        fit(FineTune(), network(), recipe=numbers, **{**given, "target": wide})
     method, output = GradMix(), tmp_path / "gradmix"
     given = data(betons, method)
     fit(method, network(), recipe=numbers, output=output, **given, unlabelled=betons.target_jpg)

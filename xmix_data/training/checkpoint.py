@@ -7,7 +7,9 @@ a checkpoint of another training is a `ValueError` that says in what they differ
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
+import json
 import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -28,6 +30,7 @@ __all__ = [
     "FORMAT",
     "copied",
     "described",
+    "hash_of",
     "identity_of",
     "load_checkpoint",
     "load_loaders",
@@ -42,7 +45,15 @@ _MAY_CHANGE = ("log_every", "save_every", "test_every", "on_error")
 """Fields of a recipe that may differ when a run is resumed."""
 _LATER = ("epochs", "nesterov", "unmixed", "clean_statistics", "label_smoothing", "compile_mode")
 """Fields that earlier checkpoints do not name; they mean the default there."""
-_UNKNOWN = ("mean", "std")
+_OTHER = {
+    "target": "other target images or class names",
+    "source": "other source images or class names",
+    "unlabelled": "other unlabelled images",
+    "architecture": "a network of other layers",
+    "source_rows": "other rows for the source head (--same-rows)",
+}
+"""What a checkpoint holds a hash of, and what it means that another one is given."""
+_UNKNOWN = ("mean", "std", *_OTHER)
 """What earlier checkpoints do not tell; they go on with what they are given."""
 _REMEDY = "choose another --output, or delete it to begin anew"
 
@@ -53,6 +64,7 @@ def identity_of(
     recipe: Recipe,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
+    hashes: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return what a checkpoint must agree in with the run that takes it up.
 
@@ -61,6 +73,7 @@ def identity_of(
         model: Name of the backbone and hash of its weights.
         recipe: Recipe of the run.
         mean, std: What the images are normalised with.
+        hashes: Hashes of the images with their class names, and of what else the run begins from.
     """
     numbers = dataclasses.asdict(recipe)
     if not method.mixes_domains:  # nothing comes of these, which a shared recipe may have
@@ -70,13 +83,19 @@ def identity_of(
         "model": model,
         "mean": [float(x) for x in mean],
         "std": [float(x) for x in std],
+        **(hashes or {}),
         "recipe": {key: value for key, value in numbers.items() if key not in _MAY_CHANGE},
     }
 
 
-def described(method: Method) -> str:
-    """Describe a method with its options; a function among them by name, without its address."""
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(method))
+def hash_of(*parts: Any) -> str:
+    """Compute the SHA-256 of what JSON holds, as hexadecimal digits."""
+    return hashlib.sha256(json.dumps(parts).encode(errors="surrogateescape")).hexdigest()
+
+
+def described(thing: Method | nn.Module) -> str:
+    """Describe a method with its options, or a network's layers; functions without addresses."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(thing))
 
 
 def save_checkpoint(path: Path, identity: Mapping[str, Any], state: Mapping[str, Any]) -> None:
@@ -123,6 +142,10 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
             continue
         if key in _UNKNOWN and key not in theirs:
             continue
+        if key in _OTHER:
+            raise ValueError(
+                f"{path}: is of a run with {_OTHER[key]}; give those of before, or {_REMEDY}"
+            )
         if key == "batch_size" and saved.get("world_size", get_world_size()) != get_world_size():
             # More or fewer processes may share the same steps.
             step = theirs[key] * saved["world_size"]

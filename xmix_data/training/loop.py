@@ -25,7 +25,7 @@ from torch.optim.swa_utils import update_bn
 
 from xmix_data.backbones import Backbone, as_backbone, main_output
 from xmix_data.beton import Domain, DomainLike, open_domain
-from xmix_data.errors import PreemptedError
+from xmix_data.errors import PreemptedError, XMixError
 from xmix_data.files import whole_file
 from xmix_data.loader import ImageLoader
 from xmix_data.methods import Method, Phase, TransferNetwork, source_head, split_classifier
@@ -35,6 +35,7 @@ from xmix_data.plan import CenterCrop, RandomCrop
 from xmix_data.progress import Progress
 from xmix_data.ranks import (
     average_in_place,
+    from_first_process,
     get_rank,
     get_world_size,
     named_loss_of_a_process,
@@ -45,6 +46,7 @@ from xmix_data.training.checkpoint import (
     FORMAT,
     copied,
     described,
+    hash_of,
     identity_of,
     load_checkpoint,
     load_loaders,
@@ -250,7 +252,8 @@ class _Run:
         self.body, self.classifier = split_classifier(backbone.network, backbone.side(recipe.crop))
         self.features = self._features()
         model = f"{backbone.name} {backbone.weights_hash}"
-        self.identity = identity_of(method, model, recipe, backbone.mean, backbone.std)
+        hashes = self._hashes()
+        self.identity = identity_of(method, model, recipe, backbone.mean, backbone.std, hashes)
         self.path = None if output is None else output / "checkpoint.pt"
         self.saved: dict[str, Any] | None = None
         if self.path is not None and self.path.exists():
@@ -263,6 +266,36 @@ class _Run:
         stack.callback(self.log.close)
         self._go_on()
         self.preemption = Preemption(enabled=self.path is not None)
+
+    def _hashes(self) -> dict[str, str]:
+        """Return hashes of the images and their classes, and of what else the training begins from.
+
+        Raises:
+            XMixError: Another process has other images.
+        """
+        paired = needs_source(self.method)
+        domains = {
+            "target": self.target,
+            "source": self.source if paired else None,
+            "unlabelled": self.unlabelled,
+        }
+        images = {
+            name: hash_of([beton.fingerprint for beton in domain.betons], domain.class_names)
+            for name, domain in domains.items()
+            if domain is not None
+        }
+        for name, content in from_first_process(images).items():
+            if images.get(name) != content:
+                raise XMixError(
+                    f"rank {get_rank()} has other {name} images or class names than rank 0; give "
+                    "all processes the same betons"
+                )
+        rows = self.source_rows if paired else None
+        return {
+            **images,
+            "architecture": hash_of(described(self.backbone.network)),
+            "source_rows": hash_of(None if rows is None else [int(row) for row in rows]),
+        }
 
     def train(self, number: int, phase: Phase, earlier: TransferNetwork | None) -> TransferNetwork:
         """Train the network for one phase of the method."""
