@@ -14,6 +14,8 @@ from conftest import Betons
 from xmix_data import RandomCrop, RandomResizedCrop, XMixLoader
 from xmix_data.backends import mixing
 from xmix_data.backends.device import pinned
+from xmix_data.methods import XMixup
+from xmix_data.training import Recipe, fit
 
 pytestmark = [
     pytest.mark.gpu,
@@ -96,6 +98,47 @@ def test_slow_copies_are_waited_for(betons: Betons) -> None:
         for one, other in zip(kept, expected, strict=True):
             assert torch.equal(one.target_images.cpu(), other.target_images)
             assert torch.equal(one.source_images.cpu(), other.source_images)
+
+
+def test_a_pass_left_early_leaves_the_batches_that_it_gave_alone(betons: Betons) -> None:
+    """Their λ and mirroring are still on their way, and what was made ahead has their slots."""
+    ours = loader(betons, device="cuda", batch_size=3, prefetch=2, num_workers=2)
+    expected = list(loader(betons, batch_size=3, backend="reference"))
+    copies = ours._backend.device_stage._stream
+    for left in range(1, 9):
+        ours.set_epoch(0)
+        iterator, kept = iter(ours), []
+        for _ in range(left):
+            with torch.cuda.stream(copies):
+                torch.cuda._sleep(20_000_000)
+            kept.append(next(iterator))
+        ours.set_epoch(7)
+        next(iter(ours))
+        for one, other in zip(kept, expected, strict=False):
+            assert torch.allclose(one.images.cpu(), other.images, atol=1e-6)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_joint_head_begins_from_a_network_on_the_gpu(betons: Betons, device: str) -> None:
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 6)
+    )
+    weights = []
+    for place in ("cpu", "cuda"):
+        result = fit(
+            XMixup(heads="joint"),
+            network.to(place),
+            betons.target_raw,
+            source=betons.source_raw,
+            pairing=betons.pairing,
+            source_rows=range(6),
+            recipe=Recipe(iterations=1, batch_size=8, crop=32),
+            device=device,
+        )
+        weights.append(list(result.network.parameters()))
+        assert {w.device.type for w in weights[-1]} == {device}
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*weights, strict=True))
 
 
 def test_a_pass_left_early_gives_its_slots_back(betons: Betons) -> None:

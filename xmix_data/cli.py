@@ -62,7 +62,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stop.code = _flushed(_ERROR if stop.code else 0)
         raise
     _log_to_stderr()
-    return _flushed(_status(options))
+    status = _flushed(_status(options))
+    if status and "torch" in sys.modules:  # other commands do without
+        from xmix_data.ranks import exit_alone
+
+        exit_alone(status)
+    return status
 
 
 def _escape_what_cannot_be_printed() -> None:

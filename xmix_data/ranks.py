@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import logging
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -20,7 +22,7 @@ from torch import distributed, nn
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from xmix_data.errors import XMixError
+from xmix_data.errors import PreemptedError, XMixError
 from xmix_data.options import whole_number
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "average_in_place",
     "cpu_group",
     "default_device",
+    "exit_alone",
     "from_first_process",
     "get_rank",
     "get_world_size",
@@ -170,10 +173,33 @@ def job() -> Iterator[tuple[int, int]]:
         world_size=world_size,
         timeout=patience,
     )
+    together = False
     try:
         yield distributed.get_rank(), int(os.environ.get("LOCAL_RANK", "0"))
+        together = True
+    except PreemptedError:  # of all processes
+        together = True
+        raise
     finally:
-        distributed.destroy_process_group()
+        if together or not _has_nccl():
+            distributed.destroy_process_group()
+
+
+def exit_alone(status: int) -> None:
+    """End this process at once if it still has a group that all its processes must end together.
+
+    NCCL would wait for the others at exit, and they for this one, for as long as the patience
+    lasts: an error of one process would be seen by nobody.
+    """
+    if distributed.is_available() and distributed.is_initialized() and _has_nccl():
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+        os._exit(status)
+
+
+def _has_nccl() -> bool:
+    return "nccl" in distributed.get_backend_config()
 
 
 def default_device(local_rank: int) -> str:
@@ -188,6 +214,11 @@ def cpu_group() -> Any:
     """
     if "cpu:" in distributed.get_backend_config():
         return None
+    return _gloo_beside(distributed.group.WORLD)
+
+
+@functools.lru_cache(1)
+def _gloo_beside(_: object) -> Any:
     return distributed.new_group(backend="gloo")
 
 
@@ -201,7 +232,7 @@ def from_first_process(value: Any) -> Any:
         return value
     values = [value]
     with named_loss_of_a_process():
-        distributed.broadcast_object_list(values)
+        distributed.broadcast_object_list(values, group=cpu_group())
     return values[0]
 
 
@@ -214,9 +245,9 @@ def sum_in_place(tensors: Sequence[torch.Tensor]) -> None:
     if not in_a_job():
         return
     for tensor in tensors:
-        moved = tensor if distributed.get_backend() == "nccl" else tensor.cpu()
+        moved = tensor.cpu()
         with named_loss_of_a_process():
-            distributed.all_reduce(moved)
+            distributed.all_reduce(moved, group=cpu_group())
         tensor.copy_(moved)
 
 

@@ -106,8 +106,12 @@ class HostBackend:
             error = None
             if workspace is not None and not queue.closed:
                 error = self._timed_work(job, workspace, start, stop, times)
-            if job.stripe_made(error):
-                self._complete(job, workspace, None if queue.closed else replace)
+            is_last = job.stripe_made(error)
+            if is_last and queue.closed:
+                # Nobody takes it, and where a stripe was left out nobody has waited for its slot.
+                job.made.set()
+            elif is_last:
+                self._complete(job, workspace, replace)
 
     def _timed_work(
         self, job: Job, workspace: decode.Workspace, start: int, stop: int, times: Times

@@ -250,6 +250,8 @@ class _Run:
             self.tests = ImageLoader(self.test, crop=crop, classes_from=self.target, **common)
             stack.enter_context(self.tests)
         self.body, self.classifier = split_classifier(backbone.network, backbone.side(recipe.crop))
+        if self.classifier is not None:  # new heads are made, and drawn, on the CPU
+            self.classifier.cpu()
         self.features = self._features()
         model = f"{backbone.name} {backbone.weights_hash}"
         hashes = self._hashes()
