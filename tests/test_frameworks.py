@@ -211,7 +211,7 @@ def test_the_trainer_goes_on_from_every_step(
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             torch.save(self.loader.state_dict(), folder / "loader.pt")
 
-    def fit(folder: Path, done: int | None = None) -> list[list[int]]:
+    def fit(folder: Path, done: int | None = None, earlier: str = "whole") -> list[list[int]]:
         names = ("images", "other_images", "t", "s", "domain", "weight")
         loader, network = loader_of(numbered, drop_last=drop_last, names=names), Network()
         arguments = transformers.TrainingArguments(
@@ -229,10 +229,11 @@ def test_the_trainer_goes_on_from_every_step(
 
         trainer = transformers.Trainer(network, arguments, callbacks=[SaveLoader(loader)])
         trainer.get_train_dataloader = lambda: loader
-        checkpoint = tmp_path / "whole" / f"checkpoint-{done}"
+        checkpoint = tmp_path / earlier / f"checkpoint-{done}"
         if done is not None and (done % 2 or accumulated > 1):
             state = transformers.TrainerState.load_from_json(f"{checkpoint}/trainer_state.json")
-            loader.skip(round(state.epoch * len(loader)))
+            epoch, step = divmod(state.global_step, -(-len(loader) // accumulated))
+            loader.skip(epoch * len(loader) + step * accumulated)
         elif done is not None:
             loader.load_state_dict(torch.load(checkpoint / "loader.pt"))
         trainer.train(resume_from_checkpoint=done and str(checkpoint))
@@ -248,6 +249,10 @@ def test_the_trainer_goes_on_from_every_step(
     for done, batches in ends + inside:
         rest = fit(tmp_path / "rest", done)
         assert rest == whole[batches:], f"after step {done} of {of_epoch} in an epoch"
+        if accumulated == 1 and done + 2 <= 2 * of_epoch:  # and once more, by both ways
+            for again in (done + 1, done + 2):
+                rest = fit(tmp_path / "again", again, "rest")
+                assert rest == whole[again:], f"after step {done}, and step {again}"
 
 
 def test_a_model_of_transformers_is_saved_as_it_was(tmp_path: Path) -> None:
