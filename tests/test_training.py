@@ -915,6 +915,22 @@ def test_impossible_recipes(numbers: dict[str, Any], message: str) -> None:
         Recipe(**numbers)
 
 
+def test_one_training_at_a_time_writes_to_a_folder(betons: Betons, tmp_path: Path) -> None:
+    given = {**data(betons, FineTune()), "output": tmp_path}
+
+    def begin_another(x: torch.Tensor) -> torch.Tensor:
+        with pytest.raises(FileExistsError, match=f"{tmp_path}: another training writes to it"):
+            fit(FineTune(), network(), recipe=recipe(seed=1), **given)
+        return x
+
+    expected = fit(FineTune(), network(), recipe=recipe(), **data(betons, FineTune()))
+    Fuse.steps, Fuse.act = 3, begin_another
+    result = fit(FineTune(), network(), recipe=recipe(), **given)
+    assert Fuse.steps < 0 and result.accuracy == expected.accuracy
+    assert [line["step"] for line in metrics(tmp_path) if "loss" in line] == list(range(1, 10))
+    fit(FineTune(), network(), recipe=recipe(), **given)  # the folder is free again
+
+
 def test_checkpoints_of_another_training(betons: Betons, tmp_path: Path) -> None:
     numbers, output = recipe(iterations=3), tmp_path / "xmixup"
     given = data(betons, XMixup())

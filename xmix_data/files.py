@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["cannot_be_locked", "locked", "put_aside", "says_all", "sync", "whole_file"]
+__all__ = ["alone_in", "cannot_be_locked", "locked", "put_aside", "says_all", "sync", "whole_file"]
 
 
 _log = logging.getLogger("xmix_data")
@@ -66,6 +66,38 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             raise
         message = f"{path}: cannot be written ({error.strerror}); free space or write elsewhere"
         raise type(error)(error.errno, message) from error
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep a folder for a block from other processes that ask for it, and other threads.
+
+    Where the file system has no locks for folders, as NFS has none, there is nothing to ask.
+
+    Raises:
+        FileExistsError: Another one has it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if _is_held(descriptor):
+            raise FileExistsError(
+                f"{folder}: another training writes to it; wait for its end, or choose another "
+                "--output"
+            )
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _is_held(descriptor: int) -> bool:
+    """Lock an open folder; whether another one has locked it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def says_all(error: OSError) -> bool:

@@ -26,7 +26,7 @@ from torch.optim.swa_utils import update_bn
 from xmix_data.backbones import Backbone, as_backbone, main_output
 from xmix_data.beton import Domain, DomainLike, open_domain
 from xmix_data.errors import PreemptedError, XMixError
-from xmix_data.files import whole_file
+from xmix_data.files import alone_in, whole_file
 from xmix_data.loader import ImageLoader
 from xmix_data.methods import Method, Phase, TransferNetwork, source_head, split_classifier
 from xmix_data.outputs import local_path
@@ -124,7 +124,7 @@ def fit(
         ValueError: Something is missing or does not fit together, or ``output`` is a URL; says
             what.
         BetonError: A beton is damaged.
-        OSError: ``output`` cannot be written.
+        OSError: ``output`` cannot be written, or another training writes to it.
         PreemptedError: SIGTERM came, to any of the processes, and there is an ``output``: all
             ended after the same step, with a checkpoint.
         XMixError: The loss is not finite, or another process of the job has ended.
@@ -266,6 +266,8 @@ class _Run:
             _log.warning("%s", advice)
         self.log = MetricsLog(output, tensorboard)
         stack.callback(self.log.close)
+        if output is not None and get_rank() == 0:
+            stack.enter_context(alone_in(output))
         self._go_on()
         self.preemption = Preemption(enabled=self.path is not None)
 
