@@ -10,7 +10,8 @@
     feeding     pairs a second to the device by host threads and backend, alone and in training
     pairing     cosines of 1,000 target and 21,841 source classes: FAISS, torch
     kernel      the device stage against a device copy; host to device; what the host pays
-    smoke       fit(): methods, half precision, compiled, resumed, DDP; centroids against the CPU's
+    smoke       fit(): methods, half precision, compiled, resumed, in a group of one process;
+                centroids against the CPU's
     doctor      xmix doctor
     data        the betons that the others read; written when first needed, and kept
     accuracy    what the methods gain with pre-trained weights (see gpu_parts/accuracy.py); alone,

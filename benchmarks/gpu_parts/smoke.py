@@ -74,7 +74,7 @@ class Training:
             return self.run("xmixup", folder, **recipe)
 
     def in_a_job(self, **recipe: Any) -> dict[str, Any]:
-        """In DDP, of one process."""
+        """With a process group of one process: what several tell each other is not tried."""
         backend = "nccl" if self.device == "cuda" else "gloo"
         with tempfile.TemporaryDirectory() as folder:
             torch.distributed.init_process_group(
@@ -121,6 +121,7 @@ def run(options: Options) -> bool:
     figures.tried("xmixup, amp, a job of one process", training.in_a_job, amp=amp)
     figures.tried("backend auto", training.backend)
     if options.cuda:  # a CPU's compiler takes longer than all the rest
+        torch._dynamo.config.recompile_limit = 64  # past its limit Dynamo only warns
         figures.tried("xmixup, amp, compile", training.run, "xmixup", amp=amp, compile=True)
         graphs = {"compile": True, "compile_mode": "reduce-overhead"}
         for name in COMPILED:

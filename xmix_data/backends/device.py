@@ -159,6 +159,7 @@ class DeviceStage:
         self._slots: list[Slot] = []
         self._free: deque[Slot] = deque()
         self._lock = threading.Lock()
+        self._passes = 0
         self._mixing, _ = mixing.device_stage(spec.device)
         scale, shift = scale_and_shift(spec.mean, spec.std)
         if spec.dtype == torch.uint8:  # the crops as they are
@@ -183,11 +184,21 @@ class DeviceStage:
         self._slots.append(slot)
         return slot
 
+    def begin(self) -> None:
+        """Note that a pass begins."""
+        with self._lock:
+            self._passes += 1
+
     def recover(self) -> None:
-        """Take back the slots of batches that a pass made and did not deliver."""
+        """Take back the slots of batches that a pass made and did not deliver.
+
+        Where another pass has begun meanwhile, which may hold some of them, it does so at its end.
+        """
         self._stream.synchronize()
         with self._lock:
-            self._free = deque(self._slots)
+            self._passes -= 1
+            if self._passes == 0:
+                self._free = deque(self._slots)
 
     def copy(self, slot: Slot, rows: PlanRows, made: Sequence[Made] = ()) -> None:
         """Send a slot's filled crops on their way; called by the thread that finished them.

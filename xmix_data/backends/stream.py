@@ -99,6 +99,8 @@ class HostStream:
             ),
         ]
         self._process = os.getpid()
+        if backend.device_stage is not None:
+            backend.device_stage.begin()
         self._end = weakref.finalize(
             self, _end, queue, self._threads, backend.device_stage, self._process
         )
