@@ -196,3 +196,21 @@ def test_processes_with_different_images_are_refused(
     assert results[1][0] == 2, results
     assert "rank 1 has other images, weights or options than rank 0" in results[1][2]
     assert results[0][0] == 2 and not (tmp_path / "pairing.json").exists()
+
+
+def test_a_training_of_different_images_is_refused(
+    betons: Betons, tmp_path: Path, forked: processes.Server
+) -> None:
+    """Of as many images and classes: nothing else would tell."""
+    code = (
+        "import os, sys; from xmix_data.cli import main; one, other, *a = sys.argv[1:];"
+        "sys.exit(main([*a, '--target', one if os.environ['RANK'] == '0' else other]))"
+    )
+    targets = [str(beton.path) for beton in (betons.source_jpg, betons.source_raw)]
+    command = ["train", "--method", "finetune", "--model", "resnet18", "--weights", "none"]
+    command += ["--iterations", "2", "--batch-size", "4", "--crop", "32"]
+    command += ["--output", str(tmp_path / "run")]
+    results = ended(forked.job(2, "-c", code, *targets, *command), SECONDS)
+    assert [status for status, *_ in results] == [2, 2], results
+    assert "rank 1 has other target images or class names than rank 0" in results[1][2]
+    assert not (tmp_path / "run" / "model.pt").exists()

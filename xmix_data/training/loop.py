@@ -288,11 +288,12 @@ class _Run:
             for name, domain in domains.items()
             if domain is not None
         }
-        for name, content in from_first_process(images).items():
-            if images.get(name) != content:
+        given = {**images, "paired": hash_of(self._data())}
+        for name, content in from_first_process(given).items():
+            if given.get(name) != content:
                 raise XMixError(
                     f"rank {get_rank()} has other {name} images or class names than rank 0; give "
-                    "all processes the same betons"
+                    "all processes the same betons, and the same pairing"
                 )
         rows = self.source_rows if paired else None
         return {
