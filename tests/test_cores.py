@@ -84,6 +84,11 @@ def test_names_of_mounts_may_be_in_any_encoding(tmp_path: Path) -> None:
     assert cpu_quota(proc) == 3
 
 
+def test_an_empty_file_names_no_group(tmp_path: Path) -> None:
+    proc = machine(tmp_path, "", SECOND, "/", {"cpu.max": "300000 100000"})
+    assert cpu_quota(proc) == math.inf
+
+
 def test_without_control_groups_there_is_no_limit(tmp_path: Path) -> None:
     assert cpu_quota(tmp_path) == math.inf
 

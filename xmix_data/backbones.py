@@ -342,8 +342,12 @@ def load_backbone(name: str, weights: str | os.PathLike[str], size: int | None =
     if own and weights == "none":
         raise ValueError(f"{name} makes its own weights; leave --weights none out")
     released = None if own or weights == "none" else _released(name, weights)
-    with torch.random.fork_rng(devices=[]), _torch_as_it_comes():
-        torch.default_generator.manual_seed(0)  # not of GPUs, whose state is not kept
+    in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    devices = [torch.cuda.current_device()] if in_use else []
+    with torch.random.fork_rng(devices), _torch_as_it_comes():
+        torch.default_generator.manual_seed(0)
+        if devices:
+            torch.cuda.manual_seed(0)
         backbone = _load_own(name) if own else _load_named(name, released)
     if released is None and weights not in ("default", "none"):
         place = path_or_url(weights)

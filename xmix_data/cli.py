@@ -17,6 +17,7 @@ import select
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any, NoReturn
@@ -62,12 +63,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stop.code = _flushed(_ERROR if stop.code else 0)
         raise
     _log_to_stderr()
-    status = _flushed(_status(options))
-    if status and "torch" in sys.modules:  # other commands do without
+    try:
+        status = _flushed(_status(options))
+    except BaseException:  # with --debug
+        _exit_alone(_ERROR, traceback.format_exc())
+        raise
+    if status:
+        _exit_alone(status)
+    return status
+
+
+def _exit_alone(status: int, last_words: str = "") -> None:
+    if "torch" in sys.modules:  # other commands do without
         from xmix_data.ranks import exit_alone
 
-        exit_alone(status)
-    return status
+        exit_alone(status, last_words)
 
 
 def _escape_what_cannot_be_printed() -> None:

@@ -6,6 +6,7 @@ Comes in: a function of numbers and arrays. Goes out: the same, compiled on its 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -64,6 +65,9 @@ def _say(reason: str) -> None:
         _log.warning("kernels are compiled anew in every process: %s", reason)
 
 
+_switching = threading.RLock()
+
+
 @contextmanager
 def _compiler_on() -> Iterator[None]:
     """Let numba compile where NUMBA_DISABLE_JIT is set, as it is to debug or measure other code.
@@ -71,18 +75,26 @@ def _compiler_on() -> Iterator[None]:
     Kernels call C functions and read addresses, which Python itself cannot run.
     """
     settings: Any = numba.config
-    disabled = settings.DISABLE_JIT
-    settings.DISABLE_JIT = 0
-    try:
-        yield
-    finally:
-        settings.DISABLE_JIT = disabled
+    with _switching:
+        disabled = settings.DISABLE_JIT
+        settings.DISABLE_JIT = 0
+        try:
+            yield
+        finally:
+            settings.DISABLE_JIT = disabled
 
 
 def kernel(function: Any) -> Any:
     """Compile a function on its first use, and keep it on disk where that can be written."""
     with _compiler_on():
         compiled: Any = numba.njit(nogil=True)(function)
+    compile_for = compiled.compile
+
+    def compile_now(types: Any) -> Any:  # on the first call, with numba's own functions in it
+        with _compiler_on():
+            return compile_for(types)
+
+    compiled.compile = compile_now
     try:
         compiled._cache = _Cache(function)  # numba's enable_caching puts its own one there
     except RuntimeError as error:  # there is no folder that can be written

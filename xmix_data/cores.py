@@ -87,7 +87,8 @@ def _quotas(proc: Path) -> Iterator[float]:
 
 def lines_of(path: Path) -> list[str]:
     """Read a file of the system's, in which names of other files may be in any encoding."""
-    return path.read_text(encoding="utf-8", errors="surrogateescape").rstrip("\n").split("\n")
+    text = path.read_text(encoding="utf-8", errors="surrogateescape")
+    return [line for line in text.split("\n") if line]
 
 
 def _limit(folder: Path, second: bool) -> float:

@@ -181,25 +181,29 @@ def job() -> Iterator[tuple[int, int]]:
         together = True
         raise
     finally:
-        if together or not _has_nccl():
+        if together or "nccl" not in distributed.get_backend_config():
             distributed.destroy_process_group()
+        else:
+            global _is_left_behind
+            _is_left_behind = True
 
 
-def exit_alone(status: int) -> None:
-    """End this process at once if it still has a group that all its processes must end together.
+_is_left_behind = False
+"""Whether `job` ended in this process alone, and its group of NCCL is still there."""
+
+
+def exit_alone(status: int, last_words: str = "") -> None:
+    """End this process at once if `job` left a group behind that its processes must end together.
 
     NCCL would wait for the others at exit, and they for this one, for as long as the patience
     lasts: an error of one process would be seen by nobody.
     """
-    if distributed.is_available() and distributed.is_initialized() and _has_nccl():
+    if _is_left_behind:
+        print(last_words, end="", file=sys.stderr)
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.flush()
         os._exit(status)
-
-
-def _has_nccl() -> bool:
-    return "nccl" in distributed.get_backend_config()
 
 
 def default_device(local_rank: int) -> str:

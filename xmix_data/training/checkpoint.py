@@ -94,8 +94,11 @@ def hash_of(*parts: Any) -> str:
 
 
 def described(thing: Method | nn.Module) -> str:
-    """Describe a method with its options, or a network's layers; functions without addresses."""
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(thing))
+    """Describe a method with its options, or a network's layers; functions without addresses.
+
+    Nor does it say where parameters are.
+    """
+    return re.sub(r" at 0x[0-9a-f]+| \(cuda(:\d+)?\)", "", repr(thing))
 
 
 def save_checkpoint(path: Path, identity: Mapping[str, Any], state: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from copy import copy, deepcopy
 from pathlib import Path
 from typing import Any
@@ -258,6 +258,10 @@ class _Run:
         self.identity = identity_of(method, model, recipe, backbone.mean, backbone.std, hashes)
         self.path = None if output is None else output / "checkpoint.pt"
         self.saved: dict[str, Any] | None = None
+        alone = nullcontext() if output is None or get_rank() > 0 else alone_in(output)
+        is_there = output is not None and output.is_dir()
+        if is_there:  # before its checkpoint is read
+            stack.enter_context(alone)
         if self.path is not None and self.path.exists():
             self.saved = load_checkpoint(self.path, self.identity)
         self.lengths, self.unmixed_from = self._lengths()
@@ -266,8 +270,8 @@ class _Run:
             _log.warning("%s", advice)
         self.log = MetricsLog(output, tensorboard)
         stack.callback(self.log.close)
-        if output is not None and get_rank() == 0:
-            stack.enter_context(alone_in(output))
+        if not is_there:
+            stack.enter_context(alone)
         self._go_on()
         self.preemption = Preemption(enabled=self.path is not None)
 
