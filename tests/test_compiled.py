@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -88,6 +90,18 @@ def test_kernels_compile_where_numba_is_switched_off(
     assert loaded_from_disk(folder) == 0  # kernels have such numbers, functions of Python have none
     assert loaded_from_disk(folder) >= 2
     assert numba.njit(loaded_from_disk) is loaded_from_disk  # other code stays as it was
+
+
+def test_a_signal_in_a_callback_of_the_compiler_is_not_lost(folder: Path) -> None:
+    """What is raised in a callback of ctypes is thrown away; here the signal comes in one."""
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupted() -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt), compiled._signals_kept():
+        ctypes.CFUNCTYPE(None)(interrupted)()
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_files_that_cannot_be_read_are_one_warning(

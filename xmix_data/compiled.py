@@ -6,9 +6,11 @@ Comes in: a function of numbers and arrays. Goes out: the same, compiled on its 
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import numba
@@ -84,6 +86,31 @@ def _compiler_on() -> Iterator[None]:
             settings.DISABLE_JIT = disabled
 
 
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Let no Ctrl-C get lost: what a handler raises in a callback of LLVM's, ctypes throws away."""
+    befores: dict[int, Any] = {}
+    came: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        befores[number](number, frame)
+
+    if threading.current_thread() is threading.main_thread():
+        found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        befores |= {number: handler for number, handler in found.items() if callable(handler)}
+    for number in befores:
+        signal.signal(number, note)
+    try:
+        yield
+    finally:
+        for number, before in befores.items():
+            if signal.getsignal(number) is note:  # a handler may have put another one in its place
+                signal.signal(number, before)
+    for number in came:
+        befores[number](number, None)
+
+
 def kernel(function: Any) -> Any:
     """Compile a function on its first use, and keep it on disk where that can be written."""
     with _compiler_on():
@@ -91,7 +118,7 @@ def kernel(function: Any) -> Any:
     compile_for = compiled.compile
 
     def compile_now(types: Any) -> Any:  # on the first call, with numba's own functions in it
-        with _compiler_on():
+        with _compiler_on(), _signals_kept():
             return compile_for(types)
 
     compiled.compile = compile_now
