@@ -92,6 +92,7 @@ def test_kernels_compile_where_numba_is_switched_off(
     assert numba.njit(loaded_from_disk) is loaded_from_disk  # other code stays as it was
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it is expected
 def test_a_signal_in_a_callback_of_the_compiler_is_not_lost(folder: Path) -> None:
     """What is raised in a callback of ctypes is thrown away; here the signal comes in one."""
     before = signal.getsignal(signal.SIGINT)
