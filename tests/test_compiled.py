@@ -103,6 +103,14 @@ def test_a_signal_in_a_callback_of_the_compiler_is_not_lost(folder: Path) -> Non
     with pytest.raises(KeyboardInterrupt), compiled._signals_kept():
         ctypes.CFUNCTYPE(None)(interrupted)()
     assert signal.getsignal(signal.SIGINT) is before
+    calls = []
+    signal.signal(signal.SIGINT, lambda *_: calls.append(1))  # one that counts, and raises nothing
+    try:
+        with compiled._signals_kept():
+            interrupted()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert calls == [1]
 
 
 def test_files_that_cannot_be_read_are_one_warning(

@@ -316,8 +316,7 @@ def test_a_limit_of_the_system_is_not_blamed_on_an_image(
     tmp_path: Path, error: Exception, workers: int | None
 ) -> None:
     dataset = Samples(lambda: raising(error), throughout=False)
-    message = r"Samples\[13\]: .*(the image is not to blame|is to blame, and not the image)"
-    with pytest.raises(XMixError, match=message) as caught:
+    with pytest.raises(XMixError, match=r"Samples\[13\]: .*; the image is not to blame") as caught:
         write_beton(
             dataset, tmp_path / "x.beton", on_error="skip", num_workers=workers, progress=False
         )

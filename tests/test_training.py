@@ -919,7 +919,7 @@ def test_one_training_at_a_time_writes_to_a_folder(betons: Betons, tmp_path: Pat
     given = {**data(betons, FineTune()), "output": tmp_path}
 
     def begin_another(x: torch.Tensor) -> torch.Tensor:
-        with pytest.raises(FileExistsError, match=f"{tmp_path}: another training writes to it"):
+        with pytest.raises(FileExistsError, match=f"{tmp_path}: another process or thread is w"):
             fit(FineTune(), network(), recipe=recipe(seed=1), **given)
         return x
 

@@ -90,11 +90,14 @@ def _compiler_on() -> Iterator[None]:
 def _signals_kept() -> Iterator[None]:
     """Let no Ctrl-C get lost: what a handler raises in a callback of LLVM's, ctypes throws away."""
     befores: dict[int, Any] = {}
-    came: list[int] = []
+    raised: list[BaseException] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        came.append(number)
-        befores[number](number, frame)
+        try:
+            befores[number](number, frame)
+        except BaseException as error:
+            raised.append(error)
+            raise
 
     if threading.current_thread() is threading.main_thread():
         found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -107,8 +110,8 @@ def _signals_kept() -> Iterator[None]:
         for number, before in befores.items():
             if signal.getsignal(number) is note:  # a handler may have put another one in its place
                 signal.signal(number, before)
-    for number in came:
-        befores[number](number, None)
+    if raised:
+        raise raised[-1]
 
 
 def kernel(function: Any) -> Any:

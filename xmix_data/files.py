@@ -81,8 +81,8 @@ def alone_in(folder: Path) -> Iterator[None]:
     try:
         if _is_held(descriptor):
             raise FileExistsError(
-                f"{folder}: another training writes to it; wait for its end, or choose another "
-                "--output"
+                f"{folder}: another process or thread is writing to it; wait for its end, or "
+                "choose another folder"
             )
         yield
     finally:

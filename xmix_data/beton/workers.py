@@ -48,8 +48,6 @@ _AHEAD_PER_THREAD = 2
 """Samples that wait for each encoding thread; a decoded photograph may take 100 MB."""
 _LIMITS = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 """Errors of a process that met a limit, for which no image is to blame."""
-
-
 _MOUNT = (
     *(errno.ENOTCONN, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH),
     *(errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.ENETDOWN, errno.ENETUNREACH),
@@ -140,19 +138,18 @@ def _is_no_image(image: Any) -> bool:
 
 def _failure(where: str, error: Exception) -> Failure:
     """Describe what was raised over a sample, and whether the image is to blame."""
-    if isinstance(error, MemoryError) or getattr(error, "errno", None) in _LIMITS:
+    number, remedy = getattr(error, "errno", None), ""
+    if isinstance(error, MemoryError) or number in _LIMITS:
+        remedy = (
+            "use fewer workers (num_workers), or raise the limits of memory and of open files "
+            "(ulimit)"
+        )
+    elif number in _MOUNT:
+        remedy = "see that its mount or the network is there, and convert again"
+    if remedy:
         reason = str(error) or "no memory is left"
-        limit = XMixError(
-            f"{where}: {reason}; the image is not to blame: use fewer workers (num_workers), or "
-            "raise the limits of memory and of open files (ulimit)"
-        )
+        limit = XMixError(f"{where}: {reason}; the image is not to blame: {remedy}")
         return Failure(where, reason, limit, False, error)
-    if getattr(error, "errno", None) in _MOUNT:
-        gone = XMixError(
-            f"{where}: {error}; the mount or the network is to blame, and not the image: see that "
-            "it is there, and convert again"
-        )
-        return Failure(where, str(error), gone, False, error)
     known_kind = isinstance(error, (ImageError, OSError))
     reason = str(error) if known_kind else f"{type(error).__name__}: {error}"
     if isinstance(error, DatasetError):

@@ -127,7 +127,8 @@ def fit(
         OSError: ``output`` cannot be written, or another training writes to it.
         PreemptedError: SIGTERM came, to any of the processes, and there is an ``output``: all
             ended after the same step, with a checkpoint.
-        XMixError: The loss is not finite, or another process of the job has ended.
+        XMixError: The loss is not finite, or another process of the job has ended or has other
+            images.
 
     Examples:
         >>> pool = torch.nn.AdaptiveAvgPool2d(2)  # stands for a pre-trained model, e.g. "resnet50"
@@ -255,6 +256,8 @@ class _Run:
         self.features = self._features()
         model = f"{backbone.name} {backbone.weights_hash}"
         hashes = self._hashes()
+        if get_world_size() > 1:
+            self._require_the_same_images(hashes)
         self.identity = identity_of(method, model, recipe, backbone.mean, backbone.std, hashes)
         self.path = None if output is None else output / "checkpoint.pt"
         self.saved: dict[str, Any] | None = None
@@ -278,8 +281,7 @@ class _Run:
     def _hashes(self) -> dict[str, str]:
         """Return hashes of the images and their classes, and of what else the training begins from.
 
-        Raises:
-            XMixError: Another process has other images.
+        Those of images and classes come under the names of the domains that the method learns from.
         """
         paired = needs_source(self.method)
         domains = {
@@ -287,24 +289,31 @@ class _Run:
             "source": self.source if paired else None,
             "unlabelled": self.unlabelled,
         }
-        images = {
+        hashes = {
             name: hash_of([beton.fingerprint for beton in domain.betons], domain.class_names)
             for name, domain in domains.items()
             if domain is not None
         }
-        given = {**images, "paired": hash_of(self._data())}
+        rows = self.source_rows if paired else None
+        hashes["architecture"] = hash_of(described(self.backbone.network))
+        hashes["source_rows"] = hash_of(None if rows is None else [int(row) for row in rows])
+        return hashes
+
+    def _require_the_same_images(self, hashes: dict[str, str]) -> None:
+        """Check that all processes learn from the images and pairs of the first.
+
+        Raises:
+            XMixError: This one does not.
+        """
+        domains = {"target", "source", "unlabelled"}
+        given = {name: value for name, value in hashes.items() if name in domains}
+        given["paired"] = hash_of(self._data())
         for name, content in from_first_process(given).items():
             if given.get(name) != content:
                 raise XMixError(
                     f"rank {get_rank()} has other {name} images or class names than rank 0; give "
                     "all processes the same betons, and the same pairing"
                 )
-        rows = self.source_rows if paired else None
-        return {
-            **images,
-            "architecture": hash_of(described(self.backbone.network)),
-            "source_rows": hash_of(None if rows is None else [int(row) for row in rows]),
-        }
 
     def train(self, number: int, phase: Phase, earlier: TransferNetwork | None) -> TransferNetwork:
         """Train the network for one phase of the method."""
